@@ -1,0 +1,8 @@
+"""Regression networks as ONNX: the `Network` value, its writer, its reader and the onnxruntime parity check.
+
+Knows ONNX and numpy, nothing of training or sockets.
+"""
+
+from onnx_builder.network import Activation, Clip, Dense, Elementwise, Network, NetworkError
+
+__all__ = ["Activation", "Clip", "Dense", "Elementwise", "Network", "NetworkError"]

@@ -1,0 +1,143 @@
+"""`Network`: a regression network as a chain of steps.
+
+It is the one value that readers make, the writer turns into a graph, and the trainer starts from and gives back. Each
+step is one idea of the graph (a scaling constant, a dense layer, an activation), so that reading and writing lose nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_builder.erf import erf
+
+Array = NDArray[Any]
+Float32 = NDArray[np.float32]
+ActivationName = Literal["relu", "leaky_relu", "tanh", "gelu", "sigmoid"]
+LEAKY_RELU_SLOPE = 0.01
+
+
+class NetworkError(ValueError):
+    """A network or model file that cannot be used; the message says which part and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise:
+    """`x ∘ value` with a constant that is not trained: input scaling, output range.
+
+    value: float32, shape () or (width,).
+    """
+
+    operator: Literal["Add", "Sub", "Mul", "Div"]
+    value: Float32
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """`min(max(x, low), high)`, not trained."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """`x @ weight.T + bias`; weight: (n_out, n_in) float32, bias: (n_out,) float32."""
+
+    weight: Float32
+    bias: Float32
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """An elementwise nonlinearity; `slope` is that of leaky ReLU for negative input, unused by the others."""
+
+    name: ActivationName
+    slope: float = LEAKY_RELU_SLOPE
+
+
+Step = Elementwise | Clip | Dense | Activation
+
+_ELEMENTWISE: dict[str, Callable[[Array, Array], Array]] = {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Div": np.divide,
+}
+_ACTIVATIONS: dict[str, Callable[[Array, float], Array]] = {
+    "relu": lambda x, slope: np.maximum(x, 0),
+    "leaky_relu": lambda x, slope: np.where(x < 0, x * slope, x),
+    "tanh": lambda x, slope: np.tanh(x),
+    "sigmoid": lambda x, slope: 0.5 * (1 + np.tanh(0.5 * x)),
+    "gelu": lambda x, slope: 0.5 * x * (1 + erf(x / np.sqrt(2, dtype=x.dtype))),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """Features (n, n_features) in, one score a row out.
+
+    Raises NetworkError if the widths of the steps do not fit together, a number is not finite, or the last width is
+    not 1.
+    """
+
+    n_features: int
+    steps: tuple[Step, ...]
+    input_name: str = "features"
+    output_name: str = "score"
+
+    def __post_init__(self) -> None:
+        width = self.n_features
+        for position, step in enumerate(self.steps):
+            where = f"step {position} ({type(step).__name__})"
+            if isinstance(step, Dense):
+                if step.weight.ndim != 2 or step.weight.shape[1] != width or step.bias.shape != step.weight.shape[:1]:
+                    raise NetworkError(
+                        f"{where}: {width} values come in; weight {step.weight.shape} and bias {step.bias.shape} do not fit"
+                    )
+                _require_finite(where, step.weight, step.bias)
+                width = step.weight.shape[0]
+            elif isinstance(step, Elementwise):
+                if step.value.shape not in ((), (width,)):
+                    raise NetworkError(f"{where}: {width} values come in; a constant of shape {step.value.shape} does not fit")
+                _require_finite(where, step.value)
+            elif isinstance(step, Clip):
+                if not step.low <= step.high:
+                    raise NetworkError(f"{where}: low {step.low} is above high {step.high}")
+            elif step.name not in _ACTIVATIONS:
+                raise NetworkError(f"{where}: activation {step.name!r} is none of {', '.join(_ACTIVATIONS)}")
+        if width != 1:
+            raise NetworkError(f"the last step gives {width} values a row; a score is one")
+
+    @property
+    def dense_widths(self) -> tuple[int, ...]:
+        """Widths from the input through every dense layer, (80, 64, 1) for the default head."""
+        return (self.n_features, *(step.weight.shape[0] for step in self.steps if isinstance(step, Dense)))
+
+    def forward(self, features: Array) -> Float32:
+        """Scores (n,) of features (n, n_features), computed in float32 as the graph does: the plain reference."""
+        x: Array = np.asarray(features, dtype=np.float32)
+        if x.ndim != 2 or x.shape[1] != self.n_features:
+            raise NetworkError(f"features: expected shape (n, {self.n_features}), got {x.shape}")
+        for step in self.steps:
+            match step:
+                case Elementwise():
+                    x = _ELEMENTWISE[step.operator](x, step.value)
+                case Clip():
+                    x = np.clip(x, np.float32(step.low), np.float32(step.high))
+                case Dense():
+                    x = x @ step.weight.T + step.bias
+                case Activation():
+                    x = _ACTIVATIONS[step.name](x, step.slope)
+        return np.ascontiguousarray(x[:, 0], dtype=np.float32)
+
+
+def _require_finite(where: str, *arrays: Array) -> None:
+    for array in arrays:
+        bad = int(array.size - np.isfinite(array).sum())
+        if bad:
+            raise NetworkError(f"{where}: {bad} of {array.size} values are not finite")

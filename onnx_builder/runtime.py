@@ -1,0 +1,91 @@
+"""Scores of any ONNX regressor under onnxruntime, the independent judge of what the graph computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from onnx_builder.network import NetworkError
+
+_CHUNK = 4096
+_ERRORS_ONLY = 3
+
+
+class Scorer:
+    """An onnxruntime session on one CPU thread that takes features as one matrix.
+
+    A model with several inputs gets the columns in the order of its inputs; a model with a fixed batch gets that many
+    rows at a time.
+
+    model: the path of an ONNX file, or its bytes. Raises NetworkError where onnxruntime does not load it, or where its
+    inputs are not float (batch, width).
+    """
+
+    def __init__(self, model: Path | bytes) -> None:
+        name = "model" if isinstance(model, bytes) else str(model)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises bare subclasses of Exception
+            raise NetworkError(f"{name}: onnxruntime cannot load it: {_first_line(error)}") from error
+        self._inputs: list[tuple[str, int]] = []
+        batches = set()
+        for node in self._session.get_inputs():
+            if node.type != "tensor(float)" or len(node.shape) != 2 or not isinstance(node.shape[1], int):
+                raise NetworkError(
+                    f"{name}: input {node.name!r} is {node.type} {node.shape}; expected tensor(float) [batch, width]"
+                )
+            self._inputs.append((node.name, node.shape[1]))
+            batches.add(node.shape[0] if isinstance(node.shape[0], int) else 0)
+        outputs = self._session.get_outputs()
+        if not self._inputs or len(outputs) != 1 or len(batches) != 1:
+            raise NetworkError(f"{name}: {len(self._inputs)} inputs and {len(outputs)} outputs; expected one score a row")
+        self._output = outputs[0].name
+        self._fixed_batch = batches.pop()
+        self._name = name
+
+    @property
+    def n_features(self) -> int:
+        """Sum of the widths of all inputs."""
+        return sum(width for _, width in self._inputs)
+
+    def predict(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """Scores (n,) of features (n, n_features). Raises NetworkError for another width, or where the run fails."""
+        features = np.ascontiguousarray(features, dtype=np.float32)
+        if features.ndim != 2 or features.shape[1] != self.n_features:
+            widths = " + ".join(str(width) for _, width in self._inputs)
+            raise NetworkError(f"{self._name}: expected {widths} features, got shape {features.shape}")
+        scores = np.empty(len(features), dtype=np.float32)
+        size = self._fixed_batch or _CHUNK
+        for start in range(0, len(features), size):
+            rows = features[start : start + size]
+            scores[start : start + size] = self._run(rows)[: len(rows)]
+        return scores
+
+    def _run(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        missing = max(0, self._fixed_batch - len(rows))
+        if missing:
+            rows = np.vstack([rows, np.repeat(rows[-1:], missing, axis=0)])
+        feed, column = {}, 0
+        for name, width in self._inputs:
+            feed[name] = np.ascontiguousarray(rows[:, column : column + width])
+            column += width
+        try:
+            (output,) = self._session.run([self._output], feed)
+        except Exception as error:  # as above
+            raise NetworkError(f"{self._name}: onnxruntime cannot run it: {_first_line(error)}") from error
+        if output.size != len(rows):
+            raise NetworkError(f"{self._name}: output of shape {output.shape} for {len(rows)} rows; expected one score a row")
+        return np.asarray(output, dtype=np.float32).reshape(-1)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

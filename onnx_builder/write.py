@@ -1,0 +1,111 @@
+"""A `Network` as an ONNX graph, node by node.
+
+Opset 17, IR version 8, float32, one input `(batch, n_features)` and one output `(batch, 1)`, batch symbolic. The file
+holds no time, path or version of anything: equal networks give equal bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_builder.network import Activation, Clip, Dense, Elementwise, Network, NetworkError
+
+OPSET = 17
+IR_VERSION = 8
+OPERATORS = frozenset(
+    (
+        *("Add", "Sub", "Mul", "Div", "Gemm", "MatMul", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "Clip"),
+        *("Concat", "Slice", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "LayerNormalization", "Constant"),
+    )
+)
+"""The only operators that a published graph contains."""
+
+_ACTIVATION_OPERATORS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
+
+
+def to_bytes(network: Network) -> bytes:
+    """The serialized ONNX model of a network, checked: the same network gives the same bytes.
+
+    Raises NetworkError where `onnx.checker` in full mode (with shape inference) does not accept the graph.
+    """
+    model = to_model(network)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise NetworkError(f"the graph does not pass onnx.checker: {error}") from error
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def to_model(network: Network) -> onnx.ModelProto:
+    """The graph of a network as an unchecked `onnx.ModelProto`."""
+    graph = _Graph(network.input_name)
+    for step in network.steps:
+        match step:
+            case Elementwise():
+                graph.add(step.operator, graph.constant("constant", step.value))
+            case Clip():
+                graph.add("Clip", graph.constant("low", np.float32(step.low)), graph.constant("high", np.float32(step.high)))
+            case Dense():
+                graph.add("Gemm", graph.constant("weight", step.weight), graph.constant("bias", step.bias), transB=1)
+            case Activation("leaky_relu"):
+                graph.add("LeakyRelu", alpha=float(step.slope))
+            case Activation("gelu"):
+                _add_gelu(graph)
+            case Activation():
+                graph.add(_ACTIVATION_OPERATORS[step.name])
+    graph.rename_result(network.output_name)
+    return helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "vmafx_regressor",
+            [helper.make_tensor_value_info(network.input_name, TensorProto.FLOAT, ["batch", network.n_features])],
+            [helper.make_tensor_value_info(network.output_name, TensorProto.FLOAT, ["batch", 1])],
+            graph.initializers,
+        ),
+        producer_name="vmafx-sidecar",
+        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+    )
+
+
+class _Graph:
+    """Nodes and initializers of a chain; `result` names the tensor that the next node reads."""
+
+    def __init__(self, input_name: str) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.result = input_name
+
+    def constant(self, role: str, value: np.ndarray | np.generic) -> str:
+        name = f"{len(self.nodes)}.{role}"
+        self.initializers.append(numpy_helper.from_array(np.asarray(value, dtype=np.float32), name))
+        return name
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> None:
+        """Append a node that reads the present result and then `inputs`."""
+        self.append(operator, [self.result, *inputs], **attributes)
+
+    def append(self, operator: str, inputs: list[str], **attributes: Any) -> None:
+        name = f"{len(self.nodes)}.{operator}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
+        self.result = name
+
+    def rename_result(self, name: str) -> None:
+        if not self.nodes:
+            self.append("Identity", [self.result])
+        self.nodes[-1].output[0] = name
+
+
+def _add_gelu(graph: _Graph) -> None:
+    """x · (1 + erf(x / √2)) / 2, spelled as torch exports it below opset 20, which has the operator."""
+    x = graph.result
+    graph.add("Div", graph.constant("sqrt2", np.float32(math.sqrt(2))))
+    graph.add("Erf")
+    graph.add("Add", graph.constant("one", np.float32(1)))
+    graph.append("Mul", [x, graph.result])
+    graph.add("Mul", graph.constant("half", np.float32(0.5)))

@@ -1,0 +1,209 @@
+"""The checkpoint directory: versioned models that appear whole or not at all.
+
+    model_v000042.onnx          the model
+    model_v000042.onnx.sha256   its SHA-256
+    model_v000042.json          what it is
+    latest.onnx, stable.onnx    symbolic links
+
+Every change is made under one lock on the directory, so that several writers can share it. The next version number is
+written down durably before anything else and is never used again. Then the JSON, the digest and the model are each
+written aside, fsynced and renamed, in this order: whoever sees a model finds both others complete beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LATEST, STABLE = "latest.onnx", "stable.onnx"
+_LOCK, _NEXT_VERSION, _TEMPORARY = ".lock", ".next_version", ".tmp-"
+_MODEL = re.compile(r"model_v(\d{6,})\.onnx")
+_PART = re.compile(r"model_v(\d{6,})\.(onnx\.sha256|json)")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or checkpoint directory that cannot be used; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published model in its directory."""
+
+    directory: Path
+    version: int
+
+    @property
+    def name(self) -> str:
+        return f"model_v{self.version:06d}"
+
+    @property
+    def model(self) -> Path:
+        return self.directory / f"{self.name}.onnx"
+
+    @property
+    def digest(self) -> Path:
+        return self.directory / f"{self.name}.onnx.sha256"
+
+    @property
+    def description(self) -> Path:
+        return self.directory / f"{self.name}.json"
+
+
+def check_writable(directory: Path) -> None:
+    """Raises CheckpointError if a checkpoint could not be written to a directory, or it could not be made. Makes nothing."""
+    existing = directory.absolute()
+    while not existing.exists() and not existing.is_symlink():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise CheckpointError(f"{directory}: {existing} is not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{directory}: {existing} is not writable")
+
+
+def checkpoints(directory: Path) -> list[Checkpoint]:
+    """All published checkpoints, oldest first; none where there is no such directory."""
+    names = os.listdir(directory) if directory.is_dir() else []
+    versions = sorted(int(match[1]) for name in names if (match := _MODEL.fullmatch(name)))
+    return [Checkpoint(directory, version) for version in versions]
+
+
+def linked(directory: Path, link: str) -> Checkpoint | None:
+    """The checkpoint that `latest.onnx` or `stable.onnx` names, None where the link is missing or names none here."""
+    try:
+        match = _MODEL.fullmatch(os.readlink(directory / link))
+    except OSError:
+        return None
+    found = Checkpoint(directory, int(match[1])) if match else None
+    return found if found is not None and found.model.is_file() else None
+
+
+def publish(directory: Path, model: bytes, description: dict[str, Any], *, stable: bool = False, keep: int = 0) -> Checkpoint:
+    """Add a model as the next version and point `latest.onnx` at it.
+
+    model: a serialized, checked ONNX graph. description: what the JSON says of it; name, version, sha256 and parent (the
+    version published before it) are filled in here. stable: point `stable.onnx` at it too. keep: prune the oldest
+    checkpoints down to so many, never the stable one; 0 keeps all.
+
+    Makes the directory if needed. Raises CheckpointError where it cannot write, having removed what it wrote of this
+    version: the checkpoints and links before it are as they were.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _locked(directory):
+            _remove_leftovers(directory)
+            version, parent = _take_version(directory)
+            checkpoint = Checkpoint(directory, version)
+            digest = hashlib.sha256(model).hexdigest()
+            about = {"name": checkpoint.name, "version": version, "sha256": digest, **parent, **description}
+            links = [LATEST, STABLE] if stable else [LATEST]
+            try:
+                _write(checkpoint.description, (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
+                _write(checkpoint.digest, f"{digest}\n".encode())
+                for link in links:  # made before the model, so that a full disk shows while nothing is published
+                    (directory / f"{_TEMPORARY}{link}").symlink_to(checkpoint.model.name)
+                _write(checkpoint.model, model)
+                _sync_directory(directory)
+            except BaseException:
+                checkpoint.model.unlink(missing_ok=True)
+                _remove_leftovers(directory)
+                raise
+            for link in links:
+                os.replace(directory / f"{_TEMPORARY}{link}", directory / link)
+            _prune(directory, keep)
+            _sync_directory(directory)
+            return checkpoint
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot publish a checkpoint: {error.strerror or error}") from error
+
+
+def read_digest(model: Path) -> str | None:
+    """The digest that stands beside a model, None where there is none."""
+    try:
+        return Path(f"{model}.sha256").read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def read_description(model: Path) -> dict[str, Any] | None:
+    """The JSON that stands beside a model, None where there is none. Raises CheckpointError if it is not a JSON object."""
+    path = model.with_suffix(".json")
+    try:
+        about = json.loads(path.read_bytes())
+    except OSError:
+        return None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    if not isinstance(about, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(about).__name__}")
+    return about
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take_version(directory: Path) -> tuple[int, dict[str, int]]:
+    """A number never used before, written down as used; and the newest published version as {"parent": …}."""
+    try:
+        recorded = int((directory / _NEXT_VERSION).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        recorded = 1
+    published = checkpoints(directory)
+    newest = published[-1].version if published else 0
+    version = max(recorded, newest + 1)
+    _write(directory / _NEXT_VERSION, f"{version + 1}\n".encode())
+    _sync_directory(directory)
+    return version, {"parent": newest} if newest else {}
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write aside, fsync, rename into place."""
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _prune(directory: Path, keep: int) -> None:
+    stable = linked(directory, STABLE)
+    for checkpoint in checkpoints(directory)[: -keep or None] if keep else []:
+        if checkpoint != stable:
+            for path in (checkpoint.model, checkpoint.digest, checkpoint.description):
+                path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """What a crash left: files written aside, and a digest or JSON whose model never came or was pruned."""
+    for name in os.listdir(directory):
+        match = _PART.fullmatch(name)
+        orphan = match is not None and not Checkpoint(directory, int(match[1])).model.exists()
+        if orphan or name.startswith(_TEMPORARY):
+            (directory / name).unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,307 @@
+"""The `vmafx-sidecar` command: each subcommand parses, calls one function and prints."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
+
+import click
+
+from onnx_builder.network import ActivationName, NetworkError
+from sidecar import __version__
+from sidecar.checkpoints import CheckpointError
+from sidecar.learning.recipe import Progress, Recipe, TrainingError, no_progress
+from sidecar.learning.scaler import ScalingError
+from sidecar.recorded import RecordedPairsError
+
+if TYPE_CHECKING:  # imported where used: they load onnxruntime, and --help should not
+    from sidecar.offline import Result
+    from sidecar.scores import Metrics
+
+EXIT_CHECK_SAYS_NO, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+_DEFAULTS = Recipe()
+_ACTIVATIONS = [name for name in get_args(ActivationName) if name != "sigmoid"]
+
+
+def main() -> NoReturn:
+    """Run the command line. Exit codes: 0 done, 1 a check or the gate says no, 2 usage or bad input, 130 interrupted."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing was published", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except (RecordedPairsError, TrainingError, ScalingError, NetworkError, CheckpointError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(EXIT_BAD_INPUT)
+    except MemoryError:
+        click.echo("Error: out of memory; give fewer pairs, or a smaller --hidden", err=True)
+        sys.exit(EXIT_BAD_INPUT)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="vmafx-sidecar")
+def cli() -> None:
+    """Train small regression models that predict VMAF scores from features."""
+
+
+def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")(command)
+
+
+def _pairs_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--skip-bad", is_flag=True, help="Count bad rows and skip them, instead of stopping at the first."),
+        click.option(
+            "--score-max", type=float, default=_DEFAULTS.score_max, show_default=True, help="Highest accepted true_score."
+        ),
+        click.option(
+            "--score-min", type=float, default=_DEFAULTS.score_min, show_default=True, help="Lowest accepted true_score."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+_pairs_argument = click.argument("pairs", nargs=-1, required=True, metavar="PAIRS...")
+_at_least_one = click.IntRange(min=1)
+_positive = click.FloatRange(min=0, min_open=True)
+_not_negative = click.FloatRange(min=0)
+_share = click.FloatRange(min=0, max=1, max_open=True)
+
+
+@cli.command("train-offline")
+@_pairs_argument
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("checkpoints"), show_default=True, help="Checkpoint directory."
+)
+@click.option(
+    "--holdout", type=_share, help="Share of pairs, by whole groups, kept out of training.  [default: 0.1; 0 with --group-by]"
+)
+@click.option(
+    "--group-by", metavar="FIELD", help="First validate by leaving out each value of this field once; then train on all."
+)
+@_pairs_options
+@click.option("--epochs", type=_at_least_one, default=_DEFAULTS.epochs, show_default=True)
+@click.option("--batch-size", type=_at_least_one, default=_DEFAULTS.batch_size, show_default=True)
+@click.option(
+    "--lr",
+    "learning_rate",
+    type=_positive,
+    default=_DEFAULTS.learning_rate,
+    show_default=True,
+    help="Peak learning rate, in standardised units.",
+)
+@click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default=_DEFAULTS.optimizer, show_default=True)
+@click.option("--momentum", type=_share, default=_DEFAULTS.momentum, show_default=True, help="Of SGD.")
+@click.option("--weight-decay", type=_not_negative, default=_DEFAULTS.weight_decay, show_default=True, help="L2 strength.")
+@click.option(
+    "--max-grad-norm", type=_positive, default=_DEFAULTS.max_grad_norm, show_default=True, help="Gradient clipping threshold."
+)
+@click.option(
+    "--warmup-steps",
+    type=click.IntRange(min=0),
+    default=_DEFAULTS.warmup_steps,
+    show_default=True,
+    help="Linear learning-rate warm-up.",
+)
+@click.option("--ema-decay", type=_share, default=_DEFAULTS.ema_decay, show_default=True, help="Polyak averaging.")
+@click.option(
+    "--hidden", type=click.IntRange(1, 65536), default=_DEFAULTS.hidden, show_default=True, help="Width of the hidden layer."
+)
+@click.option("--activation", type=click.Choice(_ACTIVATIONS), default=_DEFAULTS.activation, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=_DEFAULTS.seed, show_default=True, help="The same seed gives the same bytes."
+)
+@_json_option
+def train_offline_command(
+    pairs: tuple[str, ...],
+    output: Path,
+    holdout: float | None,
+    group_by: str | None,
+    skip_bad: bool,
+    as_json: bool,
+    **recipe: Any,
+) -> int:
+    """Train a model on recorded PAIRS and publish it as a checkpoint.
+
+    PAIRS are .jsonl, .jsonl.gz, .npz or .csv files, a sidecar's state directory, or - for JSON lines on standard input.
+
+    \b
+    Example:
+      vmafx-sidecar train-offline examples/recorded-80.jsonl.gz --group-by source --output checkpoints
+    """
+    from sidecar.offline import train_offline
+
+    if not recipe["score_min"] < recipe["score_max"]:
+        raise click.UsageError(f"--score-min {recipe['score_min']:g} is not below --score-max {recipe['score_max']:g}")
+    if holdout is None:
+        holdout = 0.0 if group_by else 0.1
+    with _progress_bar() as progress:
+        result = train_offline(
+            pairs, output, Recipe(**recipe), holdout=holdout, group_by=group_by, skip_bad=skip_bad, progress=progress
+        )
+    if as_json:
+        _print_json(_result_json(result))
+    else:
+        _print_result(result)
+    return EXIT_CHECK_SAYS_NO if result.gate.verdict == "unstable" else 0
+
+
+@cli.command("evaluate")
+@click.argument("model", type=click.Path(path_type=Path))
+@_pairs_argument
+@_pairs_options
+@_json_option
+def evaluate_command(
+    model: Path, pairs: tuple[str, ...], skip_bad: bool, score_min: float, score_max: float, as_json: bool
+) -> None:
+    """Score an ONNX MODEL on recorded PAIRS with onnxruntime.
+
+    \b
+    Example:
+      vmafx-sidecar evaluate checkpoints/latest.onnx examples/recorded-80.jsonl.gz
+    """
+    from sidecar.examine import evaluate
+
+    measured, read = evaluate(model, pairs, score_min=score_min, score_max=score_max, skip_bad=skip_bad)
+    if as_json:
+        _print_json({"model": str(model), **measured.as_json(), "skipped": read.skipped})
+        return
+    click.echo(_HEADER + "\n" + _row("evaluated", "", measured))
+    _print_skipped(read.skipped, read.first_skipped)
+
+
+@cli.command("inspect")
+@click.argument("model", type=click.Path(path_type=Path))
+@_json_option
+def inspect_command(model: Path, as_json: bool) -> None:
+    """Say what a MODEL is: architecture, inputs and outputs, opset, digest, and where it comes from.
+
+    \b
+    Example:
+      vmafx-sidecar inspect checkpoints/latest.onnx
+    """
+    from sidecar.examine import inspect
+
+    about = inspect(model)
+    if as_json:
+        _print_json(about)
+        return
+    description = about.pop("description", {})
+    for name, value in {**about, **{f"description.{name}": value for name, value in description.items()}}.items():
+        click.echo(f"{name:32} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+
+
+@cli.command("verify")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@_json_option
+def verify_command(paths: tuple[Path, ...], as_json: bool) -> int:
+    """Check models, or all checkpoints of directories: digest, JSON, onnx.checker, operators, parity with numpy.
+
+    \b
+    Example:
+      vmafx-sidecar verify checkpoints
+    """
+    from sidecar.examine import verify
+
+    verified = verify(paths)
+    if as_json:
+        models = [
+            {"model": str(one.model), "ok": one.ok, "failed": {check: wrong for check, wrong in one.checks.items() if wrong}}
+            for one in verified
+        ]
+        _print_json({"ok": all(one.ok for one in verified), "models": models})
+    else:
+        for one in verified:
+            click.echo(f"{one.model}: {'ok' if one.ok else 'FAILED'} ({', '.join(one.checks)})")
+            for check, wrong in one.checks.items():
+                if wrong:
+                    click.echo(f"  {check}: {wrong}")
+    return 0 if all(one.ok for one in verified) else EXIT_CHECK_SAYS_NO
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Callable[[int], Progress]]:
+    """A bar on stderr with the present loss, only where that is a terminal."""
+    with contextlib.ExitStack() as stack:
+
+        def start(total: int) -> Progress:
+            if not sys.stderr.isatty():
+                return no_progress
+            bar: Any = stack.enter_context(
+                click.progressbar(
+                    length=total,
+                    label="training",
+                    file=sys.stderr,
+                    item_show_func=lambda loss: "" if loss is None else f"loss {loss:.3f}",
+                    update_min_steps=max(1, total // 500),
+                )
+            )
+            return lambda pairs, loss: bar.update(pairs, loss)
+
+        yield start
+
+
+def _result_json(result: Result) -> dict[str, Any]:
+    measured: dict[str, dict[str, Any]] = {}
+    for (place, kind), figures in result.metrics.items():
+        measured.setdefault(place, {})[kind] = figures.as_json()
+    document = {
+        "checkpoint": str(result.checkpoint.model),
+        "version": result.checkpoint.version,
+        "sha256": result.sha256,
+        "n_features": result.pairs.features.shape[1],
+        "pairs": {"train": result.n_train, "held_out": result.n_held_out, "skipped": result.pairs.skipped},
+        "metrics": measured,
+        "gate": result.gate._asdict(),
+        "parity_max_abs_diff": result.parity_max_abs_diff,
+        "seconds": result.seconds,
+        "pairs_per_second": result.pairs_per_second,
+        "settings": dataclasses.asdict(result.recipe),
+    }
+    return {**document, "loso": result.validation.as_json()} if result.validation else document
+
+
+_HEADER = f"{'':24} {'weights':8} {'PLCC':>8} {'SROCC':>8} {'RMSE':>8} {'pairs':>9}"
+
+
+def _row(name: str, weights: str, measured: Metrics) -> str:
+    figures = (f"{value:8.{digits}f}" for value, digits in zip(measured[:3], (5, 5, 3), strict=True))
+    return f"{name:24} {weights:8} {' '.join(figures)} {measured.pairs:9}".replace("     nan", "       –")
+
+
+def _print_result(result: Result) -> None:
+    validation = result.validation
+    if validation is not None:
+        click.echo("Each group predicted by a model that was trained on the others:\n" + _HEADER)
+        for fold in validation.folds:
+            click.echo(_row(fold.group, "EMA", fold.metrics))
+        click.echo(_row("all, pooled", "EMA", validation.pooled))
+        click.echo(f"{'mean and lowest PLCC':24} {'':8} {validation.mean_plcc:8.5f} {validation.min_plcc:8.5f}\n")
+    click.echo(_HEADER)
+    for (place, kind), measured in result.metrics.items():
+        click.echo(_row(place.replace("_", " "), "EMA" if kind == "ema" else kind, measured))
+    _print_skipped(result.pairs.skipped, result.pairs.first_skipped)
+    click.echo(f"\n{result.pairs_per_second:,.0f} pairs per second for {result.seconds:.1f} s")
+    click.echo(f"gate: {result.gate.verdict} ({result.gate.reason})")
+    click.echo(f"parity with onnxruntime: {result.parity_max_abs_diff:.2g} score points at most")
+    click.echo(f"checkpoint: {result.checkpoint.model}")
+
+
+def _print_skipped(skipped: int, first: str) -> None:
+    if skipped:
+        click.echo(f"{skipped} bad rows skipped; the first: {first}")
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=2, allow_nan=False))

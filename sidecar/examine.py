@@ -1,0 +1,236 @@
+"""Looking at models: how well one scores, what it is, and whether it is what it claims to be."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from onnx_builder.network import Activation, Clip, Dense, Elementwise, Network, NetworkError
+from onnx_builder.parity import parity
+from onnx_builder.read import from_bytes
+from onnx_builder.runtime import Scorer
+from onnx_builder.write import IR_VERSION, OPERATORS, OPSET
+from sidecar.checkpoints import CheckpointError, checkpoints, read_description, read_digest
+from sidecar.recorded import RecordedPairs, read_pairs
+from sidecar.scores import Metrics, metrics
+
+_PARITY_ROWS = 1024
+PARITY_TOLERANCE = 1e-4
+"""Largest difference between onnxruntime and numpy that `verify` lets pass, as a share of the range of the scores."""
+
+
+def evaluate(
+    model: Path, paths: Sequence[str | Path], *, score_min: float = 0.0, score_max: float = 100.0, skip_bad: bool = False
+) -> tuple[Metrics, RecordedPairs]:
+    """Score recorded pairs with an ONNX model under onnxruntime, and compare with the true scores.
+
+    Raises NetworkError where the model does not run or takes another number of features, RecordedPairsError for pairs
+    that cannot be read.
+    """
+    _require_file(model)
+    scorer = Scorer(model)
+    pairs = read_pairs(paths, score_min=score_min, score_max=score_max, skip_bad=skip_bad)
+    n_features = pairs.features.shape[1]
+    if scorer.n_features != n_features:
+        raise NetworkError(f"{model} takes {scorer.n_features} features; {', '.join(map(str, paths))} have {n_features}")
+    scores = scorer.predict(pairs.features)
+    bad = int((~np.isfinite(scores)).sum())
+    if bad:
+        raise NetworkError(f"{model}: {bad} of {len(scores)} scores are not finite")
+    return metrics(scores, pairs.true_score), pairs
+
+
+def inspect(model: Path) -> dict[str, Any]:
+    """What a model file is: digest, opset, inputs and outputs, operators, architecture, and the JSON beside it.
+
+    Raises NetworkError for a file that is not an ONNX model.
+    """
+    data = _read(model)
+    proto = _parse(model, data)
+    about: dict[str, Any] = {
+        "path": str(model),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "ir_version": proto.ir_version,
+        "opset": _opset(proto),
+        "inputs": [_tensor(value) for value in proto.graph.input],
+        "outputs": [_tensor(value) for value in proto.graph.output],
+        "operators": [node.op_type for node in proto.graph.node],
+    }
+    try:
+        network = from_bytes(data)
+    except NetworkError as error:
+        about["not_trainable"] = str(error)
+    else:
+        about["architecture"] = architecture(network)
+        about["parameters"] = sum(s.weight.size + s.bias.size for s in network.steps if isinstance(s, Dense))
+    description = read_description(model)
+    if description is not None:
+        about["description"] = description
+    return about
+
+
+def architecture(network: Network) -> str:
+    """One line, such as "80 features → Sub → Mul → dense 64 → relu → dense 1 → Mul → Add → Clip"."""
+    words = [f"{network.n_features} features"]
+    for step in network.steps:
+        match step:
+            case Dense():
+                words.append(f"dense {len(step.weight)}")
+            case Activation():
+                words.append(step.name)
+            case Elementwise():
+                words.append(step.operator)
+            case Clip():
+                words.append(f"Clip {step.low:g}…{step.high:g}")
+    return " → ".join(words)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The checks of one model file: each with what is wrong, empty where it passed."""
+
+    model: Path
+    checks: dict[str, str]
+
+    @property
+    def ok(self) -> bool:
+        return not any(self.checks.values())
+
+
+def verify(paths: Sequence[Path]) -> list[Verification]:
+    """Check models, each checkpoint of the directories among `paths`: digest, JSON, graph, operators, parity.
+
+    Raises CheckpointError for a path that does not exist, or a directory without checkpoints.
+    """
+    models: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = [checkpoint.model for checkpoint in checkpoints(path)]
+            if not found:
+                raise CheckpointError(f"{path}: no checkpoint (model_vNNNNNN.onnx) in this directory")
+            models += found
+        else:
+            models.append(path)
+    return [_verify(model) for model in models]
+
+
+def _verify(model: Path) -> Verification:
+    data = _read(model)
+    target = model.resolve()
+    checks = {
+        "digest": _attempt(lambda: _check_digest(target, data)),
+        "description": _attempt(lambda: _check_description(target, data)),
+        "graph": _attempt(lambda: _check_graph(model, data)),
+        "operators": _attempt(lambda: _check_operators(_parse(model, data))),
+        "parity": _attempt(lambda: _check_parity(data)),
+    }
+    return Verification(model, checks)
+
+
+def _attempt(check: Any) -> str:
+    try:
+        return str(check() or "")
+    except (NetworkError, CheckpointError) as error:
+        return str(error)
+
+
+def _check_digest(model: Path, data: bytes) -> str:
+    stated, actual = read_digest(model), hashlib.sha256(data).hexdigest()
+    if stated is None:
+        return f"no {model.name}.sha256 beside the model"
+    return "" if stated == actual else f"the file's SHA-256 is {actual}, {model.name}.sha256 says {stated[:64]}"
+
+
+def _check_description(model: Path, data: bytes) -> str:
+    about = read_description(model)
+    if about is None:
+        return f"no {model.with_suffix('.json').name} beside the model"
+    stated, actual = about.get("sha256"), hashlib.sha256(data).hexdigest()
+    return "" if stated == actual else f"the file's SHA-256 is {actual}, its JSON says {stated}"
+
+
+def _check_graph(model: Path, data: bytes) -> str:
+    proto = _parse(model, data)
+    if (proto.ir_version, _opset(proto)) != (IR_VERSION, OPSET):
+        return f"IR version {proto.ir_version} and opset {_opset(proto)}; a checkpoint has {IR_VERSION} and {OPSET}"
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return f"onnx.checker: {str(error).strip().splitlines()[0]}"
+    return ""
+
+
+def _check_operators(proto: onnx.ModelProto) -> str:
+    others = sorted({node.op_type for node in proto.graph.node} - OPERATORS)
+    return f"{', '.join(others)}: not among a checkpoint's operators" if others else ""
+
+
+def _check_parity(data: bytes) -> str:
+    network = from_bytes(data)
+    features = probe_features(network, _PARITY_ROWS)
+    expected = network.forward(features)
+    difference, allowed = parity(data, features, expected), PARITY_TOLERANCE * max(1.0, float(np.ptp(expected)))
+    return "" if difference <= allowed else f"onnxruntime and numpy differ by {difference:g}; allowed {allowed:g}"
+
+
+def probe_features(network: Network, count: int) -> np.ndarray:
+    """Random features (count, n_features), of the scale that the network's own input scaling expects."""
+    features = np.random.default_rng(0).normal(size=(count, network.n_features))
+    leading = []
+    for step in network.steps:
+        if not isinstance(step, Elementwise):
+            break
+        leading.append(step)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for step in reversed(leading):
+            match step.operator:
+                case "Sub":
+                    features = features + step.value
+                case "Add":
+                    features = features - step.value
+                case "Mul":
+                    features = features / step.value
+                case "Div":
+                    features = features * step.value
+    return np.nan_to_num(features, posinf=0.0, neginf=0.0).astype(np.float32)
+
+
+def _require_file(model: Path) -> None:
+    if not model.is_file():
+        raise NetworkError(f"{model}: {'is a directory, not a model' if model.is_dir() else 'no such file'}")
+
+
+def _read(model: Path) -> bytes:
+    _require_file(model)
+    try:
+        return model.read_bytes()
+    except OSError as error:
+        raise NetworkError(f"{model}: {error.strerror or error}") from error
+
+
+def _parse(model: Path, data: bytes) -> onnx.ModelProto:
+    try:
+        proto = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError) as error:
+        raise NetworkError(f"{model}: not an ONNX model: {error}") from error
+    if not proto.graph.node:
+        raise NetworkError(f"{model}: not an ONNX model: no graph in it")
+    return proto
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    dims = value.type.tensor_type.shape.dim
+    shape = [dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else None) for dim in dims]
+    return {"name": value.name, "type": onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type), "shape": shape}

@@ -1,0 +1,58 @@
+"""The stability gate: may a checkpoint replace the stable one?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from onnx_builder.network import Array
+from sidecar.scores import metrics
+
+MINIMUM_PAIRS = 30
+PLCC_WITHOUT_REFERENCE = 0.9
+
+Verdict = Literal["stable", "unstable", "unverified"]
+
+
+class Gate(NamedTuple):
+    """A verdict and, in words with the figures, why."""
+
+    verdict: Verdict
+    reason: str
+
+
+def judge(
+    predicted: Array,
+    true: Array,
+    references: Sequence[tuple[str, Array]],
+    *,
+    plcc_delta: float = 0.005,
+    rmse_ratio: float = 1.1,
+) -> Gate:
+    """Judge a checkpoint's predictions (n,) of held-out pairs against their true scores (n,).
+
+    references: (name, predictions (n,)) of the models it has to stand up to. The reference PLCC is the highest of theirs
+    and the reference RMSE the lowest; without any, PLCC 0.9 and no RMSE. Stable: PLCC at least the reference's less
+    `plcc_delta` and RMSE at most the reference's times `rmse_ratio`. Unverified: fewer than 30 pairs, or none that vary.
+    """
+    if len(true) < MINIMUM_PAIRS:
+        return Gate("unverified", f"{len(true)} held-out pairs, fewer than {MINIMUM_PAIRS}")
+    if np.ptp(true) == 0:
+        return Gate("unverified", f"all {len(true)} held-out pairs have score {true[0]:g}")
+    own = metrics(predicted, true)
+    others = [(name, metrics(scores, true)) for name, scores in references]
+    known = [(m.plcc, name) for name, m in others if not math.isnan(m.plcc)]
+    reference_plcc, plcc_name = max(known, default=(PLCC_WITHOUT_REFERENCE, "no reference model"))
+    reasons = []
+    if not own.plcc >= reference_plcc - plcc_delta:
+        reasons.append(f"PLCC {own.plcc:.4f} is under {reference_plcc:.4f} ({plcc_name}) − {plcc_delta:g}")
+    if others:
+        reference_rmse, rmse_name = min((m.rmse, name) for name, m in others)
+        if not own.rmse <= reference_rmse * rmse_ratio:
+            reasons.append(f"RMSE {own.rmse:.3f} is over {reference_rmse:.3f} ({rmse_name}) × {rmse_ratio:g}")
+    if reasons:
+        return Gate("unstable", f"on {len(true)} held-out pairs, " + "; ".join(reasons))
+    return Gate("stable", f"PLCC {own.plcc:.4f} and RMSE {own.rmse:.3f} on {len(true)} held-out pairs")

@@ -1,0 +1,108 @@
+"""The offline recipe: a fresh head from pairs at hand, by mini-batch gradient descent over many epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_builder.network import ActivationName, Array
+from sidecar.learning.fresh import fresh_network
+from sidecar.learning.head import Head
+from sidecar.learning.optimizer import Adam, Sgd, clip_gradient, cosine_decay, warmed_up
+from sidecar.learning.polyak import PolyakAverage
+from sidecar.learning.scaler import measure_scaling
+
+_BATCHES_A_BLOCK = 64
+
+Rows = NDArray[np.intp]
+Progress = Callable[[int, float], None]
+"""Called with the number of pairs trained since the last call and the loss, in score points squared."""
+
+
+def no_progress(pairs: int, loss: float) -> None:
+    """Says nothing."""
+
+
+class TrainingError(ValueError):
+    """Pairs or settings that nothing can be trained with; the message says what and why."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a fresh head is trained offline; the defaults are what benchmarks/quality.py found best."""
+
+    epochs: int = 60
+    batch_size: int = 32
+    learning_rate: float = 0.02
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+    max_grad_norm: float = 1.0
+    warmup_steps: int = 100
+    ema_decay: float = 0.999
+    hidden: int = 64
+    activation: ActivationName = "relu"
+    score_min: float = 0.0
+    score_max: float = 100.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained head: on its last weights and on their Polyak average."""
+
+    live: Head
+    ema: Head
+    steps: int
+    skipped_steps: int
+
+
+def fit(features: Array, scores: Array, rows: Rows, recipe: Recipe, progress: Progress = no_progress) -> Fitted:
+    """A fresh head trained on the chosen pairs: the same pairs, rows and recipe give the same bytes.
+
+    rows: indices of the pairs to train on, at least one. Raises TrainingError where training diverged.
+    """
+    shuffle, initial = (np.random.default_rng(s) for s in np.random.SeedSequence(recipe.seed).spawn(2))
+    scaling = measure_scaling(features, scores, rows)
+    head = Head(fresh_network(scaling, recipe.hidden, recipe.activation, (recipe.score_min, recipe.score_max), initial))
+    optimizer = (
+        Sgd(head.parameters, recipe.momentum, recipe.weight_decay)
+        if recipe.optimizer == "sgd"
+        else Adam(head.parameters, recipe.weight_decay)
+    )
+    average = PolyakAverage(head.parameters, recipe.ema_decay)
+    batch_size = min(recipe.batch_size, len(rows))
+    total = recipe.epochs * math.ceil(len(rows) / batch_size)
+    step = skipped = 0
+    for block in _epochs(features, scores, rows, recipe.epochs, batch_size * _BATCHES_A_BLOCK, head, shuffle):
+        loss = 0.0
+        for start in range(0, len(block), batch_size):
+            loss = head.loss_and_gradient(block[start : start + batch_size])
+            if clip_gradient(head.gradient, recipe.max_grad_norm) < math.inf:
+                rate = warmed_up(recipe.learning_rate, step, recipe.warmup_steps) * cosine_decay(step, total)
+                optimizer.step(head.parameters, head.gradient, rate)
+                average.update(head.parameters)
+            else:
+                skipped += 1
+            step += 1
+        progress(len(block), loss * head.score_scale**2)
+    if not np.isfinite(average.parameters).all():
+        raise TrainingError(f"training diverged at learning rate {recipe.learning_rate:g}; try a smaller one")
+    return Fitted(head, head.at(average.parameters), step, skipped)
+
+
+def _epochs(
+    features: Array, scores: Array, rows: Rows, epochs: int, block_rows: int, head: Head, generator: np.random.Generator
+) -> Iterator[Array]:
+    """Shuffled training rows, a block of batches at a time in one reused array: scaling costs little, memory nothing."""
+    block = np.empty((min(block_rows, len(rows)), features.shape[1] + 2), dtype=np.float32)
+    for _ in range(epochs):
+        order = generator.permutation(rows)
+        for start in range(0, len(order), len(block)):
+            chosen = order[start : start + len(block)]
+            yield head.rows(features[chosen], scores[chosen], out=block[: len(chosen)])

@@ -1,0 +1,72 @@
+"""Scaling of features and scores: what makes one learning rate fit numbers from 0.001 to 60 and scores up to 100."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_builder.network import Array, Float32
+
+_BLOCK = 8192
+_NOISE = 1e-6
+"""A feature whose spread is below this share of its largest value varies by float32 rounding alone."""
+_LARGEST = float(np.finfo(np.float32).max) / 2
+"""Two such numbers still differ by a finite float32."""
+
+
+class ScalingError(ValueError):
+    """Features that cannot be brought to unit scale in float32; the message says which."""
+
+
+class Scaling(NamedTuple):
+    """scaled feature = (feature − offset) · factor; scaled score = (score − score_offset) / score_scale.
+
+    offset, factor: (n_features,) float32; varying: (n_features,) bool, False for features constant in the pairs
+    measured. Those keep a factor near one unit, so that they can be learned when they first move.
+    """
+
+    offset: Float32
+    factor: Float32
+    varying: NDArray[np.bool_]
+    score_offset: float
+    score_scale: float
+
+
+def measure_scaling(features: Array, scores: Array, rows: NDArray[np.intp]) -> Scaling:
+    """Mean and standard deviation of the chosen pairs, in float64 and in blocks.
+
+    features: (n, n_features); scores: (n,); rows: indices of the pairs to measure, at least one. A constant score gets
+    scale 1. Raises ScalingError for no pairs, or values beyond half of float32's range.
+    """
+    count = len(rows)
+    if not count:
+        raise ScalingError("no pairs to measure a scaling on")
+    blocks = [rows[start : start + _BLOCK] for start in range(0, count, _BLOCK)]
+    total = np.zeros(features.shape[1])
+    largest = np.zeros(features.shape[1])
+    for block in blocks:
+        values = features[block].astype(np.float64)
+        total += values.sum(axis=0)
+        np.maximum(largest, np.abs(values).max(axis=0), out=largest)
+    mean = total / count
+    if largest.max() > _LARGEST:
+        at = int(largest.argmax())
+        raise ScalingError(f"features[{at}]: {largest[at]:.3g} is too large to scale in float32; allowed {_LARGEST:.3g}")
+    squares = np.zeros(features.shape[1])
+    for block in blocks:
+        deviations = features[block] - mean
+        squares += np.einsum("ij,ij->j", deviations, deviations)
+    deviation = np.sqrt(squares / count)
+    varying = (deviation > _NOISE * largest) & (deviation > np.finfo(np.float32).tiny)
+    unit = np.where(varying, deviation, np.maximum(largest, 1.0))
+    true = scores[rows].astype(np.float64)
+    score_scale = float(true.std())
+    return Scaling(
+        mean.astype(np.float32),
+        (1 / unit).astype(np.float32),
+        varying,
+        float(np.float32(true.mean())),
+        float(np.float32(score_scale)) if score_scale > 1e-6 * max(1.0, float(np.abs(true).max())) else 1.0,
+    )

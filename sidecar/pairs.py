@@ -1,0 +1,122 @@
+"""A pair: a feature vector and the true score. From the bytes of one JSON line to checked float32 numbers.
+
+`msgspec` decodes and checks types in one pass; `struct` turns the numbers into float32 and refuses what does not fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+MAX_LINE_BYTES = 1 << 20
+MAX_NAME_CHARACTERS = 256
+
+Name = Annotated[str, Meta(max_length=MAX_NAME_CHARACTERS)]
+
+
+class PairError(ValueError):
+    """A pair that is refused; the message names the field, the value and what is allowed."""
+
+
+class Pair(msgspec.Struct):
+    """A decoded request line: types are checked, numbers are not yet."""
+
+    features: list[float]
+    true_score: float
+    job_id: Name | UnsetType = UNSET
+    group: Name | UnsetType = UNSET
+
+
+_decoder = msgspec.json.Decoder(Pair)
+
+
+def decode_pair(line: bytes, decoder: msgspec.json.Decoder[Any] = _decoder) -> Any:
+    """The `Pair` of one JSON line; unknown fields are passed over.
+
+    decoder: one whose type has the fields of `Pair`, and perhaps more. Raises PairError for anything that is not such
+    an object: NaN and Infinity, which JSON does not have, booleans and numeric strings, missing fields, other bytes.
+    """
+    try:
+        return decoder.decode(line)
+    except msgspec.ValidationError as error:
+        raise PairError(_in_plain_words(str(error))) from None
+    except UnicodeDecodeError as error:
+        raise PairError(f"not UTF-8: byte 0x{error.object[error.start]:02x}") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise PairError(f"not JSON: {_malformed(str(error), line)}") from None
+
+
+class Packer:
+    """Checks the numbers of pairs and writes them as float32.
+
+    n_features: what every pair must have; score_min, score_max: the accepted range of `true_score`.
+    """
+
+    def __init__(self, n_features: int, score_min: float = 0.0, score_max: float = 100.0) -> None:
+        self.n_features = n_features
+        self.score_min, self.score_max = score_min, score_max
+        self._struct = struct.Struct(f"={n_features}f")
+        self.row_bytes = self._struct.size
+
+    def pack(self, pair: Any, buffer: bytearray | memoryview, offset: int = 0) -> None:
+        """Write the features of a pair into `buffer` at `offset`, `row_bytes` of it.
+
+        Raises PairError, having written nothing that matters, for a wrong number of features, one too large for
+        float32, or a score out of range.
+        """
+        if len(pair.features) != self.n_features:
+            raise PairError(f"features: expected {self.n_features} numbers, got {len(pair.features)}")
+        check_score(pair.true_score, self.score_min, self.score_max)
+        try:
+            self._struct.pack_into(buffer, offset, *pair.features)
+        except OverflowError:
+            index, value = next((i, v) for i, v in enumerate(pair.features) if not _fits(v))
+            raise PairError(f"features[{index}]: {value:g} does not fit float32") from None
+
+
+def check_score(score: float, low: float, high: float) -> None:
+    """Raises PairError for a score that is not a number in [low, high]."""
+    if not low <= score <= high:
+        raise PairError(f"true_score: {score:g} is outside {low:g} to {high:g}")
+
+
+def holdout_position(group: str | UnsetType, job_id: str | UnsetType, features: bytes | bytearray) -> float:
+    """Where a pair stands in [0, 1): it is held out if this is under the fraction.
+
+    BLAKE2b-64, read big-endian and divided by 2⁶⁴, of the pair's group, else of its job_id, else of its float32
+    features (native bytes). Unseeded, so that all pairs of an encode stay together and a larger fraction holds out a
+    superset.
+    """
+    name = group or job_id
+    data = name.encode() if name else features
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") / 2.0**64
+
+
+def _fits(value: float) -> bool:
+    try:
+        struct.pack("=f", value)
+    except OverflowError:
+        return False
+    return True
+
+
+def _in_plain_words(message: str) -> str:
+    """msgspec's message with the field in front: "features[3]: expected a number, got str"."""
+    text, _, path = message.partition(" - at `$")
+    text = text.replace("`", "").replace("Expected float", "expected a number")
+    field = path.rstrip("`").removeprefix(".")
+    return f"{field}: {text[0].lower()}{text[1:]}" if field else text
+
+
+def _malformed(message: str, line: bytes) -> str:
+    """msgspec's message with the text that it stopped at: "invalid character at byte 13: 'NaN, 1]'"."""
+    found = re.fullmatch(r"JSON is malformed: (.*) \(byte (\d+)\)", message)
+    if not found:
+        return message[0].lower() + message[1:]
+    at = int(found[2])
+    return f"{found[1]} at byte {at}: {line[at : at + 12].decode(errors='replace')!r}"

@@ -1,0 +1,405 @@
+"""Recorded pairs, read by streaming: JSON lines, gzipped or not, numpy archives, CSV, standard input, a state directory.
+
+Each form yields blocks of checked float32 rows, and `read_pairs` joins the blocks of several files. A bad row stops the
+reading with its file and line; with `skip_bad` it is counted instead.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple, cast
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, UnsetType
+from numpy.typing import NDArray
+
+from onnx_builder.network import Float32
+from sidecar.journal import journal_segments
+from sidecar.pairs import MAX_LINE_BYTES, Packer, Pair, PairError, check_score, decode_pair, holdout_position
+
+STDIN = "-"
+_BLOCK_ROWS = 8192
+_READ_BYTES = 1 << 20
+
+
+class RecordedPairsError(ValueError):
+    """Recorded pairs that cannot be read; the message names the file, the line and the reason."""
+
+
+@dataclass
+class RecordedPairs:
+    """Pairs as arrays, in the order recorded.
+
+    features: (n, n_features) float32; true_score: (n,) float32; position: (n,) float64 in [0, 1), see
+    `holdout_position`; group: (n,) int32, an index into group_names, where `group_by` was asked for.
+    """
+
+    features: Float32
+    true_score: Float32
+    position: NDArray[np.float64]
+    group: NDArray[np.int32] | None = None
+    group_names: list[str] = field(default_factory=list)
+    skipped: int = 0
+    first_skipped: str = ""
+
+    def __len__(self) -> int:
+        return len(self.true_score)
+
+
+class _Block(NamedTuple):
+    features: Float32
+    true_score: Float32
+    position: NDArray[np.float64]
+    labels: list[str]
+
+
+def read_pairs(
+    paths: Sequence[str | Path],
+    *,
+    score_min: float = 0.0,
+    score_max: float = 100.0,
+    group_by: str | None = None,
+    skip_bad: bool = False,
+) -> RecordedPairs:
+    """All pairs of the given files, in order; "-" is JSON lines on standard input.
+
+    Every pair must have as many features as the first, and a score from score_min to score_max. group_by: a field that
+    every pair must then have. skip_bad: count bad rows instead of stopping at the first.
+
+    Raises RecordedPairsError for a file that cannot be read, a bad row, or no pair at all.
+    """
+    checks = _Checks(score_min, score_max, group_by, skip_bad)
+    features, true_score, position, group = _Growing(np.float32), _Growing(np.float32), _Growing(np.float64), _Growing(np.int32)
+    names: dict[str, int] = {}
+    for path in paths:
+        for block in _read(path, checks):
+            features.append(block.features)
+            true_score.append(block.true_score)
+            position.append(block.position)
+            if group_by is not None:
+                group.append(np.array([names.setdefault(label, len(names)) for label in block.labels], dtype=np.int32))
+    if not features.count:
+        found = f"all {checks.skipped} rows are bad; the first: {checks.first_skipped}" if checks.skipped else "no pairs"
+        raise RecordedPairsError(f"{', '.join(map(str, paths))}: {found}")
+    return RecordedPairs(
+        features.array(),
+        true_score.array(),
+        position.array(),
+        group.array() if group_by is not None else None,
+        list(names),
+        checks.skipped,
+        checks.first_skipped,
+    )
+
+
+class _Checks:
+    """What all rows are held to; `n_features` is the first good row's."""
+
+    def __init__(self, score_min: float, score_max: float, group_by: str | None, skip_bad: bool) -> None:
+        self.score_min, self.score_max = score_min, score_max
+        self.group_by, self.skip_bad = group_by, skip_bad
+        self.packer: Packer | None = None
+        self.skipped = 0
+        self.first_skipped = ""
+
+    def packer_for(self, n_features: int) -> Packer:
+        if self.packer is None:
+            if not n_features:
+                raise PairError("features: expected at least one number, got 0")
+            self.packer = Packer(n_features, self.score_min, self.score_max)
+        return self.packer
+
+    def bad(self, where: str, reason: object) -> None:
+        message = f"{where}: {reason}"
+        if not self.skip_bad:
+            raise RecordedPairsError(message)
+        self.first_skipped = self.first_skipped or message
+        self.skipped += 1
+
+
+class _Growing:
+    """An array that grows by an eighth, in place where the allocator can, so that 1 GB of pairs needs little more."""
+
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self._array: NDArray[Any] = np.empty(0, dtype=dtype)
+        self.count = 0
+
+    def append(self, block: NDArray[Any]) -> None:
+        needed = self.count + len(block)
+        if self._array.shape[1:] != block.shape[1:]:
+            self._array = np.empty((0, *block.shape[1:]), dtype=self._array.dtype)
+        if needed > len(self._array):
+            self._array.resize((max(needed, len(self._array) * 9 // 8), *block.shape[1:]), refcheck=False)
+        self._array[self.count : needed] = block
+        self.count = needed
+
+    def array(self) -> NDArray[Any]:
+        self._array.resize((self.count, *self._array.shape[1:]), refcheck=False)
+        return self._array
+
+
+def _read(path: str | Path, checks: _Checks) -> Iterator[_Block]:
+    name = str(path)
+    try:
+        if name == STDIN:
+            yield from _read_lines(_lines(sys.stdin.buffer, "standard input"), checks)
+        elif os.path.isdir(name):
+            yield from _read_lines(_journal_lines(Path(name)), checks)
+        elif name.endswith((".jsonl", ".jsonl.gz")):
+            with _open(name) as stream:
+                yield from _read_lines(_lines(stream, name), checks)
+        elif name.endswith(".npz"):
+            yield from _read_npz(name, checks)
+        elif name.endswith(".csv"):
+            yield from _read_csv(name, checks)
+        elif not os.path.exists(name):
+            raise RecordedPairsError(f"{name}: no such file or directory")
+        else:
+            raise RecordedPairsError(
+                f"{name}: expected .jsonl, .jsonl.gz, .npz, .csv, a state directory, or - for JSON lines on standard input"
+            )
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise RecordedPairsError(f"{name}: damaged or truncated gzip: {error}") from error
+    except OSError as error:
+        raise RecordedPairsError(f"{name}: {error.strerror or error}") from error
+
+
+def _open(name: str | Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(name)) if str(name).endswith(".gz") else open(name, "rb")
+
+
+def _lines(stream: IO[bytes], name: str, torn_end: Literal["read", "drop"] = "read") -> Iterator[tuple[str, int, bytes]]:
+    """(name, number from 1, line) for each line. A last line without a newline is read, or dropped."""
+    number, rest = 0, b""
+    while chunk := stream.read(_READ_BYTES):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            number += 1
+            yield name, number, line
+        if len(rest) > MAX_LINE_BYTES:
+            raise RecordedPairsError(f"{name}: line {number + 1}: longer than {MAX_LINE_BYTES} bytes; is this JSON lines?")
+    if rest and torn_end == "read":
+        yield name, number + 1, rest
+
+
+def _journal_lines(directory: Path) -> Iterator[tuple[str, int, bytes]]:
+    segments = journal_segments(directory)
+    if not segments:
+        raise RecordedPairsError(f"{directory}: a directory without a journal; expected a sidecar's state directory")
+    for segment in segments:
+        with _open(segment) as stream:
+            for name, number, line in _lines(stream, str(segment), torn_end="drop" if segment == segments[-1] else "read"):
+                if not line.startswith(b"#"):
+                    yield name, number, line
+
+
+class _Builder:
+    """Collects checked pairs into blocks of float32 rows."""
+
+    def __init__(self, checks: _Checks) -> None:
+        self._checks = checks
+        self._buffer = bytearray()
+        self._last_group: str | UnsetType = UNSET
+        self._last_position = 0.0
+        self._start()
+
+    def _start(self) -> None:
+        self._scores: list[float] = []
+        self._positions: list[float] = []
+        self._labels: list[str] = []
+
+    def add(self, pair: Any, label: str = "") -> None:
+        """Raises PairError for a pair that does not pass, and is then as it was before."""
+        packer = self._checks.packer_for(len(pair.features))
+        if not self._buffer:
+            self._buffer = bytearray(packer.row_bytes * _BLOCK_ROWS)
+        start = len(self._scores) * packer.row_bytes
+        packer.pack(pair, self._buffer, start)
+        if not pair.group or pair.group != self._last_group:
+            self._last_group = pair.group
+            self._last_position = holdout_position(pair.group, pair.job_id, self._buffer[start : start + packer.row_bytes])
+        self._scores.append(pair.true_score)
+        self._positions.append(self._last_position)
+        self._labels.append(label)
+
+    def full(self) -> bool:
+        return len(self._scores) == _BLOCK_ROWS
+
+    def take(self) -> Iterator[_Block]:
+        """The block collected so far, where there is one; its features are valid until the next `add`."""
+        if self._scores and self._checks.packer is not None:
+            n_features = self._checks.packer.n_features
+            features = np.frombuffer(self._buffer, dtype=np.float32, count=len(self._scores) * n_features)
+            yield _Block(
+                features.reshape(-1, n_features),
+                np.array(self._scores, dtype=np.float32),
+                np.array(self._positions),
+                self._labels,
+            )
+            self._start()
+
+
+def _read_lines(lines: Iterable[tuple[str, int, bytes]], checks: _Checks) -> Iterator[_Block]:
+    group_by = checks.group_by
+    extra = group_by if group_by not in (None, *Pair.__struct_fields__) else None
+    kind = msgspec.defstruct("LabelledPair", [("label", Any, UNSET)], bases=(Pair,), rename={"label": extra}) if extra else Pair
+    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
+    builder = _Builder(checks)
+    for name, number, line in lines:
+        if not line or line.isspace():
+            continue
+        try:
+            pair = decode_pair(line, decoder)
+            builder.add(pair, _label(pair, "label" if extra else group_by, group_by) if group_by else "")
+        except PairError as error:
+            checks.bad(f"{name}: line {number}", error)
+        if builder.full():
+            yield from builder.take()
+    yield from builder.take()
+
+
+def _label(pair: Any, attribute: str | None, group_by: str) -> str:
+    value = getattr(pair, attribute or "")
+    if attribute == "group" and not value:
+        value = pair.job_id
+    if value is UNSET:
+        raise PairError(f"{group_by}: missing, and pairs are to be grouped by it")
+    if not isinstance(value, str | int | float):
+        raise PairError(f"{group_by}: expected text or a number to group by, got {type(value).__name__}")
+    return str(value)
+
+
+def _read_csv(name: str, checks: _Checks) -> Iterator[_Block]:
+    if checks.group_by is not None:
+        raise RecordedPairsError(f"{name}: CSV has only features and true_score, no field {checks.group_by!r} to group by")
+    with open(name, newline="", encoding="utf-8-sig") as stream:
+        rows = csv.reader(stream, strict=True)
+        builder = _Builder(checks)
+        try:
+            header = next(rows, [])
+            if not header or header[-1].strip() != "true_score":
+                found = repr(header[-1][:40]) if header else "nothing"
+                raise RecordedPairsError(f"{name}: line 1: expected a header whose last column is true_score, got {found}")
+            for row in rows:
+                try:
+                    if row:
+                        builder.add(_pair_of_cells(header, row))
+                except PairError as error:
+                    checks.bad(f"{name}: line {rows.line_num}", error)
+                if builder.full():
+                    yield from builder.take()
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise RecordedPairsError(f"{name}: line {rows.line_num + 1}: not CSV text: {error}") from error
+        yield from builder.take()
+
+
+def _pair_of_cells(header: list[str], cells: list[str]) -> Pair:
+    if len(cells) != len(header):
+        raise PairError(f"expected {len(header)} columns, got {len(cells)}")
+    *features, true_score = (_number(column, text) for column, text in zip(header, cells, strict=True))
+    return Pair(features, true_score)
+
+
+def _number(column: str, text: str) -> float:
+    try:
+        value = float(text) if "_" not in text else float("nan")
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise PairError(f"{column}: expected a finite number, got {text[:40]!r}")
+    return value
+
+
+def _read_npz(name: str, checks: _Checks) -> Iterator[_Block]:
+    try:
+        with zipfile.ZipFile(name) as archive:
+            yield from _read_arrays(name, archive, checks)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        if isinstance(error, RecordedPairsError | PairError):
+            raise
+        raise RecordedPairsError(f"{name}: not a numpy .npz archive: {error}") from error
+
+
+def _read_arrays(name: str, archive: zipfile.ZipFile, checks: _Checks) -> Iterator[_Block]:
+    features, scores = _Member(name, archive, "features", 2), _Member(name, archive, "true_score", 1)
+    members = [features, scores]
+    keys = ["group", "job_id"] + ([checks.group_by] if checks.group_by else [])
+    texts = {key: _Member(name, archive, key, 1, "U") for key in keys if _has(archive, key)}
+    members += texts.values()
+    if checks.group_by and checks.group_by not in texts:
+        raise RecordedPairsError(f"{name}: no array {checks.group_by!r} to group by")
+    for member in members:
+        if member.shape[0] != features.shape[0]:
+            raise RecordedPairsError(f"{name}: {member.key} has {member.shape[0]} rows, features {features.shape[0]}")
+    for start in range(0, features.shape[0], _BLOCK_ROWS):
+        count = min(_BLOCK_ROWS, features.shape[0] - start)
+        values, true = features.rows(start, count), scores.rows(start, count)
+        with np.errstate(over="ignore"):
+            packed = values.astype(np.float32)
+        columns = {key: member.rows(start, count) for key, member in texts.items()}
+        good = []
+        for row in range(count):
+            try:
+                if checks.packer_for(features.shape[1]).n_features != features.shape[1]:
+                    raise PairError(f"features: expected {checks.packer_for(0).n_features} numbers, got {features.shape[1]}")
+                if not np.isfinite(packed[row]).all():
+                    at = int(np.argmin(np.isfinite(packed[row])))
+                    raise PairError(f"features[{at}]: {values[row, at]} is not a finite float32 number")
+                check_score(float(true[row]), checks.score_min, checks.score_max)
+                good.append(row)
+            except PairError as error:
+                checks.bad(f"{name}: row {start + row + 1}", error)
+        empty = [""] * count
+        groups, jobs = columns.get("group", empty), columns.get("job_id", empty)
+        yield _Block(
+            packed[good],
+            true[good].astype(np.float32),
+            np.array([holdout_position(str(groups[i]), str(jobs[i]), packed[i].tobytes()) for i in good], dtype=np.float64),
+            [str(columns[checks.group_by][i]) for i in good] if checks.group_by else [],
+        )
+
+
+def _has(archive: zipfile.ZipFile, key: str) -> bool:
+    return f"{key}.npy" in archive.namelist()
+
+
+class _Member:
+    """One array of an archive, read a few rows at a time; `kinds` are the numpy kinds of type that it may have."""
+
+    def __init__(self, name: str, archive: zipfile.ZipFile, key: str, dimensions: int, kinds: str = "fiu") -> None:
+        self.key = key
+        if not _has(archive, key):
+            raise RecordedPairsError(f"{name}: no array {key!r}; expected features (n, f) and true_score (n)")
+        self._stream = archive.open(f"{key}.npy")
+        version = np.lib.format.read_magic(self._stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        self.shape, fortran, self._dtype = read_header(self._stream)
+        if self._dtype.kind not in kinds or len(self.shape) != dimensions:
+            raise RecordedPairsError(
+                f"{name}: {key} is {self._dtype} of shape {self.shape}; expected {dimensions} dimension(s) of "
+                f"{'text' if kinds == 'U' else 'numbers'}"
+            )
+        self._whole: NDArray[Any] | None = None
+        if fortran and dimensions > 1:
+            columns = self._read(self.shape[0] * self.shape[1])
+            self._whole = columns.reshape(self.shape[::-1]).T
+
+    def rows(self, start: int, count: int) -> NDArray[Any]:
+        if self._whole is not None:
+            return self._whole[start : start + count]
+        return self._read(count * int(np.prod(self.shape[1:]))).reshape(count, *self.shape[1:])
+
+    def _read(self, count: int) -> NDArray[Any]:
+        data = self._stream.read(count * self._dtype.itemsize)
+        if len(data) < count * self._dtype.itemsize:
+            raise ValueError(f"{self.key} ends early")
+        return np.frombuffer(data, dtype=self._dtype)
