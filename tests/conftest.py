@@ -1,0 +1,90 @@
+"""What the tests share: real pairs, small networks, and the command run as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_builder import Activation, Clip, Dense, Elementwise, Network
+from sidecar.recorded import RecordedPairs, read_pairs
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "recorded-80.jsonl.gz"
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def example() -> RecordedPairs:
+    """2,496 real pairs of 80 features, from eight sources."""
+    return read_pairs([EXAMPLE], group_by="source")
+
+
+@pytest.fixture
+def make_network() -> Callable[..., Network]:
+    """A random network of the given widths, scaled as a fresh head's is."""
+
+    def make(widths: Sequence[int], activation: Any = "relu", seed: int = 0) -> Network:
+        rng = np.random.default_rng(seed)
+
+        def normal(*shape: int) -> Any:
+            return rng.normal(size=shape).astype(np.float32)
+
+        steps: list[Any] = [Elementwise("Sub", normal(widths[0])), Elementwise("Mul", abs(normal(widths[0])) + 0.5)]
+        for n_in, n_out in zip(widths, widths[1:], strict=False):
+            steps += [Dense(normal(n_out, n_in) / np.float32(n_in**0.5), normal(n_out)), Activation(activation)]
+        scale, offset = np.asarray(20, dtype=np.float32), np.asarray(75, dtype=np.float32)
+        return Network(widths[0], (*steps[:-1], Elementwise("Mul", scale), Elementwise("Add", offset), Clip(0, 100)))
+
+    return make
+
+
+@pytest.fixture
+def write_lines(tmp_path: Path) -> Callable[..., Path]:
+    """A JSON lines file of the given objects (or raw bytes)."""
+
+    def write(rows: Sequence[Any], name: str = "pairs.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_bytes(b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def random_rows() -> Callable[..., list[dict[str, Any]]]:
+    """Request lines of a linear problem, in groups of four."""
+
+    def make(count: int, n_features: int = 5, seed: int = 0) -> list[dict[str, Any]]:
+        rng = np.random.default_rng(seed)
+        features = rng.normal(size=(count, n_features))
+        scores = np.clip(60 + 12 * features.sum(axis=1), 0, 100)
+        return [
+            {"job_id": f"j{i}", "group": f"g{i // 4}", "features": list(x), "true_score": float(y)}
+            for i, (x, y) in enumerate(zip(features, scores, strict=True))
+        ]
+
+    return make
+
+
+def run(*arguments: Any, stdin: bytes = b"", **options: Any) -> subprocess.CompletedProcess[str]:
+    """`python -m sidecar` as a process of its own, its output as text."""
+    done = subprocess.run([sys.executable, "-m", "sidecar", *map(str, arguments)], input=stdin, capture_output=True, **options)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def tree(directory: Path) -> dict[str, bytes | str]:
+    """All names below a directory with their contents, to compare before and after."""
+    found: dict[str, bytes | str] = {}
+    for path in sorted(directory.rglob("*")):
+        found[str(path.relative_to(directory))] = (
+            os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else "directory"
+        )
+    return found
