@@ -109,14 +109,22 @@ def _in_plain_words(message: str) -> str:
     """msgspec's message with the field in front: "features[3]: expected a number, got str"."""
     text, _, path = message.partition(" - at `$")
     text = text.replace("`", "").replace("Expected float", "expected a number")
+    missing = text.removeprefix("Object missing required field ")
+    if missing != text:
+        return f"{missing}: missing"
     field = path.rstrip("`").removeprefix(".")
-    return f"{field}: {text[0].lower()}{text[1:]}" if field else text
+    return f"{field}: {_lower_first(text)}" if field else _lower_first(text)
 
 
 def _malformed(message: str, line: bytes) -> str:
     """msgspec's message with the text that it stopped at: "invalid character at byte 13: 'NaN, 1]'"."""
     found = re.fullmatch(r"JSON is malformed: (.*) \(byte (\d+)\)", message)
     if not found:
-        return message[0].lower() + message[1:]
+        return _lower_first(message)
     at = int(found[2])
-    return f"{found[1]} at byte {at}: {line[at : at + 12].decode(errors='replace')!r}"
+    rest = line[at : at + 12].decode(errors="replace")
+    return f"{found[1]} at byte {at}" + (f": {rest!r}" if rest else "")
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -6,6 +6,7 @@ reading with its file and line; with `skip_bad` it is counted instead.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import os
@@ -321,31 +322,34 @@ def _number(column: str, text: str) -> float:
 
 def _read_npz(name: str, checks: _Checks) -> Iterator[_Block]:
     try:
-        with zipfile.ZipFile(name) as archive:
-            yield from _read_arrays(name, archive, checks)
+        with zipfile.ZipFile(name) as archive, contextlib.ExitStack() as members:
+            yield from _read_arrays(name, archive, members, checks)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         if isinstance(error, RecordedPairsError | PairError):
             raise
         raise RecordedPairsError(f"{name}: not a numpy .npz archive: {error}") from error
 
 
-def _read_arrays(name: str, archive: zipfile.ZipFile, checks: _Checks) -> Iterator[_Block]:
-    features, scores = _Member(name, archive, "features", 2), _Member(name, archive, "true_score", 1)
-    members = [features, scores]
+def _read_arrays(name: str, archive: zipfile.ZipFile, stack: contextlib.ExitStack, checks: _Checks) -> Iterator[_Block]:
+    def member(key: str, dimensions: int, kinds: str = "fiu") -> _Member:
+        if not _has(archive, key):
+            raise RecordedPairsError(f"{name}: no array {key!r}; expected features (n, f) and true_score (n)")
+        return _Member(name, key, stack.enter_context(archive.open(f"{key}.npy")), dimensions, kinds)
+
+    features, scores = member("features", 2), member("true_score", 1)
     keys = ["group", "job_id"] + ([checks.group_by] if checks.group_by else [])
-    texts = {key: _Member(name, archive, key, 1, "U") for key in keys if _has(archive, key)}
-    members += texts.values()
+    texts = {key: member(key, 1, "U") for key in keys if _has(archive, key)}
     if checks.group_by and checks.group_by not in texts:
         raise RecordedPairsError(f"{name}: no array {checks.group_by!r} to group by")
-    for member in members:
-        if member.shape[0] != features.shape[0]:
-            raise RecordedPairsError(f"{name}: {member.key} has {member.shape[0]} rows, features {features.shape[0]}")
+    for other in (scores, *texts.values()):
+        if other.shape[0] != features.shape[0]:
+            raise RecordedPairsError(f"{name}: {other.key} has {other.shape[0]} rows, features {features.shape[0]}")
     for start in range(0, features.shape[0], _BLOCK_ROWS):
         count = min(_BLOCK_ROWS, features.shape[0] - start)
         values, true = features.rows(start, count), scores.rows(start, count)
         with np.errstate(over="ignore"):
             packed = values.astype(np.float32)
-        columns = {key: member.rows(start, count) for key, member in texts.items()}
+        columns = {key: text.rows(start, count) for key, text in texts.items()}
         good = []
         for row in range(count):
             try:
@@ -375,11 +379,8 @@ def _has(archive: zipfile.ZipFile, key: str) -> bool:
 class _Member:
     """One array of an archive, read a few rows at a time; `kinds` are the numpy kinds of type that it may have."""
 
-    def __init__(self, name: str, archive: zipfile.ZipFile, key: str, dimensions: int, kinds: str = "fiu") -> None:
-        self.key = key
-        if not _has(archive, key):
-            raise RecordedPairsError(f"{name}: no array {key!r}; expected features (n, f) and true_score (n)")
-        self._stream = archive.open(f"{key}.npy")
+    def __init__(self, name: str, key: str, stream: IO[bytes], dimensions: int, kinds: str) -> None:
+        self.key, self._stream = key, stream
         version = np.lib.format.read_magic(self._stream)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         self.shape, fortran, self._dtype = read_header(self._stream)
