@@ -71,7 +71,7 @@ def inspect(model: Path) -> dict[str, Any]:
     else:
         about["architecture"] = architecture(network)
         about["parameters"] = sum(s.weight.size + s.bias.size for s in network.steps if isinstance(s, Dense))
-    description = read_description(model)
+    description = read_description(model.resolve())
     if description is not None:
         about["description"] = description
     return about

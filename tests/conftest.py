@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -38,7 +39,7 @@ def make_network() -> Callable[..., Network]:
             return rng.normal(size=shape).astype(np.float32)
 
         steps: list[Any] = [Elementwise("Sub", normal(widths[0])), Elementwise("Mul", abs(normal(widths[0])) + 0.5)]
-        for n_in, n_out in zip(widths, widths[1:], strict=False):
+        for n_in, n_out in itertools.pairwise(widths):
             steps += [Dense(normal(n_out, n_in) / np.float32(n_in**0.5), normal(n_out)), Activation(activation)]
         scale, offset = np.asarray(20, dtype=np.float32), np.asarray(75, dtype=np.float32)
         return Network(widths[0], (*steps[:-1], Elementwise("Mul", scale), Elementwise("Add", offset), Clip(0, 100)))

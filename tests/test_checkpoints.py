@@ -89,7 +89,7 @@ def test_what_a_crash_left_is_removed_by_the_next_writer(tmp_path):
     assert assert_whole(tmp_path) == {"notes.json"}
 
 
-@pytest.mark.parametrize("step", range(8))
+@pytest.mark.parametrize("step", range(7))
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_at_any_step_leaves_what_was_there(tmp_path, monkeypatch, step, error):
     publish(tmp_path, b"one", {}, stable=True)
@@ -102,15 +102,13 @@ def test_a_failure_at_any_step_leaves_what_was_there(tmp_path, monkeypatch, step
         real(descriptor)
 
     monkeypatch.setattr(module.os, "fsync", fail)
-    try:
+    with pytest.raises((CheckpointError, KeyboardInterrupt), match=r"^$|cannot publish a checkpoint: No space left"):
         publish(tmp_path, b"two", {}, stable=True)
-    except (CheckpointError, KeyboardInterrupt) as raised:
-        assert isinstance(raised, KeyboardInterrupt) or "cannot publish a checkpoint: No space left" in str(raised)
-        if step < 6:  # later the checkpoint is complete, and only the last fsync of its directory failed
-            after = tree(tmp_path)
-            del before[".next_version"], after[".next_version"]
-            assert after == before
     monkeypatch.undo()
+    if step < 6:  # later the checkpoint is complete, and only the last fsync of its directory failed
+        after = tree(tmp_path)
+        del before[".next_version"], after[".next_version"]
+        assert after == before
     assert not assert_whole(tmp_path)
     assert publish(tmp_path, b"three", {}).version > versions(tmp_path)[-2]
 
@@ -175,7 +173,7 @@ def test_directories_that_cannot_be_written_are_told_before_anything_is_made(tmp
     assert not (tmp_path / "new").exists()
     with pytest.raises(CheckpointError, match="file is not a directory"):
         check_writable(file / "below")
-    with pytest.raises(CheckpointError, match="cannot publish a checkpoint: (Not a directory|File exists)"):
+    with pytest.raises(CheckpointError, match=r"cannot publish a checkpoint: (Not a directory|File exists)"):
         publish(file, b"one", {})
 
 

@@ -213,7 +213,7 @@ def test_paths_that_cannot_be_read(tmp_path):
 
 
 def test_only_bad_rows(write_lines):
-    with pytest.raises(RecordedPairsError, match="all 2 rows are bad; the first: .*line 1"):
+    with pytest.raises(RecordedPairsError, match=r"all 2 rows are bad; the first: .*line 1"):
         read_pairs([write_lines([b"x", b"y"])], skip_bad=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ def test_hundred_steps(make_network, widths, optimizer, activation):
     head = Head(make_network(widths, activation))
     module = {"relu": torch.nn.ReLU, "leaky_relu": torch.nn.LeakyReLU, "tanh": torch.nn.Tanh, "gelu": torch.nn.GELU}[activation]
     layers = []
-    for n_in, n_out in zip(widths, widths[1:], strict=False):
+    for n_in, n_out in itertools.pairwise(widths):
         layers += [torch.nn.Linear(n_in, n_out), module()]
     model = torch.nn.Sequential(*layers[:-1])
     dense = [step for step in head.network().steps if hasattr(step, "weight")]
@@ -46,7 +48,9 @@ def test_hundred_steps(make_network, widths, optimizer, activation):
         average.update(head.parameters)
 
         theirs.zero_grad()
-        torch.nn.functional.mse_loss(model(torch.from_numpy(rows[:, :-2].copy()))[:, 0], torch.from_numpy(rows[:, -1])).backward()
+        torch.nn.functional.mse_loss(
+            model(torch.from_numpy(rows[:, :-2].copy()))[:, 0], torch.from_numpy(rows[:, -1])
+        ).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         theirs.step()
         averaged.update_parameters(model)

@@ -1,0 +1,96 @@
+"""Leave one source out at a time: the default recipe beside scikit-learn's Ridge and MLPRegressor, several seeds each.
+
+    python benchmarks/quality.py examples/recorded-80.jsonl.gz
+
+Each peer gets standardised features and scores, predictions clipped to the score range, and the best of a few settings,
+chosen by the very figure that is compared (which favours the peers).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.linear_model import Ridge
+from sklearn.neural_network import MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sidecar.learning.recipe import Recipe, fit
+from sidecar.recorded import RecordedPairs, read_pairs
+from sidecar.scores import plcc, rmse
+
+Predict = Callable[[np.ndarray], np.ndarray]
+Train = Callable[[RecordedPairs, np.ndarray, int], Predict]
+
+
+def ours(recipe: Recipe) -> Train:
+    def train(pairs: RecordedPairs, rows: np.ndarray, seed: int) -> Predict:
+        return fit(pairs.features, pairs.true_score, rows, dataclasses.replace(recipe, seed=seed)).ema.predict
+
+    return train
+
+
+def peer(make: Callable[[int], object]) -> Train:
+    def train(pairs: RecordedPairs, rows: np.ndarray, seed: int) -> Predict:
+        model = TransformedTargetRegressor(make_pipeline(StandardScaler(), make(seed)), transformer=StandardScaler())
+        return model.fit(pairs.features[rows], pairs.true_score[rows]).predict
+
+    return train
+
+
+def leave_one_out(pairs: RecordedPairs, train: Train, seed: int) -> tuple[float, float, float]:
+    """Mean PLCC, lowest PLCC, RMSE over the predictions of all groups."""
+    predicted, correlations = np.empty(len(pairs)), []
+    for group in range(len(pairs.group_names)):
+        inside = pairs.group == group
+        predict = train(pairs, np.flatnonzero(~inside), seed)
+        predicted[inside] = np.clip(predict(pairs.features[inside]), 0, 100)
+        correlations.append(plcc(predicted[inside], pairs.true_score[inside]))
+    return float(np.mean(correlations)), float(np.min(correlations)), rmse(predicted, pairs.true_score)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pairs", nargs="+")
+    parser.add_argument("--group-by", default="source")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--no-peers", action="store_true")
+    options = parser.parse_args()
+    pairs = read_pairs(options.pairs, group_by=options.group_by)
+
+    candidates: dict[str, list[tuple[str, Train, int]]] = {"default recipe": [("", ours(Recipe()), options.seeds)]}
+    if not options.no_peers:
+        candidates["Ridge"] = [(f"alpha {a:g}", peer(lambda seed, a=a: Ridge(a)), 1) for a in (0.1, 1, 10, 100)]
+        candidates["MLPRegressor"] = [
+            (
+                f"{solver}, alpha {a:g}",
+                peer(lambda seed, a=a, s=solver: MLPRegressor((64,), alpha=a, solver=s, max_iter=500, random_state=seed)),
+                options.seeds,
+            )
+            for solver in ("adam", "lbfgs")
+            for a in (1e-4, 1e-1, 10)
+        ]
+    print(f"{len(pairs)} pairs of {pairs.features.shape[1]} features, {len(pairs.group_names)} groups by {options.group_by}\n")
+    print(f"| {'model':14} | {'setting':18} | mean PLCC | worst PLCC | pooled RMSE | RMSE of each seed            | s a fit |")
+    print(f"|{'-' * 16}|{'-' * 20}|----------:|-----------:|------------:|{'-' * 30}|--------:|")
+    for name, settings in candidates.items():
+        rows = []
+        for setting, train, seeds in settings:
+            started = time.perf_counter()
+            figures = np.array([leave_one_out(pairs, train, seed) for seed in range(seeds)])
+            seconds = (time.perf_counter() - started) / seeds / len(pairs.group_names)
+            rows.append((setting, figures.mean(axis=0), " ".join(f"{value:.2f}" for value in figures[:, 2]), seconds))
+        setting, (mean, worst, error), each, seconds = min(rows, key=lambda row: row[1][2])
+        print(
+            f"| {name:14} | {setting:18} | {mean:9.5f} | {worst:10.5f} | {error:11.3f} | {each:28} | {seconds:7.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
