@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from sklearn.compose import TransformedTargetRegressor
@@ -24,6 +25,18 @@ from sidecar.learning.recipe import Recipe, fit
 from sidecar.recorded import RecordedPairs, read_pairs
 from sidecar.scores import plcc, rmse
 
+VARIATIONS: list[tuple[str, Any]] = [
+    *(("feature_clip", value) for value in (3.0, 4.0, 8.0, 12.0, 1e9)),
+    *(("bias_deviation", value) for value in (0.0, 1.0, 4.0)),
+    *(("weight_gain", value) for value in (0.05, 0.3, 1.0)),
+    *(("weight_decay", value) for value in (1e-5, 3e-5, 3e-4, 1e-3)),
+    *(("epochs", value) for value in (60, 120, 480)),
+    *(("learning_rate", value) for value in (0.01, 0.04)),
+    *(("batch_size", value) for value in (16, 64)),
+    *(("hidden", value) for value in (32, 128)),
+    *(("activation", value) for value in ("tanh", "gelu", "leaky_relu")),
+    *(("ema_decay", value) for value in (0.0, 0.9999)),
+]
 Predict = Callable[[np.ndarray], np.ndarray]
 Train = Callable[[RecordedPairs, np.ndarray, int], Predict]
 
@@ -59,12 +72,16 @@ def main() -> None:
     parser.add_argument("pairs", nargs="+")
     parser.add_argument("--group-by", default="source")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--vary", action="store_true", help="instead of peers: the recipe with one part changed at a time")
     options = parser.parse_args()
     pairs = read_pairs(options.pairs, group_by=options.group_by)
 
     candidates: dict[str, list[tuple[str, Train, int]]] = {"default recipe": [("", ours(Recipe()), options.seeds)]}
-    if not options.no_peers:
+    if options.vary:
+        for name, value in VARIATIONS:
+            setting = f"{name} {value:g}" if isinstance(value, float | int) else f"{name} {value}"
+            candidates[setting] = [("", ours(dataclasses.replace(Recipe(), **{name: value})), options.seeds)]
+    else:
         candidates["Ridge"] = [(f"alpha {a:g}", peer(lambda seed, a=a: Ridge(a)), 1) for a in (0.1, 1, 10, 100)]
         candidates["MLPRegressor"] = [
             (
@@ -76,8 +93,8 @@ def main() -> None:
             for a in (1e-4, 1e-1, 10)
         ]
     print(f"{len(pairs)} pairs of {pairs.features.shape[1]} features, {len(pairs.group_names)} groups by {options.group_by}\n")
-    print(f"| {'model':14} | {'setting':18} | mean PLCC | worst PLCC | pooled RMSE | RMSE of each seed            | s a fit |")
-    print(f"|{'-' * 16}|{'-' * 20}|----------:|-----------:|------------:|{'-' * 30}|--------:|")
+    print(f"| {'model':20} | {'setting':18} | mean PLCC | worst PLCC | pooled RMSE | RMSE of each seed            | s a fit |")
+    print(f"|{'-' * 22}|{'-' * 20}|----------:|-----------:|------------:|{'-' * 30}|--------:|")
     for name, settings in candidates.items():
         rows = []
         for setting, train, seeds in settings:
@@ -87,7 +104,7 @@ def main() -> None:
             rows.append((setting, figures.mean(axis=0), " ".join(f"{value:.2f}" for value in figures[:, 2]), seconds))
         setting, (mean, worst, error), each, seconds = min(rows, key=lambda row: row[1][2])
         print(
-            f"| {name:14} | {setting:18} | {mean:9.5f} | {worst:10.5f} | {error:11.3f} | {each:28} | {seconds:7.2f} |",
+            f"| {name:20} | {setting:18} | {mean:9.5f} | {worst:10.5f} | {error:11.3f} | {each:28} | {seconds:7.2f} |",
             flush=True,
         )
 

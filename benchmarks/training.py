@@ -19,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
 
-from sidecar.learning.recipe import Recipe, fit
+from sidecar.learning.recipe import Recipe, default_epochs, fit
 from sidecar.recorded import read_pairs
 
 ROUNDS = 5
@@ -32,25 +32,26 @@ def main() -> None:
     pairs = read_pairs(options.pairs)
     recipe = Recipe()
     rows = np.arange(len(pairs))
+    epochs = default_epochs(len(pairs))
     warnings.simplefilter("ignore", ConvergenceWarning)
 
     rates: dict[str, list[float]] = {"vmafx-sidecar": [], "MLPRegressor": []}
     for _ in range(ROUNDS):
         started = time.perf_counter()
         fit(pairs.features, pairs.true_score, rows, recipe)
-        rates["vmafx-sidecar"].append(recipe.epochs * len(pairs) / (time.perf_counter() - started))
+        rates["vmafx-sidecar"].append(epochs * len(pairs) / (time.perf_counter() - started))
 
         model = MLPRegressor(
             (recipe.hidden,), solver="sgd", batch_size=recipe.batch_size, learning_rate_init=recipe.learning_rate,
-            momentum=recipe.momentum, nesterovs_momentum=False, alpha=recipe.weight_decay, max_iter=recipe.epochs,
-            tol=0, n_iter_no_change=recipe.epochs, random_state=0,
+            momentum=recipe.momentum, nesterovs_momentum=False, alpha=recipe.weight_decay, max_iter=epochs,
+            tol=0, n_iter_no_change=epochs, random_state=0,
         )  # fmt: skip
         started = time.perf_counter()
         scaled = StandardScaler().fit_transform(pairs.features)
         model.fit(scaled, (pairs.true_score - pairs.true_score.mean()) / pairs.true_score.std())
         rates["MLPRegressor"].append(model.n_iter_ * len(pairs) / (time.perf_counter() - started))
 
-    print(f"{len(pairs)} pairs, {recipe.epochs} epochs, batch {recipe.batch_size}; median of {ROUNDS}, scaling included:")
+    print(f"{len(pairs)} pairs, {epochs} epochs, batch {recipe.batch_size}; median of {ROUNDS}, scaling included:")
     for name, values in rates.items():
         print(f"  {name:14} {statistics.median(values):12,.0f} pairs per second")
     ratio = statistics.median(a / b for a, b in zip(*rates.values(), strict=True))

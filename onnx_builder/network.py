@@ -123,16 +123,17 @@ class Network:
         x: Array = np.asarray(features, dtype=np.float32)
         if x.ndim != 2 or x.shape[1] != self.n_features:
             raise NetworkError(f"features: expected shape (n, {self.n_features}), got {x.shape}")
-        for step in self.steps:
-            match step:
-                case Elementwise():
-                    x = _ELEMENTWISE[step.operator](x, step.value)
-                case Clip():
-                    x = np.clip(x, np.float32(step.low), np.float32(step.high))
-                case Dense():
-                    x = x @ step.weight.T + step.bias
-                case Activation():
-                    x = _ACTIVATIONS[step.name](x, step.slope)
+        with np.errstate(over="ignore"):
+            for step in self.steps:
+                match step:
+                    case Elementwise():
+                        x = _ELEMENTWISE[step.operator](x, step.value)
+                    case Clip():
+                        x = np.clip(x, np.float32(step.low), np.float32(step.high))
+                    case Dense():
+                        x = x @ step.weight.T + step.bias
+                    case Activation():
+                        x = _ACTIVATIONS[step.name](x, step.slope)
         return np.ascontiguousarray(x[:, 0], dtype=np.float32)
 
 

@@ -17,7 +17,6 @@ from onnx_builder.network import ActivationName, NetworkError
 from sidecar import __version__
 from sidecar.checkpoints import CheckpointError
 from sidecar.learning.recipe import Progress, Recipe, TrainingError, no_progress
-from sidecar.learning.scaler import ScalingError
 from sidecar.recorded import RecordedPairsError
 
 if TYPE_CHECKING:  # imported where used: they load onnxruntime, and --help should not
@@ -40,7 +39,7 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; nothing was published", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except (RecordedPairsError, TrainingError, ScalingError, NetworkError, CheckpointError) as error:
+    except (RecordedPairsError, TrainingError, NetworkError, CheckpointError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except MemoryError:
@@ -91,7 +90,7 @@ _share = click.FloatRange(min=0, max=1, max_open=True)
     "--group-by", metavar="FIELD", help="First validate by leaving out each value of this field once; then train on all."
 )
 @_pairs_options
-@click.option("--epochs", type=_at_least_one, default=_DEFAULTS.epochs, show_default=True)
+@click.option("--epochs", type=_at_least_one, help="Passes over the pairs.  [default: 240; fewer beyond 100,000 pairs]")
 @click.option("--batch-size", type=_at_least_one, default=_DEFAULTS.batch_size, show_default=True)
 @click.option(
     "--lr",

@@ -179,7 +179,7 @@ def test_checkpoint_worse_than_the_stable_one_is_published_but_not_stable(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "form", ["one", "two equal", "constant features", "constant scores", "one constant", "few", "huge spread"]
+    "form", ["one", "two equal", "constant features", "constant scores", "one constant", "few", "huge spread", "largest"]
 )
 def test_odd_pairs_train_to_a_finite_model(tmp_path, random_rows, write_lines, form):
     rows = random_rows(3 if form == "few" else 100)
@@ -192,6 +192,8 @@ def test_odd_pairs_train_to_a_finite_model(tmp_path, random_rows, write_lines, f
             row["features"][2] = -7.25
         elif form == "huge spread":
             row["features"][2] *= 10.0 ** (i % 70 - 35)
+        elif form == "largest":
+            row["features"][2:4] = (-1) ** i * 3.4e38, 3.4e38 if i == 50 else 0
     if form == "one":
         rows = rows[:1]
     elif form == "two equal":
@@ -201,17 +203,13 @@ def test_odd_pairs_train_to_a_finite_model(tmp_path, random_rows, write_lines, f
     assert done.stderr == ""
     model = tmp_path / "c" / "model_v000001.onnx"
     features = np.array([row["features"] for row in rows], dtype=np.float32)
-    scores = Scorer(model).predict(np.vstack([features, features * 0, features + 1e6]))
+    scores = Scorer(model).predict(np.vstack([features, features * 0, features + 1e6, features * 0 - 3.4e38]))
     assert np.isfinite(scores).all()
     assert ((scores >= 0) & (scores <= 100)).all()
     if form in ("one", "two equal", "constant scores"):
         assert scores[: len(rows)] == pytest.approx([row["true_score"] for row in rows], abs=0.5)
-    assert "–" in run("evaluate", model, write_lines(rows)).stdout or form in (
-        "one constant",
-        "few",
-        "huge spread",
-        "constant features",
-    )
+    if form in ("one", "two equal", "constant features", "constant scores"):
+        assert "–" in run("evaluate", model, write_lines(rows)).stdout
 
 
 BAD_LINE = b'{"features":[1,2,3],"true_score":5}'
@@ -281,21 +279,12 @@ def test_bad_models_are_one_clear_line_and_exit_code_2(trained, tmp_path, random
     assert "Traceback" not in done.stderr
 
 
-def test_features_too_large_to_scale_are_told(tmp_path, random_rows, write_lines):
-    rows = random_rows(9)
-    rows[3]["features"][4] = 3e38
-    done = train(write_lines(rows), "--holdout", 0, "--output", tmp_path / "c")
-    assert done.returncode == 2
-    assert "features[4]: 3e+38 is too large to scale" in done.stderr
-    assert not (tmp_path / "c").exists()
-
-
 def test_a_learning_rate_that_diverges_never_publishes_a_model_that_is_not_finite(tmp_path, random_rows, write_lines):
     done = train(write_lines(random_rows(400)), "--lr", 1e30, "--output", tmp_path / "c")
-    assert done.returncode in (1, 2)
-    assert "Traceback" not in done.stderr
-    model = tmp_path / "c" / "model_v000001.onnx"
-    assert done.returncode == 1 or not model.exists()
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: training diverged at step ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "c").exists()
 
 
 def test_pairs_from_standard_input(tmp_path, random_rows):

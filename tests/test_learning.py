@@ -12,18 +12,19 @@ from hypothesis import strategies as st
 from sidecar.learning.optimizer import Sgd, clip_gradient, cosine_decay, warmed_up
 from sidecar.learning.polyak import PolyakAverage
 from sidecar.learning.replay import ReplayBuffer
-from sidecar.learning.scaler import ScalingError, measure_scaling
+from sidecar.learning.scaler import measure_scaling
 from sidecar.scores import metrics, plcc, rmse, srocc
 
 
 def test_sgd_is_its_formula():
-    parameters, velocity = np.array([1.0, -2.0]), np.zeros(2)
-    optimizer = Sgd(parameters, momentum=0.9, weight_decay=0.1)
+    parameters, slot, velocity = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    optimizer = Sgd(parameters, slot, momentum=0.9, weight_decay=0.1)
     expected = parameters.copy()
     for gradient in ([0.5, 1.0], [-0.25, 0.0], [3.0, 1.0]):
         velocity = 0.9 * velocity + np.array(gradient) + 0.1 * expected
         expected = expected - 0.01 * velocity
-        optimizer.step(parameters, np.array(gradient), 0.01)
+        slot[:] = gradient
+        optimizer.step(0.01)
     assert np.allclose(parameters, expected, rtol=1e-14)
 
 
@@ -50,22 +51,26 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def test_average_without_warmup_is_the_plain_formula():
-    average = PolyakAverage(np.zeros(1), 0.9, warmup=False)
+    parameters = np.zeros(1)
+    average = PolyakAverage(parameters, 0.9, warmup=False)
+    parameters[:] = 1
     for _ in range(3):
-        average.update(np.ones(1))
+        average.update()
     assert average.parameters[0] == pytest.approx(1 - 0.9**3)
 
 
 def test_average_with_warmup_soon_forgets_where_it_began_and_then_follows_the_plain_formula():
-    warm, plain = PolyakAverage(np.zeros(1), 0.999), PolyakAverage(np.zeros(1), 0.999, warmup=False)
+    parameters = np.zeros(1)
+    warm, plain = PolyakAverage(parameters, 0.999), PolyakAverage(parameters, 0.999, warmup=False)
+    late = PolyakAverage(parameters, 0.999)
+    parameters[:] = 1
     for _ in range(62):
-        warm.update(np.ones(1))
-        plain.update(np.ones(1))
+        warm.update()
+        plain.update()
     assert 1 - plain.parameters[0] == pytest.approx(0.94, abs=0.001)
     assert 1 - warm.parameters[0] < 1e-9
-    late = PolyakAverage(np.zeros(1), 0.999)
     late.steps = 100_000
-    late.update(np.ones(1))
+    late.update()
     assert late.parameters[0] == pytest.approx(0.001)
 
 
@@ -119,14 +124,6 @@ def test_constant_features_and_scores_scale_to_zero_and_stay_finite():
     assert np.allclose((features - scaling.offset) * scaling.factor, 0, atol=1e-6)
     assert scaling.factor == pytest.approx([1, 1, 1 / 3e4])
     assert (scaling.score_offset, scaling.score_scale) == (42, 1)
-
-
-def test_scaling_says_which_feature_is_too_large():
-    features = np.array([[1, 3e38], [2, -3e38]], dtype=np.float32)
-    with pytest.raises(ScalingError, match=r"features\[1\]: 3e\+38 is too large"):
-        measure_scaling(features, np.zeros(2), np.arange(2))
-    with pytest.raises(ScalingError, match="no pairs"):
-        measure_scaling(features, np.zeros(2), np.arange(0))
 
 
 def test_metrics_of_known_vectors():

@@ -30,10 +30,10 @@ def test_hundred_steps(make_network, widths, optimizer, activation):
             linear.weight.copy_(torch.from_numpy(step.weight))
             linear.bias.copy_(torch.from_numpy(step.bias))
     if optimizer == "sgd":
-        ours, rate = Sgd(head.parameters, 0.9, 1e-3), 1e-2
+        ours, rate = Sgd(head.parameters, head.gradient, 0.9, 1e-3), 1e-2
         theirs = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=1e-3)
     else:
-        ours, rate = Adam(head.parameters, 1e-3), 1e-3
+        ours, rate = Adam(head.parameters, head.gradient, 1e-3), 1e-3
         theirs = torch.optim.Adam(model.parameters(), lr=rate, weight_decay=1e-3)
     average = PolyakAverage(head.parameters, 0.9, warmup=False)
     averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
@@ -44,8 +44,8 @@ def test_hundred_steps(make_network, widths, optimizer, activation):
         rows = head.rows(rng.normal(size=(32, widths[0])), rng.uniform(0, 100, 32))
         head.loss_and_gradient(rows)
         clip_gradient(head.gradient, 1.0)
-        ours.step(head.parameters, head.gradient, rate)
-        average.update(head.parameters)
+        ours.step(rate)
+        average.update()
 
         theirs.zero_grad()
         torch.nn.functional.mse_loss(

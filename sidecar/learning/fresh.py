@@ -9,31 +9,36 @@ import numpy as np
 from onnx_builder.network import Activation, ActivationName, Clip, Dense, Elementwise, Network
 from sidecar.learning.scaler import Scaling
 
-INITIAL_GAIN = 0.3
-"""Share of He's standard deviation; smaller initial weights start nearer to a linear model."""
-
 
 def fresh_network(
     scaling: Scaling,
+    generator: np.random.Generator,
+    *,
     hidden: int,
     activation: ActivationName,
     score_range: tuple[float, float],
-    generator: np.random.Generator,
+    feature_clip: float,
+    weight_gain: float,
+    bias_deviation: float,
 ) -> Network:
     """Scaling, a hidden layer of random weights, an output layer, and back to score points, clipped to their range.
 
-    Weights are normal with INITIAL_GAIN of the deviation of He et al. (2015, arXiv:1502.01852); those of features that
-    did not vary are zero, so that they have no say before they have been seen to matter.
+    scaling: of the pairs that it will train on. hidden: width. score_range: lowest and highest score. feature_clip:
+    deviations at which a scaled feature is cut off. weight_gain: share of the normal deviation of He et al. (2015,
+    arXiv:1502.01852) that weights have; those of features that did not vary are zero, so that they have no say before
+    they have been seen to matter. bias_deviation: of the hidden layer's biases, in standardised units.
     """
     n_features = len(scaling.offset)
-    first = generator.normal(scale=INITIAL_GAIN * math.sqrt(2 / n_features), size=(hidden, n_features)) * scaling.varying
-    last = generator.normal(scale=INITIAL_GAIN * math.sqrt(2 / hidden), size=(1, hidden))
+    first = generator.normal(scale=weight_gain * math.sqrt(2 / n_features), size=(hidden, n_features)) * scaling.varying
+    biases = generator.normal(scale=bias_deviation, size=hidden)
+    last = generator.normal(scale=weight_gain * math.sqrt(2 / hidden), size=(1, hidden))
     return Network(
         n_features,
         (
             Elementwise("Sub", scaling.offset),
             Elementwise("Mul", scaling.factor),
-            Dense(first.astype(np.float32), np.zeros(hidden, dtype=np.float32)),
+            Clip(-feature_clip, feature_clip),
+            Dense(first.astype(np.float32), biases.astype(np.float32)),
             Activation(activation),
             Dense(last.astype(np.float32), np.zeros(1, dtype=np.float32)),
             Elementwise("Mul", np.asarray(scaling.score_scale, dtype=np.float32)),

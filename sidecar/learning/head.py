@@ -2,8 +2,9 @@
 
 All trainable numbers are views into one contiguous vector, and so are their gradients: an optimizer, Polyak averaging or
 a snapshot is then a few calls on one vector. Inside, activations are stored as (width + 1, batch): one column a pair,
-with a last row of ones, so that a bias is the last column of its weight matrix and costs no operation of its own. All
-buffers are made once per batch size; a step allocates nothing.
+with a last row of ones, so that a bias is the last column of its weight matrix and costs no operation of its own. For
+each batch size the buffers are made once and the numpy calls on them are laid out as a list: a step runs down the list and
+allocates nothing.
 
 The scaling in front of the first dense layer and the output range behind the last are constants. Pairs are brought into
 the units between them once, by `Head.rows`, and the loss is the mean squared error there.
@@ -11,6 +12,8 @@ the units between them once, by `Head.rows`, and the loss is the mean squared er
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,8 @@ from numpy.typing import NDArray
 
 from onnx_builder.erf import erf
 from onnx_builder.network import Activation, Array, Clip, Dense, Elementwise, Network, NetworkError, Step
+
+Operation = Callable[[], Any]
 
 _CHUNK = 512
 """Rows that `predict` takes at a time."""
@@ -82,8 +87,9 @@ class Head:
         rows = np.empty((len(features), self.n_features + 2), dtype=self.dtype) if out is None else out
         scaled = rows[:, : self.n_features]
         scaled[...] = features
-        for operation, *constants in self._scaling:
-            operation(scaled, *constants, out=scaled)
+        with np.errstate(over="ignore"):  # the largest float32 features give infinity, which a fresh head's Clip takes
+            for constant, *arguments in self._scaling:
+                constant(scaled, *arguments, out=scaled)
         rows[:, -2] = 1
         np.subtract(scores, self.score_offset, out=rows[:, -1])
         np.divide(rows[:, -1], self.score_scale, out=rows[:, -1])
@@ -94,189 +100,158 @@ class Head:
 
         Multiply by `score_scale ** 2` for score points squared.
         """
-        n = len(rows)
-        work = self._pass(n)
-        inputs = rows[:, :-1].T
-        error = work.error
-        np.subtract(work.forward(inputs), rows[:, -1], out=error)
-        loss = float(error.dot(error)) / n
-        np.multiply(error, 2 / n, out=error)
-        work.backward(inputs)
+        work = self._pass(len(rows))
+        np.copyto(work.batch, rows)
+        for operation in work.forward:
+            operation()
+        np.subtract(work.result, work.target, out=work.error)
+        loss = float(work.error.dot(work.error)) / len(rows)
+        np.multiply(work.error, work.two_by_n, out=work.error)
+        for operation in work.backward:
+            operation()
         return loss
 
     def predict(self, features: Array) -> NDArray[np.float32]:
         """Scores (n,) of raw features (n, n_features), in score points, as the exported graph gives them."""
         n = len(features)
         scores = np.empty(n, dtype=np.float32)
-        size = n if n <= _CHUNK and n in self._passes else _CHUNK
-        rows = np.zeros((size, self.n_features + 2), dtype=self.dtype)
-        nothing = np.zeros(size, dtype=self.dtype)
+        work = self._pass(n if n in self._passes else _CHUNK)
+        size = len(work.batch)
         for start in range(0, n, size):
             count = min(size, n - start)
-            self.rows(features[start : start + count], nothing[:count], out=rows[:count])
-            result = self._pass(size).forward(rows[:, :-1].T)
-            for operation, *constants in self._range:
-                operation(result, *constants, out=result)
-            scores[start : start + count] = result[:count]
+            self.rows(features[start : start + count], scores[start : start + count], out=work.batch[:count])
+            for operation in work.forward:
+                operation()
+            for constant, *arguments in self._range:
+                constant(work.result, *arguments, out=work.result)
+            scores[start : start + count] = work.result[:count]
         return scores
 
     def _pass(self, n: int) -> _Pass:
         work = self._passes.get(n)
         if work is None:
-            work = self._passes[n] = _Pass(self._body, self.parameters, self.gradient, n)
+            work = self._passes[n] = _Pass(self._body, self.n_features, self.parameters, self.gradient, n)
         return work
 
 
 class _Pass:
-    """The buffers of one batch size, and the layers bound to them."""
+    """The forward and backward passes for batches of n: buffers, and the numpy calls on them in order.
 
-    def __init__(self, body: tuple[Step, ...], parameters: Array, gradient: Array, n: int) -> None:
-        self.layers: list[_Dense | _Activation] = []
-        previous: _Dense | None = None
+    `forward` takes `batch` (n, n_features + 2) to `result` (n,), `backward` takes the derivative of the loss by it in
+    `error` (n,) to the gradient.
+    """
+
+    def __init__(self, body: tuple[Step, ...], n_features: int, parameters: Array, gradient: Array, n: int) -> None:
+        self.forward: list[Operation] = []
+        self.backward: list[Operation] = []
+        self.batch = np.zeros((n, n_features + 2), dtype=parameters.dtype)
+        self.target: Array = self.batch[:, -1]
+        self.two_by_n = np.array(2 / n, dtype=parameters.dtype)
+        inputs: Array = self.batch[:, :-1].T
+        deltas: Array | None = None
+        values = inputs
+        forward: Sequence[Operation]
+        backward: Sequence[Operation]
         matrices = zip(_matrices(body, parameters), _matrices(body, gradient), strict=True)
         for step in body:
             if isinstance(step, Dense):
-                previous = _Dense(*next(matrices), previous, n)
-                self.layers.append(previous)
-            elif isinstance(step, Activation) and previous is not None:
-                self.layers.append(_ACTIVATIONS[step.name](previous.values, previous.deltas, step.slope))
-        assert previous is not None
-        self.result: Array = previous.values[0]
-        self.error: Array = previous.deltas[0]
-        self.backward_layers = self.layers[::-1]
-
-    def forward(self, inputs: Array) -> Array:
-        """The last layer's values (n,), a buffer."""
-        for layer in self.layers:
-            layer.forward(inputs)
-        return self.result
-
-    def backward(self, inputs: Array) -> None:
-        """Fills the gradient; `error` must hold the derivative of the loss by the last layer's values."""
-        for layer in self.backward_layers:
-            layer.backward(inputs)
-
-
-class _Dense:
-    """values = W · [inputs; 1]; in `backward`, `deltas` is the derivative of the loss by `values`."""
-
-    def __init__(self, weights: Array, gradient: Array, previous: _Dense | None, n: int) -> None:
-        n_out = len(weights)
-        self.weights, self.gradient = weights, gradient
-        self.outputs = np.ones((n_out + 1, n), dtype=weights.dtype)
-        self.values = self.outputs[:-1]
-        self.deltas = np.empty((n_out, n), dtype=weights.dtype)
-        self.inputs = None if previous is None else previous.outputs
-        if previous is not None:
-            self.inputs_transposed = previous.outputs.T
-            self.input_deltas = previous.deltas
-            self.input_weights = weights[:, :-1].T
-
-    def forward(self, inputs: Array) -> None:
-        # np.dot is the faster of the two on small contiguous arrays; matmul takes the strided batch without a copy.
-        if self.inputs is None:
-            np.matmul(self.weights, inputs, out=self.values)
-        else:
-            np.dot(self.weights, self.inputs, out=self.values)
-
-    def backward(self, inputs: Array) -> None:
-        if self.inputs is None:
-            np.matmul(self.deltas, inputs.T, out=self.gradient)
-        else:
-            np.dot(self.deltas, self.inputs_transposed, out=self.gradient)
-            np.dot(self.input_weights, self.deltas, out=self.input_deltas)
+                weights, weight_gradient = next(matrices)
+                outputs = np.ones((len(weights) + 1, n), dtype=parameters.dtype)
+                values = outputs[:-1]
+                output_deltas = np.zeros_like(values)
+                # np.dot is the faster on small contiguous arrays; np.matmul takes the strided batch without a copy.
+                product = np.matmul if deltas is None else np.dot
+                forward = [partial(product, weights, inputs, out=values)]
+                backward = [partial(product, output_deltas, inputs.T, out=weight_gradient)]
+                if deltas is not None:
+                    backward = [*backward, partial(np.dot, weights[:, :-1].T, output_deltas, out=deltas)]
+                inputs, deltas = outputs, output_deltas
+            elif isinstance(step, Activation) and deltas is not None:
+                forward, backward = _ACTIVATIONS[step.name](values, deltas, step.slope)
+            self.forward += forward
+            self.backward[:0] = backward
+        assert deltas is not None
+        self.result: Array = values[0]
+        self.error: Array = deltas[0]
 
 
-class _Activation:
-    """Works in place on the values of a dense layer, and in `backward` on the derivatives of the loss by them."""
+# Each activation gives its two passes: in place on the values of a dense layer, and in place on the derivatives of the
+# loss by them. Scalars are arrays of no dimension, which numpy takes faster than Python's.
 
-    def __init__(self, values: Array, deltas: Array, slope: float) -> None:
-        self.values, self.deltas, self.slope = values, deltas, slope
-        self.scratch = np.empty_like(values)
-
-    def forward(self, inputs: Array) -> None:
-        raise NotImplementedError
-
-    def backward(self, inputs: Array) -> None:
-        raise NotImplementedError
+Passes = tuple[Sequence[Operation], Sequence[Operation]]
 
 
-class _Relu(_Activation):
-    def forward(self, inputs: Array) -> None:
-        np.maximum(self.values, 0, out=self.values)
-
-    def backward(self, inputs: Array) -> None:
-        np.sign(self.values, out=self.scratch)
-        np.multiply(self.deltas, self.scratch, out=self.deltas)
+def _relu(values: Array, deltas: Array, slope: float) -> Passes:
+    zero, positive = np.zeros((), dtype=values.dtype), np.empty_like(values)
+    forward = [partial(np.maximum, values, zero, out=values)]
+    backward = [partial(np.sign, values, out=positive), partial(np.multiply, deltas, positive, out=deltas)]
+    return forward, backward
 
 
-class _LeakyRelu(_Activation):
-    def __init__(self, values: Array, deltas: Array, slope: float) -> None:
-        super().__init__(values, deltas, slope)
-        self.negative = np.empty(values.shape, dtype=bool)
-
-    def forward(self, inputs: Array) -> None:
-        np.less(self.values, 0, out=self.negative)
-        np.multiply(self.values, self.slope, out=self.values, where=self.negative)
-
-    def backward(self, inputs: Array) -> None:
-        np.multiply(self.deltas, self.slope, out=self.deltas, where=self.negative)
+def _leaky_relu(values: Array, deltas: Array, slope: float) -> Passes:
+    negative = np.empty(values.shape, dtype=bool)
+    forward = [partial(np.less, values, 0, out=negative), partial(np.multiply, values, slope, out=values, where=negative)]
+    backward = [partial(np.multiply, deltas, slope, out=deltas, where=negative)]
+    return forward, backward
 
 
-class _Tanh(_Activation):
-    def forward(self, inputs: Array) -> None:
-        np.tanh(self.values, out=self.values)
-
-    def backward(self, inputs: Array) -> None:
-        np.multiply(self.values, self.values, out=self.scratch)
-        np.subtract(1, self.scratch, out=self.scratch)
-        np.multiply(self.deltas, self.scratch, out=self.deltas)
-
-
-class _Sigmoid(_Activation):
-    def forward(self, inputs: Array) -> None:
-        np.multiply(self.values, 0.5, out=self.values)
-        np.tanh(self.values, out=self.values)
-        np.add(self.values, 1, out=self.values)
-        np.multiply(self.values, 0.5, out=self.values)
-
-    def backward(self, inputs: Array) -> None:
-        np.subtract(1, self.values, out=self.scratch)
-        np.multiply(self.scratch, self.values, out=self.scratch)
-        np.multiply(self.deltas, self.scratch, out=self.deltas)
+def _tanh(values: Array, deltas: Array, slope: float) -> Passes:
+    derivative = np.empty_like(values)
+    forward = [partial(np.tanh, values, out=values)]
+    backward = [
+        partial(np.multiply, values, values, out=derivative),
+        partial(np.subtract, 1, derivative, out=derivative),
+        partial(np.multiply, deltas, derivative, out=deltas),
+    ]
+    return forward, backward
 
 
-class _Gelu(_Activation):
+def _sigmoid(values: Array, deltas: Array, slope: float) -> Passes:
+    """Through tanh, which does not overflow."""
+    derivative = np.empty_like(values)
+    forward = [
+        partial(np.multiply, values, 0.5, out=values),
+        partial(np.tanh, values, out=values),
+        partial(np.add, values, 1, out=values),
+        partial(np.multiply, values, 0.5, out=values),
+    ]
+    backward = [
+        partial(np.subtract, 1, values, out=derivative),
+        partial(np.multiply, derivative, values, out=derivative),
+        partial(np.multiply, deltas, derivative, out=deltas),
+    ]
+    return forward, backward
+
+
+def _gelu(values: Array, deltas: Array, slope: float) -> Passes:
     """x · Φ(x) with the normal distribution's Φ, exact (Hendrycks and Gimpel, 2016, arXiv:1606.08415)."""
-
-    def __init__(self, values: Array, deltas: Array, slope: float) -> None:
-        super().__init__(values, deltas, slope)
-        self.x, self.cdf = np.empty_like(values), np.empty_like(values)
-
-    def forward(self, inputs: Array) -> None:
-        np.copyto(self.x, self.values)
-        np.multiply(self.x, 0.5**0.5, out=self.values)
-        erf(self.values, out=self.cdf, scratch=self.scratch)
-        np.add(self.cdf, 1, out=self.cdf)
-        np.multiply(self.cdf, 0.5, out=self.cdf)
-        np.multiply(self.x, self.cdf, out=self.values)
-
-    def backward(self, inputs: Array) -> None:
-        np.multiply(self.x, self.x, out=self.scratch)
-        np.multiply(self.scratch, -0.5, out=self.scratch)
-        np.exp(self.scratch, out=self.scratch)
-        np.multiply(self.scratch, (2 * np.pi) ** -0.5, out=self.scratch)
-        np.multiply(self.scratch, self.x, out=self.scratch)
-        np.add(self.scratch, self.cdf, out=self.scratch)
-        np.multiply(self.deltas, self.scratch, out=self.deltas)
+    x, cdf, scratch = np.empty_like(values), np.empty_like(values), np.empty_like(values)
+    forward = [
+        partial(np.copyto, x, values),
+        partial(np.multiply, x, 0.5**0.5, out=values),
+        partial(erf, values, out=cdf, scratch=scratch),
+        partial(np.add, cdf, 1, out=cdf),
+        partial(np.multiply, cdf, 0.5, out=cdf),
+        partial(np.multiply, x, cdf, out=values),
+    ]
+    backward = [
+        partial(np.multiply, x, x, out=scratch),
+        partial(np.multiply, scratch, -0.5, out=scratch),
+        partial(np.exp, scratch, out=scratch),
+        partial(np.multiply, scratch, (2 * np.pi) ** -0.5, out=scratch),
+        partial(np.multiply, scratch, x, out=scratch),
+        partial(np.add, scratch, cdf, out=scratch),
+        partial(np.multiply, deltas, scratch, out=deltas),
+    ]
+    return forward, backward
 
 
-_ACTIVATIONS: dict[str, type[_Activation]] = {
-    "relu": _Relu,
-    "leaky_relu": _LeakyRelu,
-    "tanh": _Tanh,
-    "gelu": _Gelu,
-    "sigmoid": _Sigmoid,
+_ACTIVATIONS: dict[str, Callable[[Array, Array, float], Passes]] = {
+    "relu": _relu,
+    "leaky_relu": _leaky_relu,
+    "tanh": _tanh,
+    "gelu": _gelu,
+    "sigmoid": _sigmoid,
 }
 _UFUNCS = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
 

@@ -1,15 +1,23 @@
 """First-order optimizers on one flat vector, in order of increasing complexity; gradient clipping; learning rates.
 
-Each keeps its state in arrays made once, so that a step allocates nothing. The formulae are those of torch.optim.
+An optimizer is bound to a parameter vector and its gradient. It keeps its state in arrays made once and lays its formula
+out as a list of numpy calls: a step runs down the list and allocates nothing. Scalars are arrays of no dimension, which
+numpy takes faster than Python's. The formulae are those of torch.optim.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
 from onnx_builder.network import Array
+
+
+def scalar(value: float, like: Array) -> Array:
+    """A number as an array of no dimension, of the type of another array."""
+    return np.array(value, dtype=like.dtype)
 
 
 def clip_gradient(gradient: Array, max_norm: float) -> float:
@@ -27,65 +35,76 @@ def clip_gradient(gradient: Array, max_norm: float) -> float:
 class Sgd:
     """Stochastic gradient descent with momentum μ and L2 weight decay λ: v ← μv + g + λθ, θ ← θ − ηv.
 
+    parameters, gradient: (n,), bound to; `step` changes the first in place and overwrites the second.
+
     Polyak: Some methods of speeding up the convergence of iteration methods (1964).
     """
 
-    def __init__(self, parameters: Array, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
-        self.momentum, self.weight_decay = momentum, weight_decay
-        self.velocity = np.zeros_like(parameters)
-        self._scratch = np.empty_like(parameters)
+    def __init__(self, parameters: Array, gradient: Array, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        velocity, scratch = np.zeros_like(parameters), np.empty_like(parameters)
+        self.velocity = velocity
+        self._rate = scalar(0.0, parameters)
+        decay = [
+            partial(np.multiply, parameters, scalar(weight_decay, parameters), out=scratch),
+            partial(np.add, gradient, scratch, out=gradient),
+        ]
+        self._operations = [
+            *(decay if weight_decay else []),
+            partial(np.multiply, velocity, scalar(momentum, parameters), out=velocity),
+            partial(np.add, velocity, gradient, out=velocity),
+            partial(np.multiply, velocity, self._rate, out=scratch),
+            partial(np.subtract, parameters, scratch, out=parameters),
+        ]
 
-    def step(self, parameters: Array, gradient: Array, learning_rate: float) -> None:
-        """Move `parameters` (n,) in place against `gradient` (n,), which is overwritten."""
-        if self.weight_decay:
-            np.multiply(parameters, self.weight_decay, out=self._scratch)
-            np.add(gradient, self._scratch, out=gradient)
-        np.multiply(self.velocity, self.momentum, out=self.velocity)
-        np.add(self.velocity, gradient, out=self.velocity)
-        np.multiply(self.velocity, learning_rate, out=self._scratch)
-        np.subtract(parameters, self._scratch, out=parameters)
+    def step(self, learning_rate: float) -> None:
+        """One step against the gradient at hand, at learning rate η."""
+        self._rate[()] = learning_rate
+        for operation in self._operations:
+            operation()
 
 
 class Adam:
     """Adam with bias correction; weight decay is L2, added to the gradient as in torch.optim.Adam.
 
+    parameters, gradient: (n,), bound to; `step` changes the first in place and overwrites the second.
+
     Kingma, Ba: Adam: a method for stochastic optimization (2015), arXiv:1412.6980.
     """
 
-    def __init__(
-        self,
-        parameters: Array,
-        weight_decay: float = 0.0,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        epsilon: float = 1e-8,
-    ) -> None:
-        self.weight_decay, self.beta1, self.beta2, self.epsilon = weight_decay, beta1, beta2, epsilon
-        self.steps = 0
-        self.mean = np.zeros_like(parameters)
-        self.square = np.zeros_like(parameters)
-        self._scratch = np.empty_like(parameters)
+    beta1, beta2, epsilon = 0.9, 0.999, 1e-8
 
-    def step(self, parameters: Array, gradient: Array, learning_rate: float) -> None:
-        """Move `parameters` (n,) in place against `gradient` (n,), which is overwritten."""
-        scratch = self._scratch
+    def __init__(self, parameters: Array, gradient: Array, weight_decay: float = 0.0) -> None:
+        mean, square, scratch = np.zeros_like(parameters), np.zeros_like(parameters), np.empty_like(parameters)
+        self.mean, self.square, self.steps = mean, square, 0
+        self._rate, self._correction = scalar(0.0, parameters), scalar(0.0, parameters)
+        decay = [
+            partial(np.multiply, parameters, weight_decay, out=scratch),
+            partial(np.add, gradient, scratch, out=gradient),
+        ]
+        self._operations = [
+            *(decay if weight_decay else []),
+            partial(np.multiply, mean, self.beta1, out=mean),
+            partial(np.multiply, gradient, 1 - self.beta1, out=scratch),
+            partial(np.add, mean, scratch, out=mean),
+            partial(np.multiply, square, self.beta2, out=square),
+            partial(np.multiply, gradient, gradient, out=gradient),
+            partial(np.multiply, gradient, 1 - self.beta2, out=gradient),
+            partial(np.add, square, gradient, out=square),
+            partial(np.sqrt, square, out=scratch),
+            partial(np.multiply, scratch, self._correction, out=scratch),
+            partial(np.add, scratch, self.epsilon, out=scratch),
+            partial(np.divide, mean, scratch, out=scratch),
+            partial(np.multiply, scratch, self._rate, out=scratch),
+            partial(np.subtract, parameters, scratch, out=parameters),
+        ]
+
+    def step(self, learning_rate: float) -> None:
+        """One step against the gradient at hand, at learning rate η."""
         self.steps += 1
-        if self.weight_decay:
-            np.multiply(parameters, self.weight_decay, out=scratch)
-            np.add(gradient, scratch, out=gradient)
-        np.multiply(self.mean, self.beta1, out=self.mean)
-        np.multiply(gradient, 1 - self.beta1, out=scratch)
-        np.add(self.mean, scratch, out=self.mean)
-        np.multiply(self.square, self.beta2, out=self.square)
-        np.multiply(gradient, gradient, out=gradient)
-        np.multiply(gradient, 1 - self.beta2, out=gradient)
-        np.add(self.square, gradient, out=self.square)
-        np.sqrt(self.square, out=scratch)
-        np.multiply(scratch, 1 / math.sqrt(1 - self.beta2**self.steps), out=scratch)
-        np.add(scratch, self.epsilon, out=scratch)
-        np.divide(self.mean, scratch, out=scratch)
-        np.multiply(scratch, learning_rate / (1 - self.beta1**self.steps), out=scratch)
-        np.subtract(parameters, scratch, out=parameters)
+        self._correction[()] = 1 / math.sqrt(1 - self.beta2**self.steps)
+        self._rate[()] = learning_rate / (1 - self.beta1**self.steps)
+        for operation in self._operations:
+            operation()
 
 
 Optimizer = Sgd | Adam

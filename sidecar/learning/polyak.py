@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from onnx_builder.network import Array
+from sidecar.learning.optimizer import scalar
 
 
 class PolyakAverage:
     """θ_ema ← β_t θ_ema + (1 − β_t) θ after each step t = 1, 2, ….
 
-    With `warmup`, β_t = min(β, (1 + t) / (10 + t)): a plain β = 0.999 still weights the starting point by 0.94 after 62
-    steps, so an average from random weights would be useless for thousands of them. Without it, β_t = β.
+    parameters: (n,), bound to; the average begins as a copy. With `warmup`, β_t = min(β, (1 + t) / (10 + t)): a plain
+    β = 0.999 still weights the starting point by 0.94 after 62 steps, so an average from random weights would be useless
+    for thousands of them. Without it, β_t = β.
 
     Polyak, Juditsky: Acceleration of stochastic approximation by averaging (1992).
     """
@@ -20,12 +24,17 @@ class PolyakAverage:
         self.decay, self.warmup = decay, warmup
         self.parameters = parameters.copy()
         self.steps = 0
-        self._scratch = np.empty_like(parameters)
+        self._weight, scratch = scalar(0.0, parameters), np.empty_like(parameters)
+        self._operations = [
+            partial(np.subtract, parameters, self.parameters, out=scratch),
+            partial(np.multiply, scratch, self._weight, out=scratch),
+            partial(np.add, self.parameters, scratch, out=self.parameters),
+        ]
 
-    def update(self, parameters: Array) -> None:
-        """Average in the parameters (n,) that a step has just produced."""
+    def update(self) -> None:
+        """Average in the parameters that a step has just produced."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.warmup else self.decay
-        np.subtract(parameters, self.parameters, out=self._scratch)
-        np.multiply(self._scratch, 1 - decay, out=self._scratch)
-        np.add(self.parameters, self._scratch, out=self.parameters)
+        self._weight[()] = 1 - decay
+        for operation in self._operations:
+            operation()

@@ -12,12 +12,6 @@ from onnx_builder.network import Array, Float32
 _BLOCK = 8192
 _NOISE = 1e-6
 """A feature whose spread is below this share of its largest value varies by float32 rounding alone."""
-_LARGEST = float(np.finfo(np.float32).max) / 2
-"""Two such numbers still differ by a finite float32."""
-
-
-class ScalingError(ValueError):
-    """Features that cannot be brought to unit scale in float32; the message says which."""
 
 
 class Scaling(NamedTuple):
@@ -38,11 +32,9 @@ def measure_scaling(features: Array, scores: Array, rows: NDArray[np.intp]) -> S
     """Mean and standard deviation of the chosen pairs, in float64 and in blocks.
 
     features: (n, n_features); scores: (n,); rows: indices of the pairs to measure, at least one. A constant score gets
-    scale 1. Raises ScalingError for no pairs, or values beyond half of float32's range.
+    scale 1.
     """
     count = len(rows)
-    if not count:
-        raise ScalingError("no pairs to measure a scaling on")
     blocks = [rows[start : start + _BLOCK] for start in range(0, count, _BLOCK)]
     total = np.zeros(features.shape[1])
     largest = np.zeros(features.shape[1])
@@ -51,9 +43,6 @@ def measure_scaling(features: Array, scores: Array, rows: NDArray[np.intp]) -> S
         total += values.sum(axis=0)
         np.maximum(largest, np.abs(values).max(axis=0), out=largest)
     mean = total / count
-    if largest.max() > _LARGEST:
-        at = int(largest.argmax())
-        raise ScalingError(f"features[{at}]: {largest[at]:.3g} is too large to scale in float32; allowed {_LARGEST:.3g}")
     squares = np.zeros(features.shape[1])
     for block in blocks:
         deviations = features[block] - mean
