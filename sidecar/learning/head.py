@@ -100,13 +100,12 @@ class Head:
 
         Multiply by `score_scale ** 2` for score points squared.
         """
-        work = self._pass(len(rows))
+        n = len(rows)
+        work = self._pass(n)
         np.copyto(work.batch, rows)
-        for operation in work.forward:
+        for operation in work.forward_to_error:
             operation()
-        np.subtract(work.result, work.target, out=work.error)
-        loss = float(work.error.dot(work.error)) / len(rows)
-        np.multiply(work.error, work.two_by_n, out=work.error)
+        loss = float(work.error.dot(work.error)) * n / 4
         for operation in work.backward:
             operation()
         return loss
@@ -137,16 +136,14 @@ class Head:
 class _Pass:
     """The forward and backward passes for batches of n: buffers, and the numpy calls on them in order.
 
-    `forward` takes `batch` (n, n_features + 2) to `result` (n,), `backward` takes the derivative of the loss by it in
-    `error` (n,) to the gradient.
+    `forward` takes `batch` (n, n_features + 2) to `result` (n,); `forward_to_error` on to the derivative of the mean squared
+    error by it, in `error` (n,): 2/n times the error; `backward` takes that to the gradient.
     """
 
     def __init__(self, body: tuple[Step, ...], n_features: int, parameters: Array, gradient: Array, n: int) -> None:
         self.forward: list[Operation] = []
         self.backward: list[Operation] = []
         self.batch = np.zeros((n, n_features + 2), dtype=parameters.dtype)
-        self.target: Array = self.batch[:, -1]
-        self.two_by_n = np.array(2 / n, dtype=parameters.dtype)
         inputs: Array = self.batch[:, :-1].T
         deltas: Array | None = None
         values = inputs
@@ -159,12 +156,15 @@ class _Pass:
                 outputs = np.ones((len(weights) + 1, n), dtype=parameters.dtype)
                 values = outputs[:-1]
                 output_deltas = np.zeros_like(values)
-                # np.dot is the faster on small contiguous arrays; np.matmul takes the strided batch without a copy.
-                product = np.matmul if deltas is None else np.dot
-                forward = [partial(product, weights, inputs, out=values)]
-                backward = [partial(product, output_deltas, inputs.T, out=weight_gradient)]
-                if deltas is not None:
-                    backward = [*backward, partial(np.dot, weights[:, :-1].T, output_deltas, out=deltas)]
+                if deltas is None:  # np.matmul takes the strided batch without a copy
+                    forward = [partial(np.matmul, weights, inputs, values)]
+                    backward = [partial(np.matmul, output_deltas, inputs.T, weight_gradient)]
+                else:  # ndarray.dot is the faster on small contiguous arrays
+                    forward = [partial(weights.dot, inputs, values)]
+                    backward = [
+                        partial(output_deltas.dot, inputs.T, weight_gradient),
+                        partial(weights[:, :-1].T.dot, output_deltas, deltas),
+                    ]
                 inputs, deltas = outputs, output_deltas
             elif isinstance(step, Activation) and deltas is not None:
                 forward, backward = _ACTIVATIONS[step.name](values, deltas, step.slope)
@@ -173,6 +173,11 @@ class _Pass:
         assert deltas is not None
         self.result: Array = values[0]
         self.error: Array = deltas[0]
+        self.forward_to_error: list[Operation] = [
+            *self.forward,
+            partial(np.subtract, self.result, self.batch[:, -1], self.error),
+            partial(np.multiply, self.error, np.array(2 / n, dtype=parameters.dtype), self.error),
+        ]
 
 
 # Each activation gives its two passes: in place on the values of a dense layer, and in place on the derivatives of the
@@ -184,7 +189,7 @@ Passes = tuple[Sequence[Operation], Sequence[Operation]]
 def _relu(values: Array, deltas: Array, slope: float) -> Passes:
     zero, positive = np.zeros((), dtype=values.dtype), np.empty_like(values)
     forward = [partial(np.maximum, values, zero, out=values)]
-    backward = [partial(np.sign, values, out=positive), partial(np.multiply, deltas, positive, out=deltas)]
+    backward = [partial(np.sign, values, positive), partial(np.multiply, deltas, positive, deltas)]
     return forward, backward
 
 
@@ -201,7 +206,7 @@ def _tanh(values: Array, deltas: Array, slope: float) -> Passes:
     backward = [
         partial(np.multiply, values, values, out=derivative),
         partial(np.subtract, 1, derivative, out=derivative),
-        partial(np.multiply, deltas, derivative, out=deltas),
+        partial(np.multiply, deltas, derivative, deltas),
     ]
     return forward, backward
 
@@ -218,7 +223,7 @@ def _sigmoid(values: Array, deltas: Array, slope: float) -> Passes:
     backward = [
         partial(np.subtract, 1, values, out=derivative),
         partial(np.multiply, derivative, values, out=derivative),
-        partial(np.multiply, deltas, derivative, out=deltas),
+        partial(np.multiply, deltas, derivative, deltas),
     ]
     return forward, backward
 

@@ -45,15 +45,15 @@ class Sgd:
         self.velocity = velocity
         self._rate = scalar(0.0, parameters)
         decay = [
-            partial(np.multiply, parameters, scalar(weight_decay, parameters), out=scratch),
-            partial(np.add, gradient, scratch, out=gradient),
+            partial(np.multiply, parameters, scalar(weight_decay, parameters), scratch),
+            partial(np.add, gradient, scratch, gradient),
         ]
         self._operations = [
             *(decay if weight_decay else []),
-            partial(np.multiply, velocity, scalar(momentum, parameters), out=velocity),
-            partial(np.add, velocity, gradient, out=velocity),
-            partial(np.multiply, velocity, self._rate, out=scratch),
-            partial(np.subtract, parameters, scratch, out=parameters),
+            partial(np.multiply, velocity, scalar(momentum, parameters), velocity),
+            partial(np.add, velocity, gradient, velocity),
+            partial(np.multiply, velocity, self._rate, scratch),
+            partial(np.subtract, parameters, scratch, parameters),
         ]
 
     def step(self, learning_rate: float) -> None:
@@ -78,24 +78,24 @@ class Adam:
         self.mean, self.square, self.steps = mean, square, 0
         self._rate, self._correction = scalar(0.0, parameters), scalar(0.0, parameters)
         decay = [
-            partial(np.multiply, parameters, weight_decay, out=scratch),
-            partial(np.add, gradient, scratch, out=gradient),
+            partial(np.multiply, parameters, weight_decay, scratch),
+            partial(np.add, gradient, scratch, gradient),
         ]
         self._operations = [
             *(decay if weight_decay else []),
-            partial(np.multiply, mean, self.beta1, out=mean),
-            partial(np.multiply, gradient, 1 - self.beta1, out=scratch),
-            partial(np.add, mean, scratch, out=mean),
-            partial(np.multiply, square, self.beta2, out=square),
-            partial(np.multiply, gradient, gradient, out=gradient),
-            partial(np.multiply, gradient, 1 - self.beta2, out=gradient),
-            partial(np.add, square, gradient, out=square),
-            partial(np.sqrt, square, out=scratch),
-            partial(np.multiply, scratch, self._correction, out=scratch),
-            partial(np.add, scratch, self.epsilon, out=scratch),
-            partial(np.divide, mean, scratch, out=scratch),
-            partial(np.multiply, scratch, self._rate, out=scratch),
-            partial(np.subtract, parameters, scratch, out=parameters),
+            partial(np.multiply, mean, self.beta1, mean),
+            partial(np.multiply, gradient, 1 - self.beta1, scratch),
+            partial(np.add, mean, scratch, mean),
+            partial(np.multiply, square, self.beta2, square),
+            partial(np.multiply, gradient, gradient, gradient),
+            partial(np.multiply, gradient, 1 - self.beta2, gradient),
+            partial(np.add, square, gradient, square),
+            partial(np.sqrt, square, scratch),
+            partial(np.multiply, scratch, self._correction, scratch),
+            partial(np.add, scratch, self.epsilon, scratch),
+            partial(np.divide, mean, scratch, scratch),
+            partial(np.multiply, scratch, self._rate, scratch),
+            partial(np.subtract, parameters, scratch, parameters),
         ]
 
     def step(self, learning_rate: float) -> None:

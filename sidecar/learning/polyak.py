@@ -26,9 +26,9 @@ class PolyakAverage:
         self.steps = 0
         self._weight, scratch = scalar(0.0, parameters), np.empty_like(parameters)
         self._operations = [
-            partial(np.subtract, parameters, self.parameters, out=scratch),
-            partial(np.multiply, scratch, self._weight, out=scratch),
-            partial(np.add, self.parameters, scratch, out=self.parameters),
+            partial(np.subtract, parameters, self.parameters, scratch),
+            partial(np.multiply, scratch, self._weight, scratch),
+            partial(np.add, self.parameters, scratch, self.parameters),
         ]
 
     def update(self) -> None:

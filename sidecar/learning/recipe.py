@@ -10,12 +10,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_builder.network import ActivationName, Array
-from sidecar.learning.fresh import fresh_network
+from onnx_builder.network import Activation, ActivationName, Array, Clip, Dense, Elementwise, Network
 from sidecar.learning.head import Head
 from sidecar.learning.optimizer import Adam, Sgd, clip_gradient, cosine_decay, warmed_up
 from sidecar.learning.polyak import PolyakAverage
-from sidecar.learning.scaler import measure_scaling
+from sidecar.learning.scaler import Scaling, measure_scaling
 
 _BATCHES_A_BLOCK = 64
 
@@ -55,8 +54,8 @@ class Recipe:
     hidden: int = 64
     activation: ActivationName = "relu"
     feature_clip: float = 6.0
-    weight_gain: float = 0.15
-    bias_deviation: float = 2.0
+    weight_gain: float = 0.1
+    bias_deviation: float = 1.5
     score_min: float = 0.0
     score_max: float = 100.0
     seed: int = 0
@@ -76,6 +75,34 @@ class Fitted:
     steps: int
 
 
+def fresh_network(scaling: Scaling, recipe: Recipe, generator: np.random.Generator) -> Network:
+    """Scaling, a hidden layer of random weights, an output layer, and back to score points, clipped to their range.
+
+    scaling: of the pairs that it will train on. Weights have `recipe.weight_gain` times the normal deviation of He et
+    al. (2015, arXiv:1502.01852); those of features that did not vary are zero, so that they have no say before they have
+    been seen to matter.
+    """
+    n_features = len(scaling.offset)
+    first_deviation, last_deviation = (recipe.weight_gain * math.sqrt(2 / n) for n in (n_features, recipe.hidden))
+    first = generator.normal(scale=first_deviation, size=(recipe.hidden, n_features)) * scaling.varying
+    biases = generator.normal(scale=recipe.bias_deviation, size=recipe.hidden)
+    last = generator.normal(scale=last_deviation, size=(1, recipe.hidden))
+    return Network(
+        n_features,
+        (
+            Elementwise("Sub", scaling.offset),
+            Elementwise("Mul", scaling.factor),
+            Clip(-recipe.feature_clip, recipe.feature_clip),
+            Dense(first.astype(np.float32), biases.astype(np.float32)),
+            Activation(recipe.activation),
+            Dense(last.astype(np.float32), np.zeros(1, dtype=np.float32)),
+            Elementwise("Mul", np.asarray(scaling.score_scale, dtype=np.float32)),
+            Elementwise("Add", np.asarray(scaling.score_offset, dtype=np.float32)),
+            Clip(recipe.score_min, recipe.score_max),
+        ),
+    )
+
+
 def fit(features: Array, scores: Array, rows: Rows, recipe: Recipe, progress: Progress = no_progress) -> Fitted:
     """A fresh head trained on the chosen pairs: the same pairs, rows and recipe give the same bytes.
 
@@ -84,18 +111,7 @@ def fit(features: Array, scores: Array, rows: Rows, recipe: Recipe, progress: Pr
     """
     shuffle, initial = (np.random.default_rng(s) for s in np.random.SeedSequence(recipe.seed).spawn(2))
     scaling = measure_scaling(features, scores, rows)
-    head = Head(
-        fresh_network(
-            scaling,
-            initial,
-            hidden=recipe.hidden,
-            activation=recipe.activation,
-            score_range=(recipe.score_min, recipe.score_max),
-            feature_clip=recipe.feature_clip,
-            weight_gain=recipe.weight_gain,
-            bias_deviation=recipe.bias_deviation,
-        )
-    )
+    head = Head(fresh_network(scaling, recipe, initial))
     optimizer = (
         Sgd(head.parameters, head.gradient, recipe.momentum, recipe.weight_decay)
         if recipe.optimizer == "sgd"
