@@ -26,12 +26,15 @@ from sidecar.recorded import RecordedPairs, read_pairs
 from sidecar.scores import plcc, rmse
 
 VARIATIONS: list[tuple[str, Any]] = [
-    *(("feature_clip", value) for value in (3.0, 4.0, 8.0, 12.0, 1e9)),
-    *(("bias_deviation", value) for value in (0.0, 1.0, 4.0)),
-    *(("weight_gain", value) for value in (0.05, 0.3, 1.0)),
-    *(("weight_decay", value) for value in (1e-5, 3e-5, 3e-4, 1e-3)),
-    *(("epochs", value) for value in (60, 120, 480)),
-    *(("learning_rate", value) for value in (0.01, 0.04)),
+    *(("group_lasso", value) for value in (0.0, 3e-4, 3e-3)),
+    ("score_max", 1e9),  # no bound: scores of 100 are errors like any other
+    *(("feature_clip", value) for value in (3.0, 1e9)),
+    *(("bias_deviation", value) for value in (0.0, 2.0)),
+    *(("weight_gain", value) for value in (0.03, 0.3, 1.0)),
+    *(("weight_decay", value) for value in (1e-5, 1e-4, 1e-3)),
+    *(("epochs", value) for value in (20, 60, 480)),
+    *(("learning_rate", value) for value in (0.01, 0.02, 0.08)),
+    *(("momentum", value) for value in (0.9, 0.98)),
     *(("batch_size", value) for value in (16, 64)),
     *(("hidden", value) for value in (32, 128)),
     *(("activation", value) for value in ("tanh", "gelu", "leaky_relu")),
@@ -86,7 +89,11 @@ def main() -> None:
         candidates["MLPRegressor"] = [
             (
                 f"{solver}, alpha {a:g}",
-                peer(lambda seed, a=a, s=solver: MLPRegressor((64,), alpha=a, solver=s, max_iter=500, random_state=seed)),
+                peer(
+                    lambda seed, a=a, s=solver: MLPRegressor(
+                        hidden_layer_sizes=(64,), alpha=a, solver=s, max_iter=500, random_state=seed
+                    )
+                ),
                 options.seeds,
             )
             for solver in ("adam", "lbfgs")

@@ -42,7 +42,8 @@ def main() -> None:
         rates["vmafx-sidecar"].append(epochs * len(pairs) / (time.perf_counter() - started))
 
         model = MLPRegressor(
-            (recipe.hidden,), solver="sgd", batch_size=recipe.batch_size, learning_rate_init=recipe.learning_rate,
+            hidden_layer_sizes=(recipe.hidden,), solver="sgd", batch_size=recipe.batch_size,
+            learning_rate_init=1e-3,  # ours diverges there
             momentum=recipe.momentum, nesterovs_momentum=False, alpha=recipe.weight_decay, max_iter=epochs,
             tol=0, n_iter_no_change=epochs, random_state=0,
         )  # fmt: skip

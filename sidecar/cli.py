@@ -90,7 +90,7 @@ _share = click.FloatRange(min=0, max=1, max_open=True)
     "--group-by", metavar="FIELD", help="First validate by leaving out each value of this field once; then train on all."
 )
 @_pairs_options
-@click.option("--epochs", type=_at_least_one, help="Passes over the pairs.  [default: 240; fewer beyond 100,000 pairs]")
+@click.option("--epochs", type=_at_least_one, help="Passes over the pairs.  [default: 768,000 / pairs, 10 to 3000]")
 @click.option("--batch-size", type=_at_least_one, default=_DEFAULTS.batch_size, show_default=True)
 @click.option(
     "--lr",
@@ -103,6 +103,13 @@ _share = click.FloatRange(min=0, max=1, max_open=True)
 @click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default=_DEFAULTS.optimizer, show_default=True)
 @click.option("--momentum", type=_share, default=_DEFAULTS.momentum, show_default=True, help="Of SGD.")
 @click.option("--weight-decay", type=_not_negative, default=_DEFAULTS.weight_decay, show_default=True, help="L2 strength.")
+@click.option(
+    "--group-lasso",
+    type=_not_negative,
+    default=_DEFAULTS.group_lasso,
+    show_default=True,
+    help="Strength of the penalty that takes useless features out.",
+)
 @click.option(
     "--max-grad-norm", type=_positive, default=_DEFAULTS.max_grad_norm, show_default=True, help="Gradient clipping threshold."
 )

@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from onnx_builder import Activation, Dense, Elementwise, Network, NetworkError
+from onnx_builder import Activation, Clip, Dense, Elementwise, Network, NetworkError
 from onnx_builder.erf import erf
 from sidecar.learning.head import Head
 from sidecar.learning.optimizer import Adam, Sgd, clip_gradient
@@ -57,6 +57,19 @@ def test_loss_is_the_mean_squared_error_in_score_points(make_network):
     unclipped = Head(Network(6, head.network().steps[:-1])).predict(features)
     loss = head.loss_and_gradient(head.rows(features, scores)) * head.score_scale**2
     assert loss == pytest.approx(np.mean((unclipped - scores) ** 2), rel=1e-5)
+
+
+def test_a_prediction_beyond_a_bound_is_right_for_a_score_at_it():
+    ones = np.ones((1, 1), np.float32)
+    steps = (Dense(ones, np.zeros(1, np.float32)), Elementwise("Mul", np.float32(-20) * ones[0]), Clip(0, 100))
+    head = Head(Network(1, steps))
+    features, scores = np.array([[-7.0], [2.0], [-7.0], [2.0], [-3.0]]), np.array([100.0, 0.0, 90.0, 10.0, 100.0])
+    squared = np.array([0, 0, 140 - 90, -40 - 10, 60 - 100]) ** 2
+    rows = head.rows(features, scores)
+    for row, expected in zip(rows, squared, strict=True):
+        assert head.loss_and_gradient(row[None]) * head.score_scale**2 == pytest.approx(expected)
+        assert head.gradient.any() == bool(expected)
+    assert head.loss_and_gradient(rows) * head.score_scale**2 == pytest.approx(squared.mean())
 
 
 def test_network_gives_back_what_was_trained(make_network):

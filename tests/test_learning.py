@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.learning.group_lasso import GroupLasso
 from sidecar.learning.optimizer import Sgd, clip_gradient, cosine_decay, warmed_up
 from sidecar.learning.polyak import PolyakAverage
 from sidecar.learning.replay import ReplayBuffer
@@ -34,6 +35,12 @@ def test_clipping_scales_down_to_the_norm_and_leaves_smaller_gradients():
     assert np.allclose(gradient, [0.6, 0.8], rtol=1e-6)
     assert clip_gradient(gradient, 2.0) == pytest.approx(1.0)
     assert np.allclose(gradient, [0.6, 0.8], rtol=1e-6)
+
+
+def test_group_lasso_shortens_the_weights_of_each_feature():
+    weights = np.array([[3.0, 0.1, 0.0], [4.0, 0.0, 0.0]])
+    GroupLasso(weights).shrink(0.5)
+    assert np.allclose(weights, [[2.7, 0, 0], [3.6, 0, 0]])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e38])

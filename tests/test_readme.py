@@ -1,0 +1,31 @@
+"""The README says what the program does."""
+
+from __future__ import annotations
+
+import re
+
+from sidecar.cli import cli, train_offline_command
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_training_option_stands_in_the_table_with_its_default():
+    table = dict(re.findall(r"^\| `(--[a-z-]+)` \| (.*?) \|", README, flags=re.MULTILINE))
+    options = {option.opts[0]: option for option in train_offline_command.params if option.opts[0].startswith("--")}
+    assert table.keys() == options.keys() - {"--json"}
+    for name, stated in table.items():
+        default = options[name].default
+        if isinstance(default, float | int) and not isinstance(default, bool):
+            assert float(stated) == default, name
+        elif isinstance(default, str):
+            assert stated == f"`{default}`", name
+
+
+def test_every_command_stands_in_the_readme():
+    assert set(re.findall(r"^\| `vmafx-sidecar ([a-z-]+) ", README, flags=re.MULTILINE)) == set(cli.commands)
+
+
+def test_links_lead_to_files():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
