@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from sklearn.compose import TransformedTargetRegressor
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Ridge
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
@@ -27,7 +29,7 @@ from sidecar.scores import plcc, rmse
 
 VARIATIONS: list[tuple[str, Any]] = [
     *(("group_lasso", value) for value in (0.0, 3e-4, 3e-3)),
-    ("score_max", 1e9),  # no bound: scores of 100 are errors like any other
+    ("score_max", 1e9),  # no bound: a prediction beyond 100 is an error like any other
     *(("feature_clip", value) for value in (3.0, 1e9)),
     *(("bias_deviation", value) for value in (0.0, 2.0)),
     *(("weight_gain", value) for value in (0.03, 0.3, 1.0)),
@@ -77,6 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--vary", action="store_true", help="instead of peers: the recipe with one part changed at a time")
     options = parser.parse_args()
+    warnings.simplefilter("ignore", ConvergenceWarning)
     pairs = read_pairs(options.pairs, group_by=options.group_by)
 
     candidates: dict[str, list[tuple[str, Train, int]]] = {"default recipe": [("", ours(Recipe()), options.seeds)]}

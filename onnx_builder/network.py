@@ -123,7 +123,7 @@ class Network:
         x: Array = np.asarray(features, dtype=np.float32)
         if x.ndim != 2 or x.shape[1] != self.n_features:
             raise NetworkError(f"features: expected shape (n, {self.n_features}), got {x.shape}")
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             for step in self.steps:
                 match step:
                     case Elementwise():

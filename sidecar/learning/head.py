@@ -122,7 +122,7 @@ class Head:
     def predict(self, features: Array) -> NDArray[np.float32]:
         """Scores (n,) of raw features (n, n_features), in score points, as the exported graph gives them."""
         n = len(features)
-        scores = np.empty(n, dtype=np.float32)
+        scores = np.zeros(n, dtype=np.float32)
         work = self._pass(n if n in self._passes else _CHUNK)
         size = len(work.batch)
         for start in range(0, n, size):
