@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -50,7 +51,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         for name, write in (("pairs.jsonl", write_lines), ("pairs.jsonl.gz", write_lines), ("pairs.npz", write_npz)):
             path = Path(directory, name)
-            write(path, options.pairs)
+            writer = multiprocessing.Process(target=write, args=(path, options.pairs))  # whose memory ours would inherit
+            writer.start()
+            writer.join()
             command = [sys.executable, "-m", "sidecar", "train-offline", str(path), "--output", f"{directory}/{name}.out"]
             started = time.perf_counter()
             process = subprocess.Popen([*command, "--epochs", str(options.epochs)], stdout=subprocess.DEVNULL)

@@ -28,6 +28,7 @@ from sidecar.recorded import RecordedPairs, read_pairs
 from sidecar.scores import plcc, rmse
 
 VARIATIONS: list[tuple[str, Any]] = [
+    ("optimizer", "adam"),
     *(("group_lasso", value) for value in (0.0, 3e-4, 3e-3)),
     ("score_max", 1e9),  # no bound: a prediction beyond 100 is an error like any other
     *(("feature_clip", value) for value in (3.0, 1e9)),

@@ -19,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
 
-from sidecar.learning.recipe import Recipe, default_epochs, fit
+from sidecar.learning.recipe import Recipe, fit, schedule
 from sidecar.recorded import read_pairs
 
 ROUNDS = 5
@@ -32,7 +32,7 @@ def main() -> None:
     pairs = read_pairs(options.pairs)
     recipe = Recipe()
     rows = np.arange(len(pairs))
-    epochs = default_epochs(len(pairs))
+    epochs = schedule(recipe, len(pairs)).epochs
     warnings.simplefilter("ignore", ConvergenceWarning)
 
     rates: dict[str, list[float]] = {"vmafx-sidecar": [], "MLPRegressor": []}

@@ -96,9 +96,7 @@ _share = click.FloatRange(min=0, max=1, max_open=True)
     "--lr",
     "learning_rate",
     type=_positive,
-    default=_DEFAULTS.learning_rate,
-    show_default=True,
-    help="Peak learning rate, in standardised units.",
+    help="Peak learning rate, in standardised units.  [default: 0.04; 0.002 with adam]",
 )
 @click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default=_DEFAULTS.optimizer, show_default=True)
 @click.option("--momentum", type=_share, default=_DEFAULTS.momentum, show_default=True, help="Of SGD.")
@@ -106,9 +104,7 @@ _share = click.FloatRange(min=0, max=1, max_open=True)
 @click.option(
     "--group-lasso",
     type=_not_negative,
-    default=_DEFAULTS.group_lasso,
-    show_default=True,
-    help="Strength of the penalty that takes useless features out.",
+    help="Strength of the penalty that takes useless features out.  [default: 0.001; 0.1 with adam]",
 )
 @click.option(
     "--max-grad-norm", type=_positive, default=_DEFAULTS.max_grad_norm, show_default=True, help="Gradient clipping threshold."

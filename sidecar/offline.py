@@ -21,7 +21,7 @@ from onnx_builder.write import OPSET, to_bytes
 from sidecar.checkpoints import STABLE, Checkpoint, check_writable, linked, publish
 from sidecar.gate import Gate, judge
 from sidecar.learning.head import Head
-from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, default_epochs, fit, no_progress
+from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, fit, no_progress, schedule
 from sidecar.recorded import RecordedPairs, read_pairs
 from sidecar.scores import Metrics, metrics
 
@@ -131,8 +131,7 @@ def train_offline(
     train, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     if not len(train):
         raise TrainingError(f"a holdout of {holdout:g} leaves none of {len(pairs)} pairs to train on; use 0 to train on all")
-    if recipe.epochs is None:
-        recipe = dataclasses.replace(recipe, epochs=default_epochs(len(train)))
+    recipe = dataclasses.replace(recipe, **schedule(recipe, len(train))._asdict())
     epochs = recipe.epochs or 0
     validated = (len(pairs.group_names) - 1) * len(pairs) if group_by is not None else 0
     report = progress((validated + len(train)) * epochs)

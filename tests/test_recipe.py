@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sidecar.learning.recipe import Recipe, TrainingError, default_epochs, fit
+from sidecar.learning.recipe import Recipe, TrainingError, fit, schedule
 from sidecar.scores import plcc, rmse
 
 QUICK = Recipe(epochs=20)
@@ -82,7 +82,7 @@ def test_progress_counts_every_pair_once_an_epoch(example):
 
 
 def test_default_epochs_bound_the_work():
-    assert [default_epochs(n) for n in (1, 256, 5000, 70_000, 1_000_000)] == [3000, 3000, 154, 11, 10]
+    assert [schedule(Recipe(), n).epochs for n in (1, 256, 5000, 70_000, 1_000_000)] == [3000, 3000, 154, 11, 10]
 
 
 def test_a_learning_rate_that_diverges_is_told(example):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,17 +42,17 @@ class Recipe:
     bends only where that pays. A group lasso takes features out that do not help, so that they cannot mislead on content
     not seen; it fades to nothing by the end, which leaves the others unbiased. Biases spread over a deviation put the
     units' kinks where the features are, not all at their means. Features are cut off at `feature_clip` deviations: an
-    encode unlike all others is then not extrapolated to, and no finite feature overflows. `epochs` None: as
-    `default_epochs` says.
+    encode unlike all others is then not extrapolated to, and no finite feature overflows. What is None is as
+    `schedule` says.
     """
 
     epochs: int | None = None
     batch_size: int = 32
-    learning_rate: float = 0.04
+    learning_rate: float | None = None
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.95
     weight_decay: float = 0.0
-    group_lasso: float = 1e-3
+    group_lasso: float | None = None
     max_grad_norm: float = 1.0
     warmup_steps: int = 100
     ema_decay: float = 0.999
@@ -66,9 +66,30 @@ class Recipe:
     seed: int = 0
 
 
-def default_epochs(n_pairs: int) -> int:
-    """As many as train 768,000 pairs in all (24,000 steps of 32), but at least 10 and at most 3000."""
-    return max(10, min(3000, math.ceil(768_000 / n_pairs)))
+TRAINED_PAIRS, FEWEST_EPOCHS, MOST_EPOCHS = 768_000, 10, 3000
+LEARNING_RATE = {"sgd": 0.04, "adam": 0.002}
+GROUP_LASSO = {"sgd": 1e-3, "adam": 0.1}
+"""Adam divides gradients by their size, which is about a hundredth near the end, but not the penalty."""
+
+
+class Schedule(NamedTuple):
+    """What a recipe leaves open, for a number of pairs and its optimizer."""
+
+    epochs: int
+    learning_rate: float
+    group_lasso: float
+
+
+def schedule(recipe: Recipe, n_pairs: int) -> Schedule:
+    """The recipe's own values, else the defaults.
+
+    epochs: as many as train 768,000 pairs in all (24,000 steps of 32), but at least 10 and at most 3000.
+    """
+    return Schedule(
+        recipe.epochs or max(FEWEST_EPOCHS, min(MOST_EPOCHS, math.ceil(TRAINED_PAIRS / n_pairs))),
+        LEARNING_RATE[recipe.optimizer] if recipe.learning_rate is None else recipe.learning_rate,
+        GROUP_LASSO[recipe.optimizer] if recipe.group_lasso is None else recipe.group_lasso,
+    )
 
 
 @dataclass(frozen=True)
@@ -123,10 +144,10 @@ def fit(features: Array, scores: Array, rows: Rows, recipe: Recipe, progress: Pr
         else Adam(head.parameters, head.gradient, recipe.weight_decay)
     )
     lasso = GroupLasso(head.feature_weights)
-    reach = _LASSO_EVERY * recipe.group_lasso / (1 - recipe.momentum if recipe.optimizer == "sgd" else 1)
+    epochs, learning_rate, group_lasso = schedule(recipe, len(rows))
+    reach = _LASSO_EVERY * group_lasso / (1 - recipe.momentum if recipe.optimizer == "sgd" else 1)
     average = PolyakAverage(head.parameters, recipe.ema_decay)
     batch_size = min(recipe.batch_size, len(rows))
-    epochs = recipe.epochs or default_epochs(len(rows))
     total = epochs * math.ceil(len(rows) / batch_size)
     step = 0
     with np.errstate(over="ignore", invalid="ignore"):  # told below
@@ -135,9 +156,9 @@ def fit(features: Array, scores: Array, rows: Rows, recipe: Recipe, progress: Pr
             for start in range(0, len(block), batch_size):
                 loss = head.loss_and_gradient(block[start : start + batch_size])
                 if not clip_gradient(head.gradient, recipe.max_grad_norm) < math.inf:
-                    where = f"step {step + 1} of {total} with learning rate {recipe.learning_rate:g}"
+                    where = f"step {step + 1} of {total} with learning rate {learning_rate:g}"
                     raise TrainingError(f"training diverged at {where}; try a smaller one")
-                rate = warmed_up(recipe.learning_rate, step, recipe.warmup_steps) * cosine_decay(step, total)
+                rate = warmed_up(learning_rate, step, recipe.warmup_steps) * cosine_decay(step, total)
                 optimizer.step(rate)
                 if reach and step % _LASSO_EVERY == 0:
                     lasso.shrink(reach * rate * (1 - step / total))
