@@ -31,7 +31,7 @@ VARIATIONS: list[tuple[str, Any]] = [
     ("optimizer", "adam"),
     *(("group_lasso", value) for value in (0.0, 3e-4, 3e-3)),
     ("score_max", 1e9),  # no bound: a prediction beyond 100 is an error like any other
-    *(("feature_clip", value) for value in (3.0, 1e9)),
+    *(("feature_clip", value) for value in (3.0, 6.0, 1e9)),
     *(("bias_deviation", value) for value in (0.0, 2.0)),
     *(("weight_gain", value) for value in (0.03, 0.3, 1.0)),
     *(("weight_decay", value) for value in (1e-5, 1e-4, 1e-3)),

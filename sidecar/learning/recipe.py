@@ -58,7 +58,7 @@ class Recipe:
     ema_decay: float = 0.999
     hidden: int = 64
     activation: ActivationName = "relu"
-    feature_clip: float = 6.0
+    feature_clip: float = 10.0
     weight_gain: float = 0.1
     bias_deviation: float = 1.0
     score_min: float = 0.0
