@@ -9,6 +9,10 @@ chosen by the very figure that is compared (which favours the peers).
 from __future__ import annotations
 
 import argparse
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import dataclasses
 import time
 import warnings

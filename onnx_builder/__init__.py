@@ -3,6 +3,6 @@
 Knows ONNX and numpy, nothing of training or sockets.
 """
 
-from onnx_builder.network import Activation, Clip, Dense, Elementwise, Network, NetworkError
+from onnx_builder.network import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError, Port
 
-__all__ = ["Activation", "Clip", "Dense", "Elementwise", "Network", "NetworkError"]
+__all__ = ["Activation", "Clip", "Dense", "Elementwise", "LayerNormalization", "Network", "NetworkError", "Port"]

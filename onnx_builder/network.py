@@ -6,6 +6,7 @@ step is one idea of the graph (a scaling constant, a dense layer, an activation)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -60,7 +61,40 @@ class Activation:
     slope: float = LEAKY_RELU_SLOPE
 
 
-Step = Elementwise | Clip | Dense | Activation
+@dataclass(frozen=True, eq=False)
+class LayerNormalization:
+    """`(x − mean) / √(variance + epsilon) · scale + bias` over a row's values; scale, bias: (width,) float32.
+
+    Ba, Kiros, Hinton: Layer normalization (2016), arXiv:1607.06450.
+    """
+
+    scale: Float32
+    bias: Float32
+    epsilon: float = 1e-5
+
+
+Step = Elementwise | Clip | Dense | Activation | LayerNormalization
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or the output of a graph, as it is declared: its name and shape, dimensions as numbers or names.
+
+    An input's first dimension is the batch, the product of the others its width.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+
+    @property
+    def width(self) -> int:
+        return math.prod(size for size in self.shape[1:] if isinstance(size, int))
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The number of rows that the graph takes at a time; None where that is open."""
+        return self.shape[0] if self.shape and isinstance(self.shape[0], int) else None
+
 
 _ELEMENTWISE: dict[str, Callable[[Array, Array], Array]] = {
     "Add": np.add,
@@ -81,16 +115,24 @@ _ACTIVATIONS: dict[str, Callable[[Array, float], Array]] = {
 class Network:
     """Features (n, n_features) in, one score a row out.
 
+    inputs, output: what a graph of it declares; by default one input `features` (batch, n_features) and one output `score`
+    (batch, 1). Several inputs share the features out in their order.
+
     Raises NetworkError if the widths of the steps do not fit together, a number is not finite, or the last width is
     not 1.
     """
 
     n_features: int
     steps: tuple[Step, ...]
-    input_name: str = "features"
-    output_name: str = "score"
+    inputs: tuple[Port, ...] = ()
+    output: Port = Port("score", ("batch", 1))
 
     def __post_init__(self) -> None:
+        if not self.inputs:
+            object.__setattr__(self, "inputs", (Port("features", ("batch", self.n_features)),))
+        widths = [port.width for port in self.inputs]
+        if sum(widths) != self.n_features:
+            raise NetworkError(f"inputs of {' + '.join(map(str, widths))} values do not make {self.n_features} features")
         width = self.n_features
         for position, step in enumerate(self.steps):
             where = f"step {position} ({type(step).__name__})"
@@ -105,6 +147,12 @@ class Network:
                 if step.value.shape not in ((), (width,)):
                     raise NetworkError(f"{where}: {width} values come in; a constant of shape {step.value.shape} does not fit")
                 _require_finite(where, step.value)
+            elif isinstance(step, LayerNormalization):
+                if step.scale.shape != (width,) or step.bias.shape != (width,):
+                    raise NetworkError(
+                        f"{where}: {width} values come in; scale {step.scale.shape} and bias {step.bias.shape} do not fit"
+                    )
+                _require_finite(where, step.scale, step.bias)
             elif isinstance(step, Clip):
                 if not step.low <= step.high:
                     raise NetworkError(f"{where}: low {step.low} is above high {step.high}")
@@ -117,6 +165,10 @@ class Network:
     def dense_widths(self) -> tuple[int, ...]:
         """Widths from the input through every dense layer, (80, 64, 1) for the default head."""
         return (self.n_features, *(step.weight.shape[0] for step in self.steps if isinstance(step, Dense)))
+
+    def canonical(self) -> Network:
+        """The same function with one input `features` and one output `score`."""
+        return Network(self.n_features, self.steps)
 
     def forward(self, features: Array) -> Float32:
         """Scores (n,) of features (n, n_features), computed in float32 as the graph does: the plain reference."""
@@ -132,9 +184,23 @@ class Network:
                         x = np.clip(x, np.float32(step.low), np.float32(step.high))
                     case Dense():
                         x = x @ step.weight.T + step.bias
+                    case LayerNormalization():
+                        x = layer_normalization(x, step)
                     case Activation():
-                        x = _ACTIVATIONS[step.name](x, step.slope)
+                        x = activate(step, x)
         return np.ascontiguousarray(x[:, 0], dtype=np.float32)
+
+
+def activate(step: Activation, x: Array) -> Array:
+    """An activation's values at x, of x's shape and type."""
+    return _ACTIVATIONS[step.name](x, step.slope)
+
+
+def layer_normalization(x: Array, step: LayerNormalization) -> Array:
+    """Of rows (n, width)."""
+    centred = x - x.mean(axis=1, keepdims=True)
+    deviation = np.sqrt((centred * centred).mean(axis=1, keepdims=True) + x.dtype.type(step.epsilon))
+    return np.asarray(centred / deviation * step.scale + step.bias)
 
 
 def _require_finite(where: str, *arrays: Array) -> None:

@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -36,6 +36,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DType = np.dtype[Any]
+_T = TypeVar("_T")
 _BFLOAT16 = np.dtype([("bfloat16", "<u2")])  # the upper half of a float32; numpy has no such type
 _STORAGES: dict[str, _DType] = {
     "torch.FloatStorage": np.dtype("<f4"),
@@ -53,6 +54,7 @@ _STORAGES: dict[str, _DType] = {
 }
 _CALLS = {
     "collections.OrderedDict",
+    "collections.Counter",
     "torch.Size",
     "torch.device",
     "torch._utils._rebuild_tensor",
@@ -65,9 +67,15 @@ _SAFETENSORS: dict[str, _DType] = {
     "F64": np.dtype("<f8"),
     "F16": np.dtype("<f2"),
     "BF16": _BFLOAT16,
-    **{name: np.dtype(f"<{name[0].lower()}{int(name[1:]) // 8}") for name in "I64 I32 I16 I8 U64 U32 U16 U8".split()},
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+# What the readers raise, beside errors of their own, for bytes that are not what they should be.
+_DAMAGE = (EOFError, LookupError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
 
 
 def read_state_dict(path: Path, activation: ActivationName = "relu") -> Network:
@@ -81,10 +89,9 @@ def read_state_dict(path: Path, activation: ActivationName = "relu") -> Network:
 
 def from_bytes(data: bytes, activation: ActivationName = "relu") -> Network:
     """The network of the bytes of a state-dict file; raises NetworkError."""
-    steps: list[Dense | Activation] = []
-    for layer in dense_layers(data).values():
-        steps += [layer, Activation(activation)]
-    return Network(steps[0].weight.shape[1] if isinstance(steps[0], Dense) else 0, tuple(steps[:-1]))
+    layers = list(dense_layers(data).values())
+    steps = [step for layer in layers for step in (layer, Activation(activation))]
+    return Network(layers[0].weight.shape[1], tuple(steps[:-1]))
 
 
 def dense_layers(data: bytes) -> dict[str, Dense]:
@@ -95,25 +102,18 @@ def dense_layers(data: bytes) -> dict[str, Dense]:
     if len(data) > MAX_BYTES:
         raise NetworkError(f"more than {MAX_BYTES:,} bytes; a regressor is smaller")
     try:
+        if data[8:9] == b"{":  # asked first: the length before it may begin like a pickle
+            return _chain(_linear(_read_safetensors(data)), in_order_of_definition=False)
         if data.startswith(b"PK\x03\x04"):
             return _chain(_linear(_read_zip(data)), in_order_of_definition=True)
         if data.startswith(pickle.PROTO):
             return _chain(_linear(_read_legacy(data)), in_order_of_definition=True)
-        if data[8:9] == b"{":
-            return _chain(_linear(_read_safetensors(data)), in_order_of_definition=False)
     except NetworkError:
         raise
-    except _DAMAGE as error:
+    except (*_DAMAGE, struct.error, zipfile.BadZipFile, msgspec.DecodeError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise NetworkError(f"damaged or truncated: {type(error).__name__}: {reason}") from error
     raise NetworkError("neither a PyTorch state-dict nor safetensors")
-
-
-# What zipfile, struct, msgspec, numpy and lookups raise for bytes that are not what they should be.
-_DAMAGE = (
-    *(EOFError, LookupError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError),
-    *(struct.error, zipfile.BadZipFile, msgspec.DecodeError),
-)
 
 
 # The three forms, each giving its tensors by key.
@@ -123,14 +123,13 @@ def _read_zip(data: bytes) -> dict[str, Array]:
     if data.count(b"PK\x01\x02") > MAX_ZIP_MEMBERS:  # before zipfile makes an object of each
         raise NetworkError(f"more than {MAX_ZIP_MEMBERS:,} members in the zip archive")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = archive.infolist()
+        members, names = archive.infolist(), archive.namelist()
+        if any(re.match(r"[^/]+/(constants\.pkl|code/)", name) for name in names):
+            raise NetworkError("a TorchScript archive, not a state-dict: save model.state_dict() instead")
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise NetworkError("a compressed zip archive; torch.save does not compress")
         if sum(member.file_size for member in members) > MAX_BYTES:
             raise NetworkError(f"the members of the zip archive have more than {MAX_BYTES:,} bytes")
-        names = archive.namelist()
-        if any(re.match(r"[^/]+/(constants\.pkl|code/)", name) for name in names):
-            raise NetworkError("a TorchScript archive, not a state-dict: save model.state_dict() instead")
         pickles = [name for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(pickles) != 1:
             raise NetworkError(f"a zip archive with {len(pickles)} members data.pkl; a state-dict has one")
@@ -138,10 +137,9 @@ def _read_zip(data: bytes) -> dict[str, Array]:
         byte_order = archive.read(root + "byteorder") if root + "byteorder" in names else b"little"
         if byte_order not in (b"little", b"big"):
             raise NetworkError(f"byte order {byte_order[:20]!r}; expected little or big")
-        storages: dict[str, _Storage] = {}
-        state = _state_dict(_unpickle(io.BytesIO(archive.read(pickles[0])), storages))
-        contents = {key: archive.read(f"{root}data/{key}") for key in storages}
-    return {key: _view(key, tensor, contents[tensor.storage.key], byte_order == b"big") for key, tensor in state.items()}
+        state = _state_dict(_unpickle(io.BytesIO(archive.read(pickles[0])), {}))
+        contents = {key: archive.read(f"{root}data/{key}") for key in {tensor.storage.key for tensor in state.values()}}
+    return {key: _tensor_view(key, tensor, contents, byte_order == b"big") for key, tensor in state.items()}
 
 
 def _read_legacy(data: bytes) -> dict[str, Array]:
@@ -155,14 +153,14 @@ def _read_legacy(data: bytes) -> dict[str, Array]:
     keys = _unpickle(stream, {})
     contents: dict[str, memoryview] = {}
     position = stream.tell()
-    for key in keys:
-        storage = storages[key]
+    for key in _expect(list, keys):
+        storage = storages[_expect(str, key)]
         (count,) = struct.unpack_from("<q", data, position)
         if count != storage.count:
             raise NetworkError(f"storage {_quote(key)} has {count} values; its tensors expect {storage.count}")
         start, position = position + 8, position + 8 + count * storage.dtype.itemsize
         contents[key] = memoryview(data)[start:position]
-    return {key: _view(key, tensor, contents[tensor.storage.key]) for key, tensor in state.items()}
+    return {key: _tensor_view(key, tensor, contents) for key, tensor in state.items()}
 
 
 class _SafetensorsEntry(msgspec.Struct):
@@ -175,7 +173,9 @@ def _read_safetensors(data: bytes) -> dict[str, Array]:
     """Header length (uint64), JSON header, values, all in little endian."""
     (length,) = struct.unpack_from("<Q", data)
     if length > min(MAX_PICKLE_BYTES, len(data) - 8):
-        raise NetworkError(f"the safetensors header has {length:,} bytes; the file or the limit {MAX_PICKLE_BYTES:,} ends before")
+        raise NetworkError(
+            f"the safetensors header has {length:,} bytes; the file or the limit {MAX_PICKLE_BYTES:,} ends before"
+        )
     header = msgspec.json.decode(data[8 : 8 + length], type=dict[str, msgspec.Raw])
     header.pop("__metadata__", None)
     values = memoryview(data)[8 + length :]
@@ -188,12 +188,9 @@ def _read_safetensors(data: bytes) -> dict[str, Array]:
         dtype, (start, stop) = _SAFETENSORS[entry.dtype], entry.data_offsets
         if not 0 <= start <= stop <= len(values):
             raise NetworkError(f"{_quote(key)} lies at bytes {start} to {stop} of {len(values)}")
-        count = (stop - start) // dtype.itemsize
-        strides = tuple(math.prod(entry.shape[axis + 1 :]) for axis in range(min(len(entry.shape), MAX_DIMENSIONS + 1)))
-        tensor = _Tensor(_Storage(dtype, key, count), 0, entry.shape, strides)
-        state[key] = _view(key, tensor, values[start:stop])
+        state[key] = _view(key, dtype, values[start:stop], entry.shape)
         if state[key].nbytes != stop - start:
-            raise NetworkError(f"{_quote(key)} of shape {entry.shape} has {stop - start} bytes")
+            raise NetworkError(f"{_quote(key)} has shape {entry.shape}, {state[key].nbytes} bytes, but lies in {stop - start}")
         end = max(end, stop)
     if end != len(values):
         raise NetworkError(f"the safetensors header describes {end} bytes of values; there are {len(values)}")
@@ -225,6 +222,14 @@ class _Tensor:
     offset: int
     shape: tuple[Any, ...]
     strides: tuple[Any, ...]
+
+
+# What belongs to an opcode: its value, the bytes of its integer or of the length of its text, the length of its tuple.
+_CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
+_INTEGER_BYTES = {pickle.BININT1: 1, pickle.BININT2: 2}
+_LENGTH_BYTES = {pickle.SHORT_BINUNICODE: 1, pickle.BINUNICODE: 4}
+_MEMO_BYTES = {pickle.BINPUT: 1, pickle.LONG_BINPUT: 4, pickle.BINGET: 1, pickle.LONG_BINGET: 4}
+_TUPLE_LENGTHS = {pickle.EMPTY_TUPLE: 0, pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
 
 
 def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:
@@ -277,60 +282,37 @@ def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:
                 return stack.pop()
             case pickle.MARK:
                 marks.append(len(stack))
-            case pickle.NONE:
-                stack.append(None)
-            case pickle.NEWTRUE:
-                stack.append(True)
-            case pickle.NEWFALSE:
-                stack.append(False)
+            case pickle.NONE | pickle.NEWTRUE | pickle.NEWFALSE:
+                stack.append(_CONSTANTS[opcode])
             case pickle.BININT:
                 stack.append(integer(4, signed=True))
-            case pickle.BININT1:
-                stack.append(integer(1))
-            case pickle.BININT2:
-                stack.append(integer(2))
+            case pickle.BININT1 | pickle.BININT2:
+                stack.append(integer(_INTEGER_BYTES[opcode]))
             case pickle.LONG1:
                 stack.append(integer(integer(1), signed=True))
             case pickle.BINFLOAT:
                 stack.append(struct.unpack(">d", take(8))[0])
-            case pickle.BINUNICODE:
-                stack.append(take(integer(4)).decode())
-            case pickle.SHORT_BINUNICODE:
-                stack.append(take(integer(1)).decode())
-            case pickle.EMPTY_TUPLE:
-                stack.append(())
-            case pickle.TUPLE1:
-                stack.append(tuple(pop(1)))
-            case pickle.TUPLE2:
-                stack.append(tuple(pop(2)))
-            case pickle.TUPLE3:
-                stack.append(tuple(pop(3)))
+            case pickle.BINUNICODE | pickle.SHORT_BINUNICODE:
+                stack.append(take(integer(_LENGTH_BYTES[opcode])).decode())
+            case pickle.EMPTY_TUPLE | pickle.TUPLE1 | pickle.TUPLE2 | pickle.TUPLE3:
+                stack.append(tuple(pop(_TUPLE_LENGTHS[opcode])))
             case pickle.TUPLE:
                 stack.append(tuple(pop_to_mark()))
             case pickle.EMPTY_LIST:
                 stack.append([])
-            case pickle.APPEND:
-                values = pop(1)
-                _expect(list, stack[-1]).extend(values)
-            case pickle.APPENDS:
-                values = pop_to_mark()
+            case pickle.APPEND | pickle.APPENDS:
+                values = pop(1) if opcode == pickle.APPEND else pop_to_mark()
                 _expect(list, stack[-1]).extend(values)
             case pickle.EMPTY_DICT:
                 stack.append({})
-            case pickle.SETITEM:
-                set_items(pop(2))
-            case pickle.SETITEMS:
-                set_items(pop_to_mark())
-            case pickle.BINPUT:
-                memo[integer(1)] = stack[-1]
-            case pickle.LONG_BINPUT:
-                memo[integer(4)] = stack[-1]
+            case pickle.SETITEM | pickle.SETITEMS:
+                set_items(pop(2) if opcode == pickle.SETITEM else pop_to_mark())
             case pickle.MEMOIZE:
                 memo[len(memo)] = stack[-1]
-            case pickle.BINGET:
-                stack.append(memo[integer(1)])
-            case pickle.LONG_BINGET:
-                stack.append(memo[integer(4)])
+            case pickle.BINPUT | pickle.LONG_BINPUT:
+                memo[integer(_MEMO_BYTES[opcode])] = stack[-1]
+            case pickle.BINGET | pickle.LONG_BINGET:
+                stack.append(memo[integer(_MEMO_BYTES[opcode])])
             case pickle.GLOBAL:
                 stack.append(_global(f"{line()}.{line()}"))
             case pickle.STACK_GLOBAL:
@@ -343,13 +325,9 @@ def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:
                 pop(1)
                 _expect(dict, stack[-1])
             case pickle.BINPERSID:
-                storage = _storage(stack.pop())
-                stack.append(storages.setdefault(storage.key, storage))
+                stack.append(_storage(stack.pop(), storages))
             case _:
                 raise NetworkError(f"the pickle has opcode {opcode!r}, which no state-dict needs; nothing was executed")
-
-
-def _expect[T](kind: type[T], value: object) -> T: ...
 
 
 def _global(name: str) -> _Global:
@@ -362,3 +340,204 @@ def _global(name: str) -> _Global:
     else:
         reason = "a state-dict needs no such thing: save model.state_dict() alone"
     raise NetworkError(f"the pickle names {_quote(name)}: {reason}; nothing was executed")
+
+
+def _call(function: _Global, arguments: tuple[Any, ...]) -> Any:
+    match function.name, arguments:
+        case "collections.OrderedDict", ():
+            return {}
+        case "collections.Counter", (dict(counts),):  # milestones of a learning rate schedule
+            return counts
+        case "torch.Size", (tuple(shape),):
+            return shape
+        case "torch.device", (str(), *_):
+            return None
+        case "torch._utils._rebuild_tensor", (_Storage() as storage, offset, tuple(shape), tuple(strides)):
+            return _Tensor(storage, offset, shape, strides)
+        # The flag and the hooks are for training. A seventh argument would say that the values are stored negated.
+        case "torch._utils._rebuild_tensor_v2", (_Storage() as storage, offset, tuple(shape), tuple(strides), _flag, _hooks):
+            return _Tensor(storage, offset, shape, strides)
+        case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (_Tensor() as tensor, *_):
+            return tensor
+    raise NetworkError(
+        f"the pickle calls {function.name} with {len(arguments)} arguments of other kinds than torch.save writes"
+    )
+
+
+def _storage(saved: Any, storages: dict[str, _Storage]) -> _Storage:
+    match saved:
+        case ("storage", _Global(name), str(key), str(), int(count), *view) if view in ([], [None]):
+            storage = _Storage(_STORAGES[name], key, count)
+        case _:
+            raise NetworkError("the pickle refers to a storage in another way than torch.save does")
+    first = storages.setdefault(key, storage)
+    if (first.dtype, first.count) != (storage.dtype, storage.count):
+        raise NetworkError(f"storage {_quote(key)} has two types or lengths")
+    return first
+
+
+def _expect(kind: type[_T], value: object) -> _T:
+    if not isinstance(value, kind):
+        raise NetworkError(f"the pickle has a {type(value).__name__.lstrip('_')} where a {kind.__name__.lstrip('_')} belongs")
+    return value
+
+
+# From the pickled object to arrays.
+
+
+def _state_dict(saved: Any) -> dict[str, _Tensor]:
+    """The tensors of a state-dict, or of the one that a training checkpoint holds."""
+    if not isinstance(saved, dict):
+        raise NetworkError(f"holds a {type(saved).__name__.lstrip('_')}; expected a state-dict")
+    inner = next((saved[name] for name in WRAPPERS if isinstance(saved.get(name), dict)), saved)
+    state = {key: value for key, value in inner.items() if isinstance(value, _Tensor)}
+    if not state:
+        found = ", ".join(_quote(key) for key in list(saved)[:8]) or "nothing"
+        raise NetworkError(f"no tensors, neither directly nor in a dict {', '.join(WRAPPERS)}; it holds {found}")
+    for key in state:
+        if not isinstance(key, str):
+            raise NetworkError(f"a tensor has the key {key!r}; expected text")
+    return state
+
+
+def _tensor_view(key: str, tensor: _Tensor, contents: Mapping[str, bytes | memoryview], big_endian: bool = False) -> Array:
+    storage, content = tensor.storage, contents[tensor.storage.key]
+    if len(content) != storage.count * storage.dtype.itemsize:
+        raise NetworkError(f"{_quote(key)}: its storage has {len(content)} bytes for {storage.count} values of {storage.dtype}")
+    dtype = storage.dtype.newbyteorder(">") if big_endian else storage.dtype
+    return _view(key, dtype, content, tensor.shape, tensor.offset, tensor.strides)
+
+
+def _view(
+    key: str,
+    dtype: _DType,
+    content: bytes | memoryview,
+    shape: tuple[int, ...],
+    offset: int = 0,
+    strides: tuple[int, ...] | None = None,
+) -> Array:
+    """A window into the content, without a copy; offset and strides count values, and none means that they are contiguous.
+
+    Raises NetworkError if a value would lie outside, or there are more values than any file holds (stride 0 repeats).
+    """
+    if len(shape) > MAX_DIMENSIONS:
+        raise NetworkError(f"{_quote(key)} has {len(shape)} dimensions")
+    if strides is None:
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    if len(strides) != len(shape) or not all(isinstance(n, int) and 0 <= n < 2**63 for n in (offset, *shape, *strides)):
+        raise NetworkError(f"{_quote(key)}: its shape, offset and strides are not natural numbers, a stride for each dimension")
+    if min(shape, default=1) < 1 or math.prod(shape) > MAX_VALUES:
+        raise NetworkError(f"{_quote(key)} has shape {shape}; expected 1 to {MAX_VALUES:,} values")
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if (last + 1) * dtype.itemsize > len(content):
+        raise NetworkError(f"{_quote(key)}: shape {shape}, offset {offset} and strides {strides} reach out of its storage")
+    byte_strides = [stride * dtype.itemsize if size > 1 else 0 for size, stride in zip(shape, strides, strict=True)]
+    return np.ndarray(shape, dtype, content, offset * dtype.itemsize, byte_strides)
+
+
+def _is_float(array: Array) -> bool:
+    return array.dtype.kind == "f" or array.dtype.names == _BFLOAT16.names
+
+
+def _float32(key: str, array: Array) -> Float32:
+    if not _is_float(array):
+        raise NetworkError(f"{_quote(key)} holds {array.dtype.name}; a trained layer holds floating-point numbers")
+    with np.errstate(all="ignore"):
+        if array.dtype.names:
+            values = (array["bfloat16"].astype(np.uint32, order="C") << 16).view(np.float32)
+        else:
+            values = array.astype(np.float32, order="C")
+    bad = int(values.size - np.isfinite(values).sum())
+    if bad:
+        raise NetworkError(f"{_quote(key)}: {bad} of {values.size} values are not finite in float32")
+    return values
+
+
+# From arrays to layers.
+
+
+def _linear(state: dict[str, Array]) -> dict[str, Dense]:
+    """The Linear layers by the key of their weight, in the order of the dict.
+
+    Raises NetworkError if a floating-point tensor belongs to no Linear layer: the output would depend on it.
+    """
+    for key in state:
+        if key.rpartition(".")[2] == "running_mean":
+            raise NetworkError(f"{_quote(key)}: BatchNorm is not supported")
+    if sum(array.size for array in state.values() if _is_float(array)) > MAX_VALUES:
+        raise NetworkError(f"more than {MAX_VALUES:,} values")
+    layers: dict[str, Dense] = {}
+    for key, array in state.items():
+        name, dot, part = key.rpartition(".")
+        weight_key, bias_key = f"{name}{dot}weight", f"{name}{dot}bias"
+        if part == "weight":
+            if array.ndim != 2:
+                kind = "Conv" if array.ndim > 2 else "a normalisation layer or PReLU"
+                raise NetworkError(f"{_quote(key)} has shape {array.shape}: {kind} is not part of an MLP regressor")
+            bias = state.get(bias_key, np.zeros(len(array), dtype=np.float32))
+            if bias.shape != array.shape[:1]:
+                raise NetworkError(f"{_quote(bias_key)} has shape {bias.shape}; expected {array.shape[:1]}")
+            layers[key] = Dense(_float32(key, array), _float32(bias_key, bias))
+        elif _is_float(array) and not (part == "bias" and weight_key in state):
+            raise NetworkError(f"{_quote(key)} of shape {array.shape} is neither weight nor bias of a Linear layer")
+    if not layers:
+        raise NetworkError("no weight of a Linear layer")
+    return layers
+
+
+def _chain(layers: dict[str, Dense], in_order_of_definition: bool) -> dict[str, Dense]:
+    """The layers in the order in which they run.
+
+    That is the order of their numbers where the keys differ in nothing else (`net.2` before `net.10`), else the order of
+    definition, which a pickled dict keeps. safetensors sorts by name, so there the widths decide.
+    Raises NetworkError if the widths do not fit together in that order, or fit in several.
+    """
+    keys = list(layers)
+    if len({_unnumbered(key) for key in keys}) == 1:
+        keys.sort(key=_numbers)
+    elif not in_order_of_definition:
+        keys = _order_by_widths(layers)
+    for key, following in itertools.pairwise(keys):
+        n_out, n_in = layers[key].weight.shape[0], layers[following].weight.shape[1]
+        if n_out != n_in:
+            raise NetworkError(f"{_quote(key)} gives {n_out} values, but {_quote(following)}, the next, takes {n_in}")
+    if layers[keys[-1]].weight.shape[0] != 1:
+        raise NetworkError(
+            f"{_quote(keys[-1])}, the last, gives {layers[keys[-1]].weight.shape[0]} values a row; a score is one"
+        )
+    return {key: layers[key] for key in keys}
+
+
+def _order_by_widths(layers: dict[str, Dense]) -> list[str]:
+    """The only order in which the widths fit, down to one score; the given one if there is none."""
+    if len(layers) > 7:
+        raise NetworkError(f"safetensors keeps no order, and the names of its {len(layers)} layers do not number them")
+
+    def fits(order: tuple[str, ...]) -> bool:
+        widths = [layers[key].weight.shape for key in order]
+        return (
+            widths[-1][0] == 1
+            and all(n_out == n_in for (n_out, _), (_, n_in) in itertools.pairwise(widths))
+            and not any(
+                _unnumbered(a) == _unnumbered(b) and _numbers(a) > _numbers(b) for a, b in itertools.combinations(order, 2)
+            )
+        )
+
+    orders = [order for order in itertools.permutations(layers) if fits(order)]
+    if len(orders) > 1:
+        raise NetworkError(
+            f"safetensors keeps no order, and the widths of {', '.join(map(_quote, layers))} fit in {len(orders)}: number them"
+        )
+    return list(orders[0] if orders else layers)
+
+
+def _unnumbered(key: str) -> str:
+    return re.sub("[0-9]+", "#", key)
+
+
+def _numbers(key: str) -> list[int]:
+    return [int(number) for number in re.findall("[0-9]+", key)]
+
+
+def _quote(text: object) -> str:
+    return repr(text if len(str(text)) <= 80 else f"{str(text)[:80]}…")

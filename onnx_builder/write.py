@@ -1,7 +1,7 @@
 """A `Network` as an ONNX graph, node by node.
 
-Opset 17, IR version 8, float32, one input `(batch, n_features)` and one output `(batch, 1)`, batch symbolic. The file
-holds no time, path or version of anything: equal networks give equal bytes.
+Opset 17, IR version 8, float32, with the inputs and the output that the network declares. The file holds no time, path or
+version of anything: equal networks give equal bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_builder.network import Activation, Clip, Dense, Elementwise, Network, NetworkError
+from onnx_builder.network import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError
 
 OPSET = 17
 IR_VERSION = 8
@@ -43,7 +43,8 @@ def to_bytes(network: Network) -> bytes:
 
 def to_model(network: Network) -> onnx.ModelProto:
     """The graph of a network as an unchecked `onnx.ModelProto`."""
-    graph = _Graph(network.input_name)
+    graph = _Graph()
+    graph.begin(network)
     for step in network.steps:
         match step:
             case Elementwise():
@@ -52,19 +53,22 @@ def to_model(network: Network) -> onnx.ModelProto:
                 graph.add("Clip", graph.constant("low", np.float32(step.low)), graph.constant("high", np.float32(step.high)))
             case Dense():
                 graph.add("Gemm", graph.constant("weight", step.weight), graph.constant("bias", step.bias), transB=1)
+            case LayerNormalization():
+                scale, bias = graph.constant("scale", step.scale), graph.constant("bias", step.bias)
+                graph.add("LayerNormalization", scale, bias, epsilon=float(step.epsilon))
             case Activation("leaky_relu"):
                 graph.add("LeakyRelu", alpha=float(step.slope))
             case Activation("gelu"):
                 _add_gelu(graph)
             case Activation():
                 graph.add(_ACTIVATION_OPERATORS[step.name])
-    graph.rename_result(network.output_name)
+    graph.end(network)
     return helper.make_model(
         helper.make_graph(
             graph.nodes,
             "vmafx_regressor",
-            [helper.make_tensor_value_info(network.input_name, TensorProto.FLOAT, ["batch", network.n_features])],
-            [helper.make_tensor_value_info(network.output_name, TensorProto.FLOAT, ["batch", 1])],
+            [helper.make_tensor_value_info(port.name, TensorProto.FLOAT, port.shape) for port in network.inputs],
+            [helper.make_tensor_value_info(network.output.name, TensorProto.FLOAT, network.output.shape)],
             graph.initializers,
         ),
         producer_name="vmafx-sidecar",
@@ -76,14 +80,38 @@ def to_model(network: Network) -> onnx.ModelProto:
 class _Graph:
     """Nodes and initializers of a chain; `result` names the tensor that the next node reads."""
 
-    def __init__(self, input_name: str) -> None:
+    def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self.result = input_name
+        self.result = ""
+
+    def begin(self, network: Network) -> None:
+        """Bring the inputs to one matrix (batch, n_features)."""
+        self.result = network.inputs[0].name
+        if len(network.inputs) > 1:
+            self.append("Concat", [port.name for port in network.inputs], axis=1)
+        elif len(network.inputs[0].shape) != 2:
+            self.add("Reshape", self.shape(-1, network.n_features))
+
+    def end(self, network: Network) -> None:
+        """Bring the scores (batch, 1) to the shape and name of the output."""
+        shape = network.output.shape
+        if len(shape) == 1 and len(network.inputs[0].shape) == 2:
+            self.add("Squeeze", self.shape(1))
+        elif len(shape) != 2 or shape[1] != 1:
+            self.add("Reshape", self.shape(*(size if isinstance(size, int) else -1 for size in shape)))
+        elif not self.nodes:
+            self.append("Identity", [self.result])
+        self.nodes[-1].output[0] = network.output.name
 
     def constant(self, role: str, value: np.ndarray | np.generic) -> str:
         name = f"{len(self.nodes)}.{role}"
         self.initializers.append(numpy_helper.from_array(np.asarray(value, dtype=np.float32), name))
+        return name
+
+    def shape(self, *sizes: int) -> str:
+        name = f"{len(self.nodes)}.shape"
+        self.initializers.append(numpy_helper.from_array(np.array(sizes, dtype=np.int64), name))
         return name
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> None:
@@ -94,11 +122,6 @@ class _Graph:
         name = f"{len(self.nodes)}.{operator}"
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         self.result = name
-
-    def rename_result(self, name: str) -> None:
-        if not self.nodes:
-            self.append("Identity", [self.result])
-        self.nodes[-1].output[0] = name
 
 
 def _add_gelu(graph: _Graph) -> None:

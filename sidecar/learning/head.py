@@ -1,12 +1,10 @@
 """The head: a `Network` laid out for training in numpy.
 
 All trainable numbers are views into one contiguous vector, and so are their gradients: an optimizer, Polyak averaging or
-a snapshot is then a few calls on one vector. Inside, activations are stored as (width + 1, batch): one column a pair,
-with a last row of ones, so that a bias is the last column of its weight matrix and costs no operation of its own. For
-each batch size the buffers are made once and the numpy calls on them are laid out as a list: a step runs down the list and
-allocates nothing.
+a snapshot is then a few calls on one vector. For each batch size the buffers are made once and the numpy calls on them are
+laid out as a list (`passes.py`): a step runs down the list and allocates nothing.
 
-The scaling in front of the first dense layer and the output range behind the last are constants. Pairs are brought into
+What stands in front of the first trained layer (scaling) and behind the last (output range) is constant. Pairs are brought into
 the units between them once, by `Head.rows`, and the loss is the mean squared error there. Where the output range is clipped,
 a prediction beyond a bound is right for a score at that bound: a score of 100 says "100 or better" (censored regression;
 Tobin: Estimation of relationships for limited dependent variables, 1958), and the graph's Clip takes the rest.
@@ -14,18 +12,27 @@ Tobin: Estimation of relationships for limited dependent variables, 1958), and t
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_builder.erf import erf
-from onnx_builder.network import Activation, Array, Clip, Dense, Elementwise, Network, NetworkError, Step
-
-Operation = Callable[[], Any]
+from onnx_builder.network import (
+    Activation,
+    Array,
+    Clip,
+    Dense,
+    Elementwise,
+    LayerNormalization,
+    Network,
+    NetworkError,
+    Step,
+    activate,
+)
+from sidecar.learning.passes import Pass, parameter_views, parameters_of, with_parameters
 
 _CHUNK = 512
 """Rows that `predict` takes at a time."""
@@ -34,37 +41,30 @@ _CHUNK = 512
 class Head:
     """Forward and backward passes of a network over one flat parameter vector.
 
-    network: its steps must be constants (`Elementwise`, `Clip`), then dense layers with activations, then constants.
+    network: trained are its dense layers and layer normalisations; constants, clips and activations may stand anywhere.
     dtype: float32 to train, float64 to check gradients.
 
-    Raises NetworkError for a network with no dense layer or with a constant between two of them.
+    Raises NetworkError for a network with nothing to train, or whose scores do not depend on it.
     """
 
     def __init__(self, network: Network, dtype: type[np.floating[Any]] = np.float32) -> None:
-        dense = [position for position, step in enumerate(network.steps) if isinstance(step, Dense)]
-        if not dense:
+        trained = [position for position, step in enumerate(network.steps) if isinstance(step, Dense | LayerNormalization)]
+        if not trained:
             raise NetworkError("a network without a dense layer has nothing to train")
-        first, last = dense[0], dense[-1]
-        end = last + 1
-        while end < len(network.steps) and isinstance(network.steps[end], Activation):
-            end += 1
+        first = trained[0]
+        end = 1 + max(p for p, step in enumerate(network.steps) if p in trained or isinstance(step, Activation))
         self._network = network
-        self._body = network.steps[first:end]
-        for step in self._body:
-            if not isinstance(step, Dense | Activation):
-                raise NetworkError(f"a {type(step).__name__} step between dense layers cannot be trained through")
-        self._scaling = [_constant(step, dtype) for step in network.steps[:first]]
-        self._range = [_constant(step, dtype) for step in network.steps[end:]]
-        self.score_offset, self.score_scale, *bounds = _output_range(network.steps[end:])
+        self._body, tail = network.steps[first:end], network.steps[end:]
+        self._scaling = [_in_place(step, dtype) for step in network.steps[:first]]
+        self._range = [_in_place(step, dtype) for step in tail]
+        self.score_offset, self.score_scale, *bounds = _output_range(tail)
         self._bounds = np.sort(self._in_units_of_loss(np.array(bounds, dtype=dtype)))
         self.n_features = network.n_features
         self.dtype = dtype
-        layers = [step for step in self._body if isinstance(step, Dense)]
-        self.parameters: Array = np.concatenate(
-            [np.column_stack([layer.weight, layer.bias]).ravel() for layer in layers], dtype=dtype
-        )
+        layers = [step for step in self._body if isinstance(step, Dense | LayerNormalization)]
+        self.parameters: Array = np.concatenate([parameters_of(layer).ravel() for layer in layers], dtype=dtype)
         self.gradient: Array = np.zeros_like(self.parameters)
-        self._passes: dict[int, _Pass] = {}
+        self._passes: dict[int, Pass] = {}
 
     def at(self, parameters: Array) -> Head:
         """The same head on another parameter vector (n_parameters,), which is shared, not copied."""
@@ -75,18 +75,18 @@ class Head:
 
     @property
     def feature_weights(self) -> Array:
-        """Weights (n_units, n_features) of the first layer: a view of the parameters."""
-        return _matrices(self._body, self.parameters)[0][:, :-1]
+        """Weights (n_units, n_features) of the first dense layer: a view of the parameters."""
+        dense = [isinstance(step, Dense) for step in self._body if isinstance(step, Dense | LayerNormalization)]
+        return self._views(self.parameters)[dense.index(True)][:, :-1]
 
     def network(self) -> Network:
         """The present parameters as a float32 network."""
         steps: list[Step] = list(self._network.steps)
-        weights = iter(_matrices(self._body, self.parameters))
+        views = iter(self._views(self.parameters))
         for position, step in enumerate(steps):
-            if isinstance(step, Dense):
-                weight = next(weights).astype(np.float32)
-                steps[position] = Dense(weight[:, :-1].copy(), weight[:, -1].copy())
-        return Network(self.n_features, tuple(steps), self._network.input_name, self._network.output_name)
+            if isinstance(step, Dense | LayerNormalization):
+                steps[position] = with_parameters(step, next(views))
+        return dataclasses.replace(self._network, steps=tuple(steps))
 
     def rows(self, features: Array, scores: Array, out: Array | None = None) -> Array:
         """Training rows (n, n_features + 2) of pairs: scaled features, 1, and the score in the units of the loss.
@@ -97,8 +97,8 @@ class Head:
         scaled = rows[:, : self.n_features]
         scaled[...] = features
         with np.errstate(over="ignore"):  # the largest float32 features give infinity, which a fresh head's Clip takes
-            for constant, *arguments in self._scaling:
-                constant(scaled, *arguments, out=scaled)
+            for operation in self._scaling:
+                operation(scaled)
         rows[:, -2] = 1
         rows[:, -1] = scores
         self._in_units_of_loss(rows[:, -1])
@@ -130,8 +130,8 @@ class Head:
             self.rows(features[start : start + count], scores[start : start + count], out=work.batch[:count])
             for operation in work.forward:
                 operation()
-            for constant, *arguments in self._range:
-                constant(work.result, *arguments, out=work.result)
+            for constant in self._range:
+                constant(work.result)
             scores[start : start + count] = work.result[:count]
         return scores
 
@@ -140,182 +140,31 @@ class Head:
         np.subtract(scores, self.score_offset, out=scores)
         return np.divide(scores, self.score_scale, out=scores)
 
-    def _pass(self, n: int) -> _Pass:
+    def _views(self, vector: Array) -> list[Array]:
+        return parameter_views(self._body, vector)
+
+    def _pass(self, n: int) -> Pass:
         work = self._passes.get(n)
         if work is None:
-            work = self._passes[n] = _Pass(self._body, self.n_features, self.parameters, self.gradient, self._bounds, n)
+            work = self._passes[n] = Pass(
+                self._body, self.n_features, self._views(self.parameters), self._views(self.gradient), self._bounds, n
+            )
         return work
 
 
-class _Pass:
-    """The forward and backward passes for batches of n: buffers, and the numpy calls on them in order.
-
-    `forward` takes `batch` (n, n_features + 2) to `result` (n,); `forward_to_error` on to the derivative of the mean squared
-    error by it, in `error` (n,): 2/n times the error; `backward` takes that to the gradient.
-    """
-
-    def __init__(
-        self, body: tuple[Step, ...], n_features: int, parameters: Array, gradient: Array, bounds: Array, n: int
-    ) -> None:
-        self.forward: list[Operation] = []
-        self.backward: list[Operation] = []
-        self.batch = np.zeros((n, n_features + 2), dtype=parameters.dtype)
-        inputs: Array = np.empty((n_features + 1, n), dtype=parameters.dtype)
-        deltas: Array | None = None
-        values = inputs
-        forward: Sequence[Operation]
-        backward: Sequence[Operation]
-        matrices = zip(_matrices(body, parameters), _matrices(body, gradient), strict=True)
-        for step in body:
-            if isinstance(step, Dense):
-                weights, weight_gradient = next(matrices)
-                outputs = np.ones((len(weights) + 1, n), dtype=parameters.dtype)
-                values = outputs[:-1]
-                output_deltas = np.zeros_like(values)
-                # A product with the batch transposed takes twice as long as copying it first. ndarray.dot is faster than
-                # np.matmul on small contiguous arrays, but copies others.
-                if deltas is None:
-                    rows = self.batch[:, :-1]
-                    forward = [partial(np.copyto, inputs, rows.T), partial(weights.dot, inputs, values)]
-                    backward = [partial(np.matmul, output_deltas, rows, weight_gradient)]
-                else:
-                    forward = [partial(weights.dot, inputs, values)]
-                    backward = [
-                        partial(output_deltas.dot, inputs.T, weight_gradient),
-                        partial(weights[:, :-1].T.dot, output_deltas, deltas),
-                    ]
-                inputs, deltas = outputs, output_deltas
-            elif isinstance(step, Activation) and deltas is not None:
-                forward, backward = _ACTIVATIONS[step.name](values, deltas, step.slope)
-            self.forward += forward
-            self.backward[:0] = backward
-        assert deltas is not None
-        self.result: Array = values[0]
-        self.error: Array = deltas[0]
-        target, clipped, right = self.batch[:, -1], np.empty_like(self.result), np.empty(n, dtype=bool)
-        low, high = bounds[:1].reshape(()), bounds[1:].reshape(())
-        within_bounds = [
-            partial(np.maximum, self.result, low, out=clipped),
-            partial(np.minimum, clipped, high, out=clipped),
-            partial(np.equal, clipped, target, right),
-            partial(np.putmask, self.error, right, np.zeros((), dtype=parameters.dtype)),
-        ]
-        self.forward_to_error: list[Operation] = [
-            *self.forward,
-            partial(np.subtract, self.result, target, self.error),
-            *(within_bounds if np.isfinite(bounds).any() else []),
-            partial(np.multiply, self.error, np.array(2 / n, dtype=parameters.dtype), self.error),
-        ]
+def _in_place(step: Step, dtype: type[np.floating[Any]]) -> Callable[[Array], Any]:
+    """A step without parameters as a function that changes an array in place."""
+    if isinstance(step, Elementwise):
+        function, value = _UFUNCS[step.operator], step.value.astype(dtype)
+        return lambda x: function(x, value, out=x)
+    if isinstance(step, Clip):
+        low, high = dtype(step.low), dtype(step.high)
+        return lambda x: np.clip(x, low, high, out=x)
+    assert isinstance(step, Activation)
+    return lambda x: np.copyto(x, activate(step, x))
 
 
-# Each activation gives its two passes: in place on the values of a dense layer, and in place on the derivatives of the
-# loss by them. Scalars are arrays of no dimension, which numpy takes faster than Python's.
-
-Passes = tuple[Sequence[Operation], Sequence[Operation]]
-
-
-def _relu(values: Array, deltas: Array, slope: float) -> Passes:
-    # On whole arrays and on the bits as integers, as here, numpy takes half and a third of the time that a maximum with one
-    # number and the sign of a float take. For v >= 0, -v shifted right is all ones where v > 0 and all zeros elsewhere.
-    integer = np.dtype(f"i{values.itemsize}")
-    bits, delta_bits, mask = values.view(integer), deltas.view(integer), np.empty(values.shape, dtype=integer)
-    forward = [partial(np.maximum, values, np.zeros_like(values), out=values)]
-    backward = [
-        partial(np.negative, bits, mask),
-        partial(np.right_shift, mask, np.array(8 * values.itemsize - 1, dtype=integer), mask),
-        partial(np.bitwise_and, delta_bits, mask, delta_bits),
-    ]
-    return forward, backward
-
-
-def _leaky_relu(values: Array, deltas: Array, slope: float) -> Passes:
-    negative = np.empty(values.shape, dtype=bool)
-    forward = [partial(np.less, values, 0, out=negative), partial(np.multiply, values, slope, out=values, where=negative)]
-    backward = [partial(np.multiply, deltas, slope, out=deltas, where=negative)]
-    return forward, backward
-
-
-def _tanh(values: Array, deltas: Array, slope: float) -> Passes:
-    derivative = np.empty_like(values)
-    forward = [partial(np.tanh, values, out=values)]
-    backward = [
-        partial(np.multiply, values, values, out=derivative),
-        partial(np.subtract, 1, derivative, out=derivative),
-        partial(np.multiply, deltas, derivative, deltas),
-    ]
-    return forward, backward
-
-
-def _sigmoid(values: Array, deltas: Array, slope: float) -> Passes:
-    """Through tanh, which does not overflow."""
-    derivative = np.empty_like(values)
-    forward = [
-        partial(np.multiply, values, 0.5, out=values),
-        partial(np.tanh, values, out=values),
-        partial(np.add, values, 1, out=values),
-        partial(np.multiply, values, 0.5, out=values),
-    ]
-    backward = [
-        partial(np.subtract, 1, values, out=derivative),
-        partial(np.multiply, derivative, values, out=derivative),
-        partial(np.multiply, deltas, derivative, deltas),
-    ]
-    return forward, backward
-
-
-def _gelu(values: Array, deltas: Array, slope: float) -> Passes:
-    """x · Φ(x) with the normal distribution's Φ, exact (Hendrycks and Gimpel, 2016, arXiv:1606.08415)."""
-    x, cdf, scratch = np.empty_like(values), np.empty_like(values), np.empty_like(values)
-    forward = [
-        partial(np.copyto, x, values),
-        partial(np.multiply, x, 0.5**0.5, out=values),
-        partial(erf, values, out=cdf, scratch=scratch),
-        partial(np.add, cdf, 1, out=cdf),
-        partial(np.multiply, cdf, 0.5, out=cdf),
-        partial(np.multiply, x, cdf, out=values),
-    ]
-    backward = [
-        partial(np.multiply, x, x, out=scratch),
-        partial(np.multiply, scratch, -0.5, out=scratch),
-        partial(np.exp, scratch, out=scratch),
-        partial(np.multiply, scratch, (2 * np.pi) ** -0.5, out=scratch),
-        partial(np.multiply, scratch, x, out=scratch),
-        partial(np.add, scratch, cdf, out=scratch),
-        partial(np.multiply, deltas, scratch, out=deltas),
-    ]
-    return forward, backward
-
-
-_ACTIVATIONS: dict[str, Callable[[Array, Array, float], Passes]] = {
-    "relu": _relu,
-    "leaky_relu": _leaky_relu,
-    "tanh": _tanh,
-    "gelu": _gelu,
-    "sigmoid": _sigmoid,
-}
 _UFUNCS = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
-
-
-def _matrices(body: tuple[Step, ...], vector: Array) -> list[Array]:
-    """Views (n_out, n_in + 1) of a flat vector, one a dense layer; the last column is the bias."""
-    views, start = [], 0
-    for step in body:
-        if isinstance(step, Dense):
-            shape = (step.weight.shape[0], step.weight.shape[1] + 1)
-            views.append(vector[start : start + shape[0] * shape[1]].reshape(shape))
-            start += shape[0] * shape[1]
-    return views
-
-
-def _constant(step: Step, dtype: type[np.floating[Any]]) -> tuple[Any, ...]:
-    """A constant step as a numpy function and its further arguments."""
-    match step:
-        case Elementwise():
-            return _UFUNCS[step.operator], step.value.astype(dtype)
-        case Clip():
-            return np.clip, dtype(step.low), dtype(step.high)
-        case _:
-            raise NetworkError(f"a {type(step).__name__} step cannot stand in front of the first dense layer")
 
 
 def _output_range(steps: tuple[Step, ...]) -> tuple[float, float, float, float]:
