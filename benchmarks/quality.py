@@ -119,7 +119,7 @@ def main() -> None:
             rows.append((setting, figures.mean(axis=0), " ".join(f"{value:.2f}" for value in figures[:, 2]), seconds))
         setting, (mean, worst, error), each, seconds = min(rows, key=lambda row: row[1][2])
         print(
-            f"| {name:20} | {setting:18} | {mean:9.5f} | {worst:10.5f} | {error:11.3f} | {each:28} | {seconds:7.2f} |",
+            f"| {name:20} | {setting:18} | {mean:9.5f} | {worst:10.5f} | {error:11.3f} | {each:28} |",
             flush=True,
         )
 

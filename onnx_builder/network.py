@@ -177,18 +177,23 @@ class Network:
             raise NetworkError(f"features: expected shape (n, {self.n_features}), got {x.shape}")
         with np.errstate(over="ignore", invalid="ignore"):
             for step in self.steps:
-                match step:
-                    case Elementwise():
-                        x = _ELEMENTWISE[step.operator](x, step.value)
-                    case Clip():
-                        x = np.clip(x, np.float32(step.low), np.float32(step.high))
-                    case Dense():
-                        x = x @ step.weight.T + step.bias
-                    case LayerNormalization():
-                        x = layer_normalization(x, step)
-                    case Activation():
-                        x = activate(step, x)
+                x = apply(step, x)
         return np.ascontiguousarray(x[:, 0], dtype=np.float32)
+
+
+def apply(step: Step, x: Array) -> Array:
+    """What a step makes of rows x (n, width), in their type."""
+    match step:
+        case Elementwise():
+            return _ELEMENTWISE[step.operator](x, step.value)
+        case Clip():
+            return np.clip(x, x.dtype.type(step.low), x.dtype.type(step.high))
+        case Dense():
+            return np.asarray(x @ step.weight.T + step.bias)
+        case LayerNormalization():
+            return layer_normalization(x, step)
+        case Activation():
+            return activate(step, x)
 
 
 def activate(step: Activation, x: Array) -> Array:

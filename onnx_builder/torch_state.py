@@ -19,7 +19,6 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -78,17 +77,16 @@ _SAFETENSORS: dict[str, _DType] = {
 _DAMAGE = (EOFError, LookupError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
 
 
-def read_state_dict(path: Path, activation: ActivationName = "relu") -> Network:
-    """The network of a state-dict file, with `activation` after each dense layer but the last.
-
-    Raises NetworkError saying what is wrong in the file, OSError if it cannot be read.
-    """
-    with path.open("rb") as file:
-        return from_bytes(file.read(MAX_BYTES + 1), activation)
+def is_state_dict(data: bytes) -> bool:
+    """Do these bytes begin as a zip archive, a pickle or a safetensors file does? An ONNX model begins as none of them."""
+    return data[:4] == b"PK\x03\x04" or data[:1] == b"\x80" or data[8:9] == b"{"
 
 
 def from_bytes(data: bytes, activation: ActivationName = "relu") -> Network:
-    """The network of the bytes of a state-dict file; raises NetworkError."""
+    """The network of the bytes of a state-dict file, with `activation` after each dense layer but the last.
+
+    Raises NetworkError saying what is wrong in the file.
+    """
     layers = list(dense_layers(data).values())
     steps = [step for layer in layers for step in (layer, Activation(activation))]
     return Network(layers[0].weight.shape[1], tuple(steps[:-1]))

@@ -20,6 +20,7 @@ from sidecar.learning.recipe import Progress, Recipe, TrainingError, no_progress
 from sidecar.recorded import RecordedPairsError
 
 if TYPE_CHECKING:  # imported where used: they load onnxruntime, and --help should not
+    from sidecar.base_model import BaseScaler, ExportIo
     from sidecar.offline import Result
     from sidecar.scores import Metrics
 
@@ -90,13 +91,36 @@ _share = click.FloatRange(min=0, max=1, max_open=True)
     "--group-by", metavar="FIELD", help="First validate by leaving out each value of this field once; then train on all."
 )
 @_pairs_options
-@click.option("--epochs", type=_at_least_one, help="Passes over the pairs.  [default: 768,000 / pairs, 10 to 3000]")
+@click.option(
+    "--base-model",
+    type=click.Path(path_type=Path),
+    help="ONNX model or PyTorch state-dict to fine-tune; where nothing is there, a fresh head.",
+)
+@click.option(
+    "--base-scaler",
+    type=click.Choice(["none", "json"]),
+    default="none",
+    show_default=True,
+    help="json: apply feature_mean and feature_std of the JSON beside the base model.",
+)
+@click.option(
+    "--export-io",
+    type=click.Choice(["canonical", "base"]),
+    default="canonical",
+    show_default=True,
+    help="base: publish with the base model's inputs, output and fixed batch, its JSON's scaling left outside.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=0),
+    help="Passes over the pairs; 0 publishes the base model untouched.  [default: 768,000 / pairs, 10 to 3000]",
+)
 @click.option("--batch-size", type=_at_least_one, default=_DEFAULTS.batch_size, show_default=True)
 @click.option(
     "--lr",
     "learning_rate",
     type=_positive,
-    help="Peak learning rate, in standardised units.  [default: 0.04; 0.002 with adam]",
+    help="Peak learning rate, in standardised units.  [default: 0.04, with adam 0.002; of a base model 0.01, 0.001]",
 )
 @click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default=_DEFAULTS.optimizer, show_default=True)
 @click.option("--momentum", type=_share, default=_DEFAULTS.momentum, show_default=True, help="Of SGD.")
@@ -104,7 +128,7 @@ _share = click.FloatRange(min=0, max=1, max_open=True)
 @click.option(
     "--group-lasso",
     type=_not_negative,
-    help="Strength of the penalty that takes useless features out.  [default: 0.001; 0.1 with adam]",
+    help="Strength of the penalty that takes useless features out.  [default: 0.001, with adam 0.1; of a base model 0]",
 )
 @click.option(
     "--max-grad-norm", type=_positive, default=_DEFAULTS.max_grad_norm, show_default=True, help="Gradient clipping threshold."
@@ -132,9 +156,12 @@ def train_offline_command(
     group_by: str | None,
     skip_bad: bool,
     as_json: bool,
+    base_model: Path | None,
+    base_scaler: BaseScaler,
+    export_io: ExportIo,
     **recipe: Any,
 ) -> int:
-    """Train a model on recorded PAIRS and publish it as a checkpoint.
+    """Train a model on recorded PAIRS, fresh or from a base model, and publish it as a checkpoint.
 
     PAIRS are .jsonl, .jsonl.gz, .npz or .csv files, a sidecar's state directory, or - for JSON lines on standard input.
 
@@ -142,15 +169,32 @@ def train_offline_command(
     Example:
       vmafx-sidecar train-offline examples/recorded-80.jsonl.gz --group-by source --output checkpoints
     """
+    from sidecar.base_model import load_or_fresh
     from sidecar.offline import train_offline
 
     if not recipe["score_min"] < recipe["score_max"]:
         raise click.UsageError(f"--score-min {recipe['score_min']:g} is not below --score-max {recipe['score_max']:g}")
+    base = None
+    if base_model is not None:
+        activation = recipe["activation"]
+        base = load_or_fresh(base_model, scaler=base_scaler, export_io=export_io, activation=activation)
+    elif base_scaler != "none" or export_io != "canonical":
+        raise click.UsageError("--base-scaler and --export-io need --base-model")
+    if base is None and recipe["epochs"] == 0:
+        raise click.UsageError("--epochs 0 publishes a base model untouched; there is none")
     if holdout is None:
         holdout = 0.0 if group_by else 0.1
     with _progress_bar() as progress:
         result = train_offline(
-            pairs, output, Recipe(**recipe), holdout=holdout, group_by=group_by, skip_bad=skip_bad, progress=progress
+            pairs,
+            output,
+            Recipe(**recipe),
+            base=base,
+            export_io=export_io if base else "canonical",
+            holdout=holdout,
+            group_by=group_by,
+            skip_bad=skip_bad,
+            progress=progress,
         )
     if as_json:
         _print_json(_result_json(result))

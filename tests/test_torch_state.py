@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_builder import Activation, NetworkError
-from onnx_builder.torch_state import MAX_BYTES, MAX_PICKLE_BYTES, dense_layers, from_bytes, read_state_dict
+from onnx_builder.torch_state import MAX_BYTES, MAX_PICKLE_BYTES, dense_layers, from_bytes
 from tests.conftest import SHARED
 
 # A writer of the pickles that torch.save writes.
@@ -177,7 +177,7 @@ SMALL = {"weight": Tensor(np.array([[2, -1]], dtype=np.float32)), "bias": Tensor
 def test_a_state_dict_is_its_layers_with_relu_between(tmp_path, form):
     path = tmp_path / "model.anything"
     path.write_bytes(FORMS[form](STATE))
-    network = read_state_dict(path)
+    network = from_bytes(path.read_bytes())
     assert network.dense_widths == (3, 4, 1)
     assert [type(step).__name__ for step in network.steps] == ["Dense", "Activation", "Dense"]
     assert np.array_equal(network.forward(X), expected(STATE, X))
@@ -714,7 +714,7 @@ def test_files_from_the_field():
     good = sorted(path for path in directory.glob("head_80_64_1*") if path.suffix != ".npz")
     assert len(good) == 6
     for path in good:
-        network = read_state_dict(path)
+        network = from_bytes(path.read_bytes())
         assert (network.dense_widths, network.steps[1]) == ((80, 64, 1), network.steps[1])
         assert isinstance(network.steps[1], Activation)
         error = np.abs(network.forward(features) - score).max() / np.abs(score).max()
@@ -725,7 +725,7 @@ def test_files_from_the_field():
 def test_bad_files_from_the_field(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NetworkError, match=r"'posix.system'.*nothing was executed"):
-        read_state_dict(SHARED / "models" / "torch" / "malicious.pt")
+        from_bytes((SHARED / "models" / "torch" / "malicious.pt").read_bytes())
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(NetworkError, match=r"'0.weight' has shape \(4, 1, 3, 3\): Conv is not part of an MLP regressor"):
-        read_state_dict(SHARED / "models" / "torch" / "not_a_head_conv.pt")
+        from_bytes((SHARED / "models" / "torch" / "not_a_head_conv.pt").read_bytes())

@@ -1,4 +1,4 @@
-"""The offline recipe: a fresh head from pairs at hand, by mini-batch gradient descent over many epochs."""
+"""The offline recipe: a fresh head, or a base model, trained on pairs at hand by mini-batch descent over many epochs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_builder.network import Activation, ActivationName, Array, Clip, Dense, Elementwise, Network
+from sidecar.learning.conditioning import condition
 from sidecar.learning.group_lasso import GroupLasso
 from sidecar.learning.head import Head
 from sidecar.learning.optimizer import Adam, Sgd, clip_gradient, cosine_decay, warmed_up
@@ -18,6 +19,8 @@ from sidecar.learning.polyak import PolyakAverage
 from sidecar.learning.scaler import Scaling, measure_scaling
 
 _BATCHES_A_BLOCK = 64
+_MEASURED_PAIRS = 4096
+"""Pairs that a base model is conditioned on, of more about so many."""
 _LASSO_EVERY = 4
 """Steps between two proximal steps of the group lasso, each of which does the work of all of them."""
 
@@ -36,7 +39,7 @@ class TrainingError(ValueError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a fresh head is trained offline. What each part is worth: `benchmarks/quality.py --vary`.
+    """How a head is trained offline. What each part is worth: `benchmarks/quality.py --vary`.
 
     Many epochs from small weights at a decaying rate: the head starts near a constant, first fits what is linear and
     bends only where that pays. A group lasso takes features out that do not help, so that they cannot mislead on content
@@ -68,6 +71,7 @@ class Recipe:
 
 TRAINED_PAIRS, FEWEST_EPOCHS, MOST_EPOCHS = 768_000, 10, 3000
 LEARNING_RATE = {"sgd": 0.04, "adam": 0.002}
+BASE_LEARNING_RATE = {"sgd": 0.01, "adam": 0.001}
 GROUP_LASSO = {"sgd": 1e-3, "adam": 0.1}
 """Adam divides gradients by their size, which is about a hundredth near the end, but not the penalty."""
 
@@ -80,15 +84,17 @@ class Schedule(NamedTuple):
     group_lasso: float
 
 
-def schedule(recipe: Recipe, n_pairs: int) -> Schedule:
-    """The recipe's own values, else the defaults.
+def schedule(recipe: Recipe, n_pairs: int, fresh: bool = True) -> Schedule:
+    """The recipe's own values, else the defaults, which are others for a fresh head than for a base model.
 
     epochs: as many as train 768,000 pairs in all (24,000 steps of 32), but at least 10 and at most 3000.
     """
+    learning_rates = LEARNING_RATE if fresh else BASE_LEARNING_RATE
+    default_lasso = GROUP_LASSO[recipe.optimizer] if fresh else 0.0
     return Schedule(
-        recipe.epochs or max(FEWEST_EPOCHS, min(MOST_EPOCHS, math.ceil(TRAINED_PAIRS / n_pairs))),
-        LEARNING_RATE[recipe.optimizer] if recipe.learning_rate is None else recipe.learning_rate,
-        GROUP_LASSO[recipe.optimizer] if recipe.group_lasso is None else recipe.group_lasso,
+        max(FEWEST_EPOCHS, min(MOST_EPOCHS, math.ceil(TRAINED_PAIRS / n_pairs))) if recipe.epochs is None else recipe.epochs,
+        learning_rates[recipe.optimizer] if recipe.learning_rate is None else recipe.learning_rate,
+        default_lasso if recipe.group_lasso is None else recipe.group_lasso,
     )
 
 
@@ -129,22 +135,36 @@ def fresh_network(scaling: Scaling, recipe: Recipe, generator: np.random.Generat
     )
 
 
-def fit(features: Array, scores: Array, rows: Rows, recipe: Recipe, progress: Progress = no_progress) -> Fitted:
-    """A fresh head trained on the chosen pairs: the same pairs, rows and recipe give the same bytes.
+def fit(
+    features: Array,
+    scores: Array,
+    rows: Rows,
+    recipe: Recipe,
+    progress: Progress = no_progress,
+    base: Network | None = None,
+) -> Fitted:
+    """A head trained on the chosen pairs: the same pairs, rows, recipe and base give the same bytes.
 
     features: (n, n_features) float32, raw; scores: (n,), in score points; rows: indices of the pairs to train on, at
-    least one. Raises TrainingError at the first step whose gradient is not finite: training has diverged.
+    least one; base: where to start from instead of a fresh head. With a base and no epochs, it is given back as it is.
+    Raises TrainingError at the first step whose gradient is not finite: training has diverged.
     """
     shuffle, initial = (np.random.default_rng(s) for s in np.random.SeedSequence(recipe.seed).spawn(2))
-    scaling = measure_scaling(features, scores, rows)
-    head = Head(fresh_network(scaling, recipe, initial))
+    epochs, learning_rate, group_lasso = schedule(recipe, len(rows), fresh=base is None)
+    if base is None:
+        head = Head(fresh_network(measure_scaling(features, scores, rows), recipe, initial))
+    elif epochs:
+        measured = features[rows[:: max(1, len(rows) // _MEASURED_PAIRS)]]
+        conditioning = condition(base, measured, recipe.score_min, recipe.score_max)
+        head = Head(conditioning.apply(base))
+    else:
+        return Fitted(Head(base), Head(base), 0)
     optimizer = (
         Sgd(head.parameters, head.gradient, recipe.momentum, recipe.weight_decay)
         if recipe.optimizer == "sgd"
         else Adam(head.parameters, head.gradient, recipe.weight_decay)
     )
     lasso = GroupLasso(head.feature_weights)
-    epochs, learning_rate, group_lasso = schedule(recipe, len(rows))
     reach = _LASSO_EVERY * group_lasso / (1 - recipe.momentum if recipe.optimizer == "sgd" else 1)
     average = PolyakAverage(head.parameters, recipe.ema_decay)
     batch_size = min(recipe.batch_size, len(rows))
@@ -165,7 +185,10 @@ def fit(features: Array, scores: Array, rows: Rows, recipe: Recipe, progress: Pr
                 average.update()
                 step += 1
             progress(len(block), loss * head.score_scale**2)
-    return Fitted(head, head.at(average.parameters), step)
+    ema = head.at(average.parameters)
+    if base is None:
+        return Fitted(head, ema, step)
+    return Fitted(Head(conditioning.remove(head.network())), Head(conditioning.remove(ema.network())), step)
 
 
 def _epochs(

@@ -1,0 +1,139 @@
+"""Conditioning: the units in which a model's weights are trained, whatever units they were made in.
+
+Base models come with raw features or with someone's scaling, with scores in points or behind a sigmoid, with layers of any
+size. One learning rate fits them all once every dense layer sees inputs of mean 0 and deviation about 1 and the last gives its
+score in units of twenty points. So the network is written anew, as the same function: before each dense layer stand a shift and
+a scale, measured on real pairs and constant from then on, behind the last one the unit of the score, and the weights make up
+for both. When training is over, they are folded back into the weights.
+
+It is what Schraudolph (Centering neural network gradient factors, 1998) and LeCun et al. (Efficient BackProp, 1998) recommend,
+done once. What it is worth: `benchmarks/fine_tuning.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnx_builder.network import Activation, Array, Clip, Dense, Elementwise, Float32, Network, Step, apply
+
+SCORE_UNITS = 5.0
+"""The range of scores is so many units: 20 points of 100."""
+_NEARLY_CONSTANT = 1e-3
+"""An input whose deviation is below this share of its layer's largest hardly varied: it is scaled by its size instead."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Constants of a network's dense layers, by their place among its steps.
+
+    centre, scale: (n_in,) of each layer's inputs; offset, unit: the last dense layer gives offset + unit · its new output.
+    """
+
+    inputs: dict[int, tuple[Float32, Float32]]
+    last: int
+    offset: float
+    unit: float
+
+    def apply(self, network: Network) -> Network:
+        """The same function with its dense layers in conditioned units; undone by `remove`.
+
+        network: of the architecture that was measured, whatever its weights.
+        """
+        steps: list[Step] = []
+        for place, step in enumerate(network.steps):
+            if isinstance(step, Dense) and place in self.inputs:
+                centre, scale = self.inputs[place]
+                offset, unit = (self.offset, self.unit) if place == self.last else (0.0, 1.0)
+                weight = step.weight.astype(np.float64)
+                bias = (step.bias + weight @ centre - offset) / unit
+                steps += [Elementwise("Sub", centre), Elementwise("Div", scale), _dense(weight * scale / unit, bias)]
+                if place == self.last:
+                    steps += [_number("Mul", unit), _number("Add", offset)]
+            else:
+                steps.append(step)
+        return replace(network, steps=tuple(steps))
+
+    def remove(self, network: Network) -> Network:
+        """The same function in the units that the network was made in."""
+        steps: list[Step] = []
+        rest = iter(network.steps)
+        for step in rest:
+            place = len(steps)
+            if place in self.inputs:
+                next(rest)  # Div, after the Sub at hand
+                dense = next(rest)
+                assert isinstance(dense, Dense)
+                centre, scale = self.inputs[place]
+                offset, unit = (self.offset, self.unit) if place == self.last else (0.0, 1.0)
+                weight = dense.weight.astype(np.float64) * unit / scale
+                steps.append(_dense(weight, dense.bias * unit + offset - weight @ centre))
+                if place == self.last:
+                    next(rest), next(rest)  # Mul, Add
+            else:
+                steps.append(step)
+        return replace(network, steps=tuple(steps))
+
+
+def condition(network: Network, features: Array, score_min: float, score_max: float) -> Conditioning:
+    """The conditioning of a network for pairs like these.
+
+    features: (n, n_features), n ≥ 1, raw; score_min, score_max: the range of scores.
+    """
+    inputs: dict[int, tuple[Float32, Float32]] = {}
+    values: Array = np.asarray(features, dtype=np.float32)
+    last = max(place for place, step in enumerate(network.steps) if isinstance(step, Dense))
+    first = True
+    with np.errstate(over="ignore", invalid="ignore"):
+        for place, step in enumerate(network.steps):
+            if isinstance(step, Dense):
+                inputs[place] = _centre_and_scale(values.astype(np.float64), each=first)
+                first = False
+            values = apply(step, values)
+    span = (score_max - score_min) / SCORE_UNITS
+    tail = network.steps[last + 1 :]
+    if any(isinstance(step, Activation) for step in tail):
+        # The loss is in units of what stands behind the activation; a unit u of its input makes steps u² as large.
+        return Conditioning(inputs, last, 0.0, max(1.0, _slope(tail) / span))
+    slope = _slope(tail)
+    middle = score_min + 0.75 * (score_max - score_min)
+    return Conditioning(inputs, last, (middle - _at_zero(tail)) / slope, span / slope)
+
+
+def _centre_and_scale(values: Array, each: bool) -> tuple[Float32, Float32]:
+    """Of a layer's inputs (n, n_in): deviations of each feature, one common deviation of hidden units."""
+    centre, deviation = np.nan_to_num(values.mean(axis=0)), np.nan_to_num(values.std(axis=0), posinf=1.0)
+    if not each:
+        common = float(np.sqrt(np.mean(deviation**2)))
+        return centre.astype(np.float32), np.full(len(centre), common if common > 0 else 1.0, dtype=np.float32)
+    size = np.maximum(np.abs(centre), 1.0)
+    scale = np.where(deviation > _NEARLY_CONSTANT * size, deviation, size)
+    return centre.astype(np.float32), scale.astype(np.float32)
+
+
+def _slope(tail: tuple[Step, ...]) -> float:
+    """The product of the constants behind the last layer; 1 where that is no number to train through."""
+    slope = 1.0
+    for step in tail:
+        if isinstance(step, Elementwise) and step.value.size == 1:
+            value = float(step.value.reshape(()))
+            slope *= value if step.operator == "Mul" else 1 / value if step.operator == "Div" and value else 1.0
+    return slope if np.isfinite(slope) and slope else 1.0
+
+
+def _at_zero(tail: tuple[Step, ...]) -> float:
+    """What the constants behind the last layer make of 0, their clips aside."""
+    value = np.zeros((1, 1))
+    for step in tail:
+        if not isinstance(step, Clip):
+            value = apply(step, value)
+    return float(value[0, 0])
+
+
+def _dense(weight: Array, bias: Array) -> Dense:
+    return Dense(np.ascontiguousarray(weight, dtype=np.float32), np.asarray(bias, dtype=np.float32))
+
+
+def _number(operator: str, value: float) -> Elementwise:
+    return Elementwise(operator, np.asarray(value, dtype=np.float32))  # type: ignore[arg-type]
