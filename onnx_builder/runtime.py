@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -13,6 +14,21 @@ from onnx_builder.network import NetworkError
 
 _CHUNK = 4096
 _ERRORS_ONLY = 3
+_TYPES: dict[str, type[np.floating[Any]]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+}
+
+
+class _Input(NamedTuple):
+    name: str
+    dtype: type[np.floating[Any]]
+    shape: tuple[int, ...]  # of one row
+
+    @property
+    def width(self) -> int:
+        return math.prod(self.shape)
 
 
 class Scorer:
@@ -22,7 +38,7 @@ class Scorer:
     rows at a time.
 
     model: the path of an ONNX file, or its bytes. Raises NetworkError where onnxruntime does not load it, or where its
-    inputs are not float (batch, width).
+    inputs are not floats of shape (batch, width).
     """
 
     def __init__(self, model: Path | bytes) -> None:
@@ -36,14 +52,13 @@ class Scorer:
             )
         except Exception as error:  # onnxruntime raises bare subclasses of Exception
             raise NetworkError(f"{name}: onnxruntime cannot load it: {_first_line(error)}") from error
-        self._inputs: list[tuple[str, int]] = []
+        self._inputs: list[_Input] = []
         batches = set()
         for node in self._session.get_inputs():
-            if node.type != "tensor(float)" or len(node.shape) != 2 or not isinstance(node.shape[1], int):
-                raise NetworkError(
-                    f"{name}: input {node.name!r} is {node.type} {node.shape}; expected tensor(float) [batch, width]"
-                )
-            self._inputs.append((node.name, node.shape[1]))
+            shape = node.shape[1:]
+            if node.type not in _TYPES or not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+                raise NetworkError(f"{name}: input {node.name!r} is {node.type} {node.shape}; expected floats [batch, width]")
+            self._inputs.append(_Input(node.name, _TYPES[node.type], tuple(shape)))
             batches.add(node.shape[0] if isinstance(node.shape[0], int) else 0)
         outputs = self._session.get_outputs()
         if not self._inputs or len(outputs) != 1 or len(batches) != 1:
@@ -55,13 +70,13 @@ class Scorer:
     @property
     def n_features(self) -> int:
         """Sum of the widths of all inputs."""
-        return sum(width for _, width in self._inputs)
+        return sum(each.width for each in self._inputs)
 
     def predict(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """Scores (n,) of features (n, n_features). Raises NetworkError for another width, or where the run fails."""
         features = np.ascontiguousarray(features, dtype=np.float32)
         if features.ndim != 2 or features.shape[1] != self.n_features:
-            widths = " + ".join(str(width) for _, width in self._inputs)
+            widths = " + ".join(str(each.width) for each in self._inputs)
             raise NetworkError(f"{self._name}: expected {widths} features, got shape {features.shape}")
         scores = np.empty(len(features), dtype=np.float32)
         size = self._fixed_batch or _CHUNK
@@ -75,9 +90,10 @@ class Scorer:
         if missing:
             rows = np.vstack([rows, np.repeat(rows[-1:], missing, axis=0)])
         feed, column = {}, 0
-        for name, width in self._inputs:
-            feed[name] = np.ascontiguousarray(rows[:, column : column + width])
-            column += width
+        for each in self._inputs:
+            values = rows[:, column : column + each.width].reshape(len(rows), *each.shape)
+            feed[each.name] = np.ascontiguousarray(values, dtype=each.dtype)
+            column += each.width
         try:
             (output,) = self._session.run([self._output], feed)
         except Exception as error:  # as above

@@ -27,8 +27,8 @@ class BaseModel:
     """A base model as it was read.
 
     network: takes raw features, with one input and one output of the canonical names. declared: as the file has it, with
-    its own inputs and output and without the JSON's scaling; None for a state-dict, which declares none. scaling: the
-    steps in front of `network` that are not in `declared`.
+    its own inputs and output and without the JSON's scaling; None for a state-dict, which declares none. scaling: that of
+    the JSON, for the first features; `network` begins with as many steps, for all features.
     """
 
     path: Path
@@ -77,7 +77,7 @@ def load(
     steps = json_scaling(path, network.n_features if declared is None else declared.inputs[0].width) if scaler == "json" else ()
     padded = tuple(_padded(step, network.n_features) for step in steps)
     network = Network(network.n_features, (*padded, *network.steps))
-    return BaseModel(path, hashlib.sha256(data).hexdigest(), network, declared, padded)
+    return BaseModel(path, hashlib.sha256(data).hexdigest(), network, declared, steps)
 
 
 def load_or_fresh(path: Path, **settings: Any) -> BaseModel | None:

@@ -120,7 +120,7 @@ _share = click.FloatRange(min=0, max=1, max_open=True)
     "--lr",
     "learning_rate",
     type=_positive,
-    help="Peak learning rate, in standardised units.  [default: 0.04, with adam 0.002; of a base model 0.01, 0.001]",
+    help="Peak learning rate, in standardised units.  [default: 0.04, with adam 0.002; of a base model 0.02, 0.001]",
 )
 @click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default=_DEFAULTS.optimizer, show_default=True)
 @click.option("--momentum", type=_share, default=_DEFAULTS.momentum, show_default=True, help="Of SGD.")
@@ -206,11 +206,16 @@ def train_offline_command(
 @cli.command("evaluate")
 @click.argument("model", type=click.Path(path_type=Path))
 @_pairs_argument
+@click.option(
+    "--base-scaler",
+    type=click.Choice(["none", "json"]),
+    default="none",
+    show_default=True,
+    help="json: first apply feature_mean and feature_std of the JSON beside the model.",
+)
 @_pairs_options
 @_json_option
-def evaluate_command(
-    model: Path, pairs: tuple[str, ...], skip_bad: bool, score_min: float, score_max: float, as_json: bool
-) -> None:
+def evaluate_command(model: Path, pairs: tuple[str, ...], as_json: bool, **settings: Any) -> None:
     """Score an ONNX MODEL on recorded PAIRS with onnxruntime.
 
     \b
@@ -219,7 +224,7 @@ def evaluate_command(
     """
     from sidecar.examine import evaluate
 
-    measured, read = evaluate(model, pairs, score_min=score_min, score_max=score_max, skip_bad=skip_bad)
+    measured, read = evaluate(model, pairs, **settings)
     if as_json:
         _print_json({"model": str(model), **measured.as_json(), "skipped": read.skipped})
         return
@@ -233,6 +238,8 @@ def evaluate_command(
 def inspect_command(model: Path, as_json: bool) -> None:
     """Say what a MODEL is: architecture, inputs and outputs, opset, digest, and where it comes from.
 
+    MODEL is an ONNX file or a PyTorch state-dict.
+
     \b
     Example:
       vmafx-sidecar inspect checkpoints/latest.onnx
@@ -243,9 +250,7 @@ def inspect_command(model: Path, as_json: bool) -> None:
     if as_json:
         _print_json(about)
         return
-    description = about.pop("description", {})
-    for name, value in {**about, **{f"description.{name}": value for name, value in description.items()}}.items():
-        click.echo(f"{name:32} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+    _print_fields(about)
 
 
 @cli.command("verify")
@@ -347,6 +352,27 @@ def _print_result(result: Result) -> None:
 def _print_skipped(skipped: int, first: str) -> None:
     if skipped:
         click.echo(f"{skipped} bad rows skipped; the first: {first}")
+
+
+def _print_fields(fields: dict[str, Any], indent: str = "") -> None:
+    """Names and values in two columns; what is nested stands below its name, indented."""
+    for name, value in fields.items():
+        if isinstance(value, dict) and value:
+            click.echo(f"{indent}{name}")
+            _print_fields(value, indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for each in value:
+                words = (f"{key} {_words(part)}" for key, part in each.items())
+                click.echo(f"{indent}{name:{24 - len(indent)}} {', '.join(words)}")
+        else:
+            click.echo(f"{indent}{name:{24 - len(indent)}} {_words(value)}")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        joined = ", ".join(map(_words, value))
+        return joined if all(isinstance(each, str) for each in value) else f"({joined})"
+    return "–" if value is None or value == {} else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
-from onnx_builder.network import Activation, Clip, Dense, Elementwise, Network, NetworkError
+from onnx_builder import torch_state
+from onnx_builder.constants import parse, read_bytes
+from onnx_builder.network import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError
 from onnx_builder.parity import parity
 from onnx_builder.read import from_bytes
 from onnx_builder.runtime import Scorer
 from onnx_builder.write import IR_VERSION, OPERATORS, OPSET
+from sidecar.base_model import BaseScaler, json_scaling, scaled
 from sidecar.checkpoints import CheckpointError, checkpoints, read_description, read_digest
 from sidecar.recorded import RecordedPairs, read_pairs
 from sidecar.scores import Metrics, metrics
@@ -27,20 +29,27 @@ PARITY_TOLERANCE = 1e-4
 
 
 def evaluate(
-    model: Path, paths: Sequence[str | Path], *, score_min: float = 0.0, score_max: float = 100.0, skip_bad: bool = False
+    model: Path,
+    paths: Sequence[str | Path],
+    *,
+    base_scaler: BaseScaler = "none",
+    score_min: float = 0.0,
+    score_max: float = 100.0,
+    skip_bad: bool = False,
 ) -> tuple[Metrics, RecordedPairs]:
     """Score recorded pairs with an ONNX model under onnxruntime, and compare with the true scores.
 
-    Raises NetworkError where the model does not run or takes another number of features, RecordedPairsError for pairs
-    that cannot be read.
+    base_scaler: "json" first applies `feature_mean` and `feature_std` of the JSON beside the model. Raises NetworkError where
+    the model does not run or takes another number of features, RecordedPairsError for pairs that cannot be read.
     """
-    _require_file(model)
+    read_bytes(model)
     scorer = Scorer(model)
+    scaling = json_scaling(model, scorer.n_features) if base_scaler == "json" else ()
     pairs = read_pairs(paths, score_min=score_min, score_max=score_max, skip_bad=skip_bad)
     n_features = pairs.features.shape[1]
     if scorer.n_features != n_features:
         raise NetworkError(f"{model} takes {scorer.n_features} features; {', '.join(map(str, paths))} have {n_features}")
-    scores = scorer.predict(pairs.features)
+    scores = scorer.predict(scaled(pairs.features, scaling) if scaling else pairs.features)
     bad = int((~np.isfinite(scores)).sum())
     if bad:
         raise NetworkError(f"{model}: {bad} of {len(scores)} scores are not finite")
@@ -50,14 +59,22 @@ def evaluate(
 def inspect(model: Path) -> dict[str, Any]:
     """What a model file is: digest, opset, inputs and outputs, operators, architecture, and the JSON beside it.
 
-    Raises NetworkError for a file that is not an ONNX model.
+    Of a PyTorch state-dict: its layers by their keys. Raises NetworkError for a file that is neither, and for a state-dict
+    that is no regressor; an ONNX model that is none says why in `not_trainable`.
     """
-    data = _read(model)
+    data = read_bytes(model)
+    about: dict[str, Any] = {"path": str(model), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    if torch_state.is_state_dict(data):
+        about["format"] = "PyTorch state-dict (its activations are taken to be ReLU)"
+        try:
+            about["layers"] = [*torch_state.dense_layers(data)]
+            network = torch_state.from_bytes(data)
+        except NetworkError as error:
+            raise NetworkError(f"{model}: {error}") from error
+        return {**about, **_shape_of(network)}
     proto = _parse(model, data)
-    about: dict[str, Any] = {
-        "path": str(model),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
+    about |= {
+        "format": "ONNX",
         "ir_version": proto.ir_version,
         "opset": _opset(proto),
         "inputs": [_tensor(value) for value in proto.graph.input],
@@ -65,16 +82,19 @@ def inspect(model: Path) -> dict[str, Any]:
         "operators": [node.op_type for node in proto.graph.node],
     }
     try:
-        network = from_bytes(data)
+        about |= _shape_of(from_bytes(data, model.parent))
     except NetworkError as error:
         about["not_trainable"] = str(error)
-    else:
-        about["architecture"] = architecture(network)
-        about["parameters"] = sum(s.weight.size + s.bias.size for s in network.steps if isinstance(s, Dense))
     description = read_description(model.resolve())
     if description is not None:
         about["description"] = description
     return about
+
+
+def _shape_of(network: Network) -> dict[str, Any]:
+    trained = [step for step in network.steps if isinstance(step, Dense | LayerNormalization)]
+    sizes = (s.weight.size + s.bias.size if isinstance(s, Dense) else s.scale.size + s.bias.size for s in trained)
+    return {"architecture": architecture(network), "parameters": sum(sizes)}
 
 
 def architecture(network: Network) -> str:
@@ -86,6 +106,8 @@ def architecture(network: Network) -> str:
                 words.append(f"dense {len(step.weight)}")
             case Activation():
                 words.append(step.name)
+            case LayerNormalization():
+                words.append("layer normalisation")
             case Elementwise():
                 words.append(step.operator)
             case Clip():
@@ -123,7 +145,7 @@ def verify(paths: Sequence[Path]) -> list[Verification]:
 
 
 def _verify(model: Path) -> Verification:
-    data = _read(model)
+    data = read_bytes(model)
     target = model.resolve()
     checks = {
         "digest": _attempt(lambda: _check_digest(target, data)),
@@ -203,27 +225,11 @@ def probe_features(network: Network, count: int) -> np.ndarray:
     return np.nan_to_num(features, posinf=0.0, neginf=0.0).astype(np.float32)
 
 
-def _require_file(model: Path) -> None:
-    if not model.is_file():
-        raise NetworkError(f"{model}: {'is a directory, not a model' if model.is_dir() else 'no such file'}")
-
-
-def _read(model: Path) -> bytes:
-    _require_file(model)
-    try:
-        return model.read_bytes()
-    except OSError as error:
-        raise NetworkError(f"{model}: {error.strerror or error}") from error
-
-
 def _parse(model: Path, data: bytes) -> onnx.ModelProto:
     try:
-        proto = onnx.load_model_from_string(data)
-    except (DecodeError, ValueError) as error:
-        raise NetworkError(f"{model}: not an ONNX model: {error}") from error
-    if not proto.graph.node:
-        raise NetworkError(f"{model}: not an ONNX model: no graph in it")
-    return proto
+        return parse(data)
+    except NetworkError as error:
+        raise NetworkError(f"{model}: {error}") from error
 
 
 def _opset(proto: onnx.ModelProto) -> int:

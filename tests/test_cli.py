@@ -222,7 +222,7 @@ BAD_LINE = b'{"features":[1,2,3],"true_score":5}'
         (["{bad}"], "line 401: features: expected 5 numbers, got 3"),
         (["{good}", "--holdout", "1"], "1.0 is not in the range 0<=x<1"),
         (["{good}", "--holdout", "0.9999"], "use 0 to train on all"),
-        (["{good}", "--epochs", "0"], "0 is not in the range x>=1"),
+        (["{good}", "--epochs", "-1"], "-1 is not in the range x>=0"),
         (["{good}", "--lr", "nan"], "nan"),
         (["{good}", "--batch-size", "x"], "'x' is not a valid integer"),
         (["{good}", "--optimizer", "lion"], "'lion' is not one of 'sgd', 'adam'"),

@@ -1,10 +1,11 @@
 """Conditioning: the units in which a model's weights are trained, whatever units they were made in.
 
 Base models come with raw features or with someone's scaling, with scores in points or behind a sigmoid, with layers of any
-size. One learning rate fits them all once every dense layer sees inputs of mean 0 and deviation about 1 and the last gives its
-score in units of twenty points. So the network is written anew, as the same function: before each dense layer stand a shift and
-a scale, measured on real pairs and constant from then on, behind the last one the unit of the score, and the weights make up
-for both. When training is over, they are folded back into the weights.
+size. One learning rate fits them all once every dense layer sees inputs of mean 0 and the same length, however many they are
+(√16: of 16 inputs, each has deviation 1), and the last gives its score in units of twenty points. So the network is written
+anew, as the same function: before each dense layer stand a shift and a scale, measured on real pairs and constant from then
+on, behind the last one the unit of the score, and the weights make up for both. When training is over, they are folded back
+into the weights.
 
 It is what Schraudolph (Centering neural network gradient factors, 1998) and LeCun et al. (Efficient BackProp, 1998) recommend,
 done once. What it is worth: `benchmarks/fine_tuning.py`.
@@ -20,8 +21,10 @@ from onnx_builder.network import Activation, Array, Clip, Dense, Elementwise, Fl
 
 SCORE_UNITS = 5.0
 """The range of scores is so many units: 20 points of 100."""
+_SQUARED_LENGTH = 16.0
+"""Mean squared length of what a layer sees, whose square root bounds the learning rate that it can take."""
 _NEARLY_CONSTANT = 1e-3
-"""An input whose deviation is below this share of its layer's largest hardly varied: it is scaled by its size instead."""
+"""A feature whose deviation is below this share of its size, or of 1, hardly varied: it is scaled by that size instead."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,14 @@ def condition(network: Network, features: Array, score_min: float, score_max: fl
 
 def _centre_and_scale(values: Array, each: bool) -> tuple[Float32, Float32]:
     """Of a layer's inputs (n, n_in): deviations of each feature, one common deviation of hidden units."""
+    n_in = values.shape[1]
     centre, deviation = np.nan_to_num(values.mean(axis=0)), np.nan_to_num(values.std(axis=0), posinf=1.0)
-    if not each:
-        common = float(np.sqrt(np.mean(deviation**2)))
-        return centre.astype(np.float32), np.full(len(centre), common if common > 0 else 1.0, dtype=np.float32)
-    size = np.maximum(np.abs(centre), 1.0)
-    scale = np.where(deviation > _NEARLY_CONSTANT * size, deviation, size)
-    return centre.astype(np.float32), scale.astype(np.float32)
+    if each:
+        size = np.maximum(np.abs(centre), 1.0)
+        scale = np.where(deviation > _NEARLY_CONSTANT * size, deviation, size)
+    else:
+        scale = np.full(n_in, np.sqrt(np.mean(deviation**2)) or 1.0)
+    return centre.astype(np.float32), (scale * np.sqrt(n_in / _SQUARED_LENGTH)).astype(np.float32)
 
 
 def _slope(tail: tuple[Step, ...]) -> float:

@@ -71,7 +71,7 @@ class Recipe:
 
 TRAINED_PAIRS, FEWEST_EPOCHS, MOST_EPOCHS = 768_000, 10, 3000
 LEARNING_RATE = {"sgd": 0.04, "adam": 0.002}
-BASE_LEARNING_RATE = {"sgd": 0.01, "adam": 0.001}
+BASE_LEARNING_RATE = {"sgd": 0.02, "adam": 0.001}
 GROUP_LASSO = {"sgd": 1e-3, "adam": 0.1}
 """Adam divides gradients by their size, which is about a hundredth near the end, but not the penalty."""
 
