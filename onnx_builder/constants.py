@@ -6,9 +6,10 @@ bounded before it is made: the file, what is not weights in it, each tensor, and
 
 from __future__ import annotations
 
+import functools
 import math
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_builder.network import Array, NetworkError
 
 MAX_BYTES = 50_000_000
-"""Largest file, and largest sum of its external data or of folded constants."""
+"""Largest file, and largest sum of its constants, external data and folded ones included, as float32 or wider."""
 MAX_STRUCTURE_BYTES = 500_000
 """What a file may hold besides the numbers of its tensors: parsed, a byte of it can take a hundred."""
 MAX_NODES = 10_000
-_MAX_RANK = 8
+MAX_RANK = 8
 
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _TYPES: dict[int, int] = {
     TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.DOUBLE: 8, TensorProto.BFLOAT16: 2,
     TensorProto.INT32: 4, TensorProto.INT64: 8, TensorProto.BOOL: 1,
@@ -51,7 +53,7 @@ def read_bytes(path: Path) -> bytes:
         if not stat.S_ISREG(about.st_mode):
             raise NetworkError(f"{path}: {'is a directory, not a model' if path.is_dir() else 'not a regular file'}")
         if about.st_size > MAX_BYTES:
-            raise NetworkError(f"{path}: {about.st_size / 1e6:.0f} MB; a model may have at most {MAX_BYTES / 1e6:.0f}")
+            raise NetworkError(f"{path}: {_size_refused(about.st_size)}")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise NetworkError(f"{path}: no such file") from error
@@ -61,6 +63,8 @@ def read_bytes(path: Path) -> bytes:
 
 def parse(data: bytes) -> onnx.ModelProto:
     """A serialized ONNX model. Raises NetworkError for other bytes, and for a file beyond the limits."""
+    if len(data) > MAX_BYTES:
+        raise NetworkError(_size_refused(len(data)))
     structure = _structure_bytes(data)
     if structure > MAX_STRUCTURE_BYTES:
         raise NetworkError(f"more than {MAX_STRUCTURE_BYTES} bytes besides the numbers of its tensors: not an MLP regressor")
@@ -76,18 +80,21 @@ def parse(data: bytes) -> onnx.ModelProto:
 class Constants:
     """The named constants of a graph: initializers, Constant nodes, and arithmetic on these alone, worked out when asked for.
 
-    folder: where external data may lie, None where nothing is beside the model. `in` says whether a name is constant,
-    `[name]` gives its array, in the type that the file has. Raises NetworkError for what cannot be read or worked out.
+    opset: that of the graph; folder: where external data may lie, None where nothing is beside the model. `in` says
+    whether a name is constant, `[name]` gives its array, in the type that the file has. Raises NetworkError for what
+    cannot be read or worked out.
     """
 
-    def __init__(self, graph: onnx.GraphProto, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, graph: onnx.GraphProto, opset: int, folder: Path | None) -> None:
+        self._opset, self._folder = opset, folder
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._nodes: dict[str, onnx.NodeProto] = {}
         self._arrays: dict[str, Array] = {}
         self._bytes_left = MAX_BYTES
-        for node in graph.node:
-            if node.op_type == "Constant" or (node.op_type in _FOLDED and all(name in self for name in node.input if name)):
+        for node in graph.node:  # which are in the order of use, so that no constant is made from itself
+            inputs = [name for name in node.input if name]
+            operator = operator_of(node)
+            if operator == "Constant" or (operator in _FOLDED and inputs and all(name in self for name in inputs)):
                 for name in node.output[:1]:
                     self._nodes.setdefault(name, node)
 
@@ -100,13 +107,11 @@ class Constants:
             top = waiting[-1]
             inputs = [] if top in self._initializers else [n for n in self._nodes[top].input if n and n not in self._arrays]
             if top not in self._arrays and inputs:
-                if len(waiting) > MAX_NODES:
-                    raise NetworkError(f"constant {top!r} is made from itself")
                 waiting += inputs
                 continue
             if top not in self._arrays:
                 array = self._read(self._initializers[top]) if top in self._initializers else self._fold(self._nodes[top])
-                self._bytes_left -= array.nbytes
+                self._bytes_left -= _bytes_of(array.shape, array.dtype.itemsize)
                 self._arrays[top] = array
             waiting.pop()
         return self._arrays[name]
@@ -114,23 +119,24 @@ class Constants:
     def _read(self, tensor: onnx.TensorProto) -> Array:
         where = f"constant {tensor.name!r}"
         if tensor.data_type not in _TYPES:
-            known = tensor.data_type in TensorProto.DataType.values()
-            name = TensorProto.DataType.Name(tensor.data_type) if known else str(tensor.data_type)
-            raise NetworkError(f"{where} is of type {name}; a regressor's are float32, float16, bfloat16 or float64")
+            raise NetworkError(
+                f"{where} is of type {type_name(tensor.data_type)}; a regressor's are float32, float16, bfloat16 or float64"
+            )
         shape = list(tensor.dims)
-        if len(shape) > _MAX_RANK or any(size < 0 for size in shape):
-            raise NetworkError(f"{where} has shape {shape[: _MAX_RANK + 1]}")
+        if len(shape) > MAX_RANK or any(size < 0 for size in shape):
+            raise NetworkError(f"{where} has shape {shape[: MAX_RANK + 1]}")
+        where = f"{where} of shape {shape}"
+        self._require_room(where, _bytes_of(shape, _TYPES[tensor.data_type]))
         size = math.prod(shape) * _TYPES[tensor.data_type]
-        self._require_room(where, size)
         if tensor.data_location == TensorProto.EXTERNAL:
             data = self._external(where, {entry.key: entry.value for entry in tensor.external_data}, size)
             tensor = TensorProto(data_type=tensor.data_type, dims=shape, raw_data=data)
         elif tensor.HasField("raw_data") and len(tensor.raw_data) != size:
-            raise NetworkError(f"{where} of shape {shape} needs {size} bytes, the file has {len(tensor.raw_data)}")
+            raise NetworkError(f"{where} needs {size} bytes, the file has {len(tensor.raw_data)}")
         try:
-            return np.asarray(numpy_helper.to_array(tensor))
+            return _values(tensor).reshape(shape)
         except (ValueError, TypeError, OverflowError) as error:
-            raise NetworkError(f"{where} of shape {shape}: {_first_line(error)}") from error
+            raise NetworkError(f"{where}: {_first_line(error)}") from error
 
     def _external(self, where: str, about: dict[str, str], size: int) -> bytes:
         location = about.get("location", "")
@@ -152,59 +158,104 @@ class Constants:
             with path.open("rb") as stream:
                 stream.seek(offset)
                 return stream.read(length)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
             if isinstance(error, NetworkError):
                 raise
             raise NetworkError(f"{where}: {getattr(error, 'strerror', None) or error}") from error
 
     def _fold(self, node: onnx.NodeProto) -> Array:
-        where = f"node {node.name or node.output[0]!r} ({node.op_type})"
-        attributes = attributes_of(node)
-        if node.op_type == "Constant":
-            return self._constant(where, attributes)
-        arrays = [self._arrays[name] if name else None for name in node.input]
+        attributes = attributes_of(node, self._opset)
         try:
-            return np.asarray(_FOLDED[node.op_type](self._room_for(where), arrays, attributes))
+            if node.op_type == "Constant":
+                return self._constant(attributes)
+            arrays = [self._arrays[name] if name else None for name in node.input]
+            return np.asarray(_FOLDED[node.op_type](self._require_room_for, arrays, attributes))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-            if isinstance(error, NetworkError):
-                raise
-            raise NetworkError(f"{where}: cannot be worked out: {_first_line(error)}") from error
+            raise NetworkError(f"{described(node)}: cannot be worked out: {_first_line(error)}") from error
 
-    def _constant(self, where: str, attributes: dict[str, Any]) -> Array:
+    def _constant(self, attributes: dict[str, Any]) -> Array:
         for name, dtype in _CONSTANT_ATTRIBUTES.items():
             if name in attributes:
                 return np.asarray(attributes[name], dtype=dtype)
-        if isinstance(attributes.get("value"), TensorProto):
+        if "value" in attributes:
             return self._read(attributes["value"])
-        raise NetworkError(f"{where}: has none of value, {', '.join(_CONSTANT_ATTRIBUTES)}")
+        raise NetworkError(f"has none of value, {', '.join(_CONSTANT_ATTRIBUTES)}")
 
-    def _room_for(self, where: str) -> Callable[..., None]:
-        """A check that arrays broadcast to something that there is room for."""
-
-        def check(*arrays: Array) -> None:
-            self._require_room(where, math.prod(np.broadcast_shapes(*(a.shape for a in arrays))) * 8)
-
-        return check
+    def _require_room_for(self, *arrays: Array) -> None:
+        """That there is room for what arrays broadcast to."""
+        shape = np.broadcast_shapes(*(array.shape for array in arrays))
+        self._require_room("it", _bytes_of(shape, max(array.dtype.itemsize for array in arrays)))
 
     def _require_room(self, where: str, size: int) -> None:
         if size > self._bytes_left:
             raise NetworkError(f"{where} takes {size / 1e6:.0f} MB; constants may take {MAX_BYTES / 1e6:.0f} in all")
 
 
-def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes by name. Raises NetworkError for one without a value."""
+def operator_of(node: onnx.NodeProto) -> str:
+    """A node's operator, with its domain where that is not ONNX's own."""
+    return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+
+
+def described(node: onnx.NodeProto) -> str:
+    """A node in an error message: its name, or that of its output, and its operator."""
+    return f"node {node.name or (node.output[0] if node.output else '')!r} ({operator_of(node)})"
+
+
+def type_name(data_type: int) -> str:
+    """The name of an element type, its number where it has none."""
+    known = data_type in TensorProto.DataType.values()
+    return TensorProto.DataType.Name(data_type) if known else str(data_type)
+
+
+def attributes_of(node: onnx.NodeProto, opset: int) -> dict[str, Any]:
+    """A node's attributes by name, each of the type that its operator declares.
+
+    Raises NetworkError where the operator is not one of the opset, or does not have these attributes or as many inputs.
+    """
+    schema = _schema(node.op_type, opset)
+    if schema is None:
+        raise NetworkError(f"{described(node)}: opset {opset} has no such operator")
+    least, most = schema.min_input, schema.max_input
+    if not least <= len(node.input) <= most:
+        raise NetworkError(f"{described(node)}: has {len(node.input)} inputs; expected {least} to {most}")
+    values = {}
+    for attribute in node.attribute:
+        declared: Any = schema.attributes.get(attribute.name)
+        if declared is None:
+            raise NetworkError(f"{described(node)}: has no attribute {attribute.name!r} in opset {opset}")
+        if attribute.type != declared.type.value or attribute.ref_attr_name:
+            raise NetworkError(f"{described(node)}: attribute {attribute.name!r} is of another type than {declared.type.name}")
+        values[attribute.name] = helper.get_attribute_value(attribute)
+    return values
+
+
+@functools.cache
+def _schema(operator: str, opset: int) -> onnx.defs.OpSchema | None:
     try:
-        return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    except ValueError as error:
-        raise NetworkError(f"node {node.name!r} ({node.op_type}): {_first_line(error)}") from error
+        return onnx.defs.get_schema(operator, opset)
+    except onnx.defs.SchemaError:
+        return None
 
 
 _CONSTANT_ATTRIBUTES = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
 
 
+def _bytes_of(shape: Sequence[int], item_size: int) -> int:
+    """What a constant counts for: half precision as float32, which it becomes."""
+    return math.prod(shape) * max(item_size, 4)
+
+
+def _values(tensor: onnx.TensorProto) -> Array:
+    """The numbers of a tensor. Those of a field are taken one by one: a list of many would need 32 bytes for each."""
+    if not tensor.HasField("raw_data") and tensor.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE):
+        numbers = tensor.float_data if tensor.data_type == TensorProto.FLOAT else tensor.double_data
+        return np.fromiter(numbers, dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type), count=len(numbers))
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
 def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
-    def fold(check: Callable[..., None], arrays: list[Array], attributes: dict[str, Any]) -> Array:
-        check(*arrays)
+    def fold(require_room: Callable[..., None], arrays: list[Array], attributes: dict[str, Any]) -> Array:
+        require_room(*arrays)
         if any(array.dtype.kind in "iub" for array in arrays) and function in (np.divide, np.sqrt, np.power):
             raise NetworkError(f"{function.__name__} of whole numbers is not folded")
         with np.errstate(all="ignore"):
@@ -213,33 +264,55 @@ def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
     return fold
 
 
-def _cast(check: Callable[..., None], arrays: list[Array], attributes: dict[str, Any]) -> Array:
-    check(arrays[0])
+def _cast(require_room: Callable[..., None], arrays: list[Array], attributes: dict[str, Any]) -> Array:
     if attributes.get("to") not in _TYPES:
-        raise NetworkError(f"Cast to type {attributes.get('to')}")
+        raise NetworkError(f"to type {type_name(attributes.get('to', 0))}")
+    dtype = helper.tensor_dtype_to_np_dtype(attributes["to"])
+    require_room(arrays[0], np.empty((), dtype=dtype))
     with np.errstate(all="ignore"):
-        return arrays[0].astype(helper.tensor_dtype_to_np_dtype(attributes["to"]))
+        return arrays[0].astype(dtype)
 
 
-def axes_of(arrays: list[Array | None], attributes: dict[str, Any]) -> tuple[int, ...] | None:
+def _squeeze(require_room: Callable[..., None], arrays: list[Array], attributes: dict[str, Any]) -> Array:
+    axes = axes_of(arrays, attributes)
+    return arrays[0].squeeze(None if axes is None else tuple(axes))
+
+
+def integers(array: Array) -> list[int]:
+    """The numbers of a shape or of axes. Raises NetworkError where they are not whole, or more than a shape has."""
+    if array.dtype.kind != "i" or array.size > MAX_RANK:
+        raise NetworkError(f"expected up to {MAX_RANK} whole numbers, got {array.size} of type {array.dtype}")
+    return [int(number) for number in array.reshape(-1)]
+
+
+def axes_of(arrays: Sequence[Array | None], attributes: dict[str, Any]) -> list[int] | None:
     """The axes of Squeeze and Unsqueeze: an attribute below opset 13, an input from there."""
     if len(arrays) > 1 and arrays[1] is not None:
-        return tuple(int(axis) for axis in arrays[1].reshape(-1))
-    return tuple(attributes["axes"]) if "axes" in attributes else None
+        return integers(arrays[1])
+    return attributes.get("axes")
 
 
-def unsqueezed(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape with ones put in at the given axes of the result. Raises ValueError for axes that it does not have."""
-    rank = len(shape) + len(axes)
-    places = {axis % rank for axis in axes if -rank <= axis < rank}
-    if len(places) < len(axes):
-        raise ValueError(f"axes {axes} for a result of {rank} dimensions")
+def unsqueezed(shape: tuple[int, ...], axes: list[int] | None) -> tuple[int, ...]:
+    """A shape with ones put in at the given axes of the result. Raises NetworkError for axes that it does not have."""
+    rank = len(shape) + len(axes or ())
+    places = {axis % rank for axis in axes or () if -rank <= axis < rank}
+    if not axes or rank > MAX_RANK or len(places) < len(axes):
+        raise NetworkError(f"axes {axes} for a result of {rank} dimensions")
     rest = iter(shape)
     return tuple(1 if place in places else next(rest) for place in range(rank))
 
 
+def reshaped(shape: tuple[int, ...], target: list[int], attributes: dict[str, Any]) -> list[int]:
+    """The target of Reshape with its zeros, which stand for the dimension at their place, replaced; -1 stays."""
+    if attributes.get("allowzero", 0):
+        return target
+    if any(size == 0 and place >= len(shape) for place, size in enumerate(target)):
+        raise NetworkError(f"to {target} from {len(shape)} dimensions")
+    return [shape[place] if size == 0 else size for place, size in enumerate(target)]
+
+
 _FOLDED: dict[str, Callable[..., Any]] = {
-    "Identity": lambda check, arrays, attributes: arrays[0],
+    "Identity": lambda require_room, arrays, attributes: arrays[0],
     "Cast": _cast,
     "Add": _arithmetic(np.add),
     "Sub": _arithmetic(np.subtract),
@@ -248,11 +321,13 @@ _FOLDED: dict[str, Callable[..., Any]] = {
     "Neg": _arithmetic(np.negative),
     "Sqrt": _arithmetic(np.sqrt),
     "Pow": _arithmetic(np.power),
-    "Transpose": lambda check, arrays, attributes: arrays[0].transpose(attributes.get("perm")),
-    "Reshape": lambda check, arrays, attributes: arrays[0].reshape([int(size) for size in arrays[1]]),
-    "Squeeze": lambda check, arrays, attributes: arrays[0].squeeze(axes_of(arrays, attributes)),
-    "Unsqueeze": lambda check, arrays, attributes: arrays[0].reshape(
-        unsqueezed(arrays[0].shape, axes_of(arrays, attributes) or ())
+    "Transpose": lambda require_room, arrays, attributes: arrays[0].transpose(attributes.get("perm")),
+    "Reshape": lambda require_room, arrays, attributes: arrays[0].reshape(
+        reshaped(arrays[0].shape, integers(arrays[1]), attributes)
+    ),
+    "Squeeze": _squeeze,
+    "Unsqueeze": lambda require_room, arrays, attributes: arrays[0].reshape(
+        unsqueezed(arrays[0].shape, axes_of(arrays, attributes))
     ),
 }
 """What is worked out where all inputs are constants."""
@@ -302,6 +377,10 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
     raise NetworkError("not an ONNX model: it ends early, or is no protocol buffer")
+
+
+def _size_refused(size: int) -> str:
+    return f"{size / 1e6:.1f} MB; a model may have at most {MAX_BYTES / 1e6:.0f}"
 
 
 def _first_line(error: Exception) -> str:

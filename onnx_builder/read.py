@@ -2,12 +2,13 @@
 
 What fits is a chain: every node has one input that is not constant, the operators are those of an MLP regressor, and what
 changes the shape moves only the batch or dimensions of 1. Everything else is refused with the node, its operator and the
-reason. Opsets 7 to the newest that `onnx` has.
+reason. Opsets 7 to the newest that `onnx` has. Whatever the precision in the file, the network computes in float32.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,25 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto
 
-from onnx_builder.constants import MAX_NODES, Constants, attributes_of, axes_of, parse, read_bytes, unsqueezed
+from onnx_builder.constants import (
+    FLOATS,
+    MAX_BYTES,
+    MAX_NODES,
+    MAX_RANK,
+    MAX_STRUCTURE_BYTES,
+    Constants,
+    attributes_of,
+    axes_of,
+    described,
+    integers,
+    operator_of,
+    parse,
+    read_bytes,
+    reshaped,
+    type_name,
+    unsqueezed,
+)
 from onnx_builder.network import (
     LEAKY_RELU_SLOPE,
     Activation,
@@ -34,8 +51,13 @@ from onnx_builder.network import (
 )
 
 OLDEST_OPSET, NEWEST_OPSET = 7, onnx.defs.onnx_opset_version()
+MAX_STEPS = 500
+MAX_VALUES = (MAX_BYTES - MAX_STRUCTURE_BYTES) // 4
+"""What the steps may hold in all: the file that a network is written to is within the limits of reading, too."""
 BATCH = -1
 """Stands for the batch in a shape, where that is not fixed at 1."""
+_HALF_PRECISION = 2e-4
+"""How far off √2 may be in a GELU: what float16 makes of it."""
 
 Shape = tuple[int, ...]
 
@@ -45,9 +67,9 @@ def read(path: Path) -> Network:
 
     Raises NetworkError naming the file and the reason, as `from_bytes`.
     """
-    data = read_bytes(path)
+    data = [read_bytes(path)]
     try:
-        return from_bytes(data, path.parent)
+        return from_bytes(data.pop(), path.parent)
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from error
 
@@ -58,8 +80,12 @@ def from_bytes(data: bytes, folder: Path | None = None) -> Network:
     Weights of any float type become float32. Raises NetworkError naming the node, its operator and the reason where the
     graph is not a chain of what a regressor is made of, and for bytes that are no ONNX model.
     """
-    model = parse(data)
-    return _Reader(model, folder).network()
+    try:
+        model = parse(data)
+        del data  # of up to MAX_BYTES, held by nobody where it was read from a file
+        return _Reader(model, folder).network()
+    except NetworkError as error:
+        raise NetworkError(_printable(str(error))) from error
 
 
 @dataclass(frozen=True)
@@ -70,9 +96,6 @@ class _Link:
     data: str
     gelu_factor: float | None = None
 
-    def __str__(self) -> str:
-        return _described(self.node)
-
 
 class _Reader:
     def __init__(self, model: onnx.ModelProto, folder: Path | None) -> None:
@@ -80,17 +103,24 @@ class _Reader:
         self.opset = _opset(model)
         if len(graph.node) > MAX_NODES:
             raise NetworkError(f"{len(graph.node)} nodes; a regressor has at most {MAX_NODES}")
-        self.constants = Constants(graph, folder)
-        self.inputs = {value.name: value for value in graph.input if value.name not in self.constants}
         if len(graph.output) != 1:
             names = ", ".join(repr(value.name) for value in graph.output[:4])
             raise NetworkError(f"{len(graph.output)} outputs ({names}); expected one, the score")
         self.output = graph.output[0].name
+        initializers = {tensor.name for tensor in graph.initializer}
+        inputs = [value for value in graph.input if value.name not in initializers]  # below IR 4, both list a constant
+        self.inputs = {value.name: value for value in inputs}
+        if len(initializers) < len(graph.initializer) or len(self.inputs) < len(inputs) or "" in self.inputs:
+            raise NetworkError("two initializers or two inputs have the same name, or an input has none")
+        if self.output in self.inputs:
+            raise NetworkError(f"output {self.output!r} is an input; nothing is computed")
         self.producers: dict[str, onnx.NodeProto] = {}
         for node in graph.node:
-            for name in node.output:
-                if name and self.producers.setdefault(name, node) is not node:
-                    raise NetworkError(f"{_described(node)}: {name!r} is made twice")
+            for name in filter(None, node.output):
+                if name in initializers or name in self.inputs or name in self.producers:
+                    raise NetworkError(f"{described(node)}: {name!r} is there already")
+                self.producers[name] = node
+        self.constants = Constants(graph, self.opset, folder)
 
     def network(self) -> Network:
         self._require_known_operators()
@@ -109,7 +139,7 @@ class _Reader:
         shape = (n_features,) if len(ports) > 1 else tuple(int(size) for size in ports[0].shape[1:])
         chain = _Chain(self.constants, self.opset, (1 if batch == 1 else BATCH, *shape))
         for link in links:
-            chain.append(link)
+            chain.follow(link)
         if math.prod(abs(size) for size in chain.shape) != 1 or (BATCH not in chain.shape and batch != 1):
             raise NetworkError(f"output {self.output!r} has {_shown(chain.shape)} values; a score is one a row")
         output = tuple(batch if size == BATCH else size for size in chain.shape)
@@ -128,9 +158,8 @@ class _Reader:
                 continue
             seen.add(id(node))
             waiting += node.input
-            operator = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-            if operator not in _HANDLERS and operator not in ("Concat", "Erf"):
-                unknown[operator] = node
+            if operator_of(node) not in _HANDLERS and operator_of(node) not in ("Concat", "Erf"):
+                unknown[operator_of(node)] = node
         if unknown:
             names = [f"{operator} (node {node.name or node.output[0]!r})" for operator, node in reversed(unknown.items())]
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""
@@ -148,9 +177,9 @@ class _Reader:
             if node is None:
                 raise NetworkError(f"{name!r} is neither an input, a constant nor made by a node")
             if len(links) > MAX_NODES:
-                raise NetworkError(f"{_described(node)}: the graph has a cycle")
+                raise NetworkError(f"{described(node)}: the graph has a cycle")
             if node.output[0] != name:
-                raise NetworkError(f"{_described(node)}: its second output {name!r} is used")
+                raise NetworkError(f"{described(node)}: its second output {name!r} is used")
             if node.op_type == "Concat":
                 links.reverse()
                 return links, self._concatenated(node)
@@ -162,81 +191,89 @@ class _Reader:
     def _data_input(self, node: onnx.NodeProto) -> str:
         data: list[str] = [name for name in node.input if name and name not in self.constants]
         if not data:
-            raise NetworkError(f"{_described(node)}: has no input")
+            raise NetworkError(f"{described(node)}: has no input")
         for name in data[1:] if node.input[0] in data else data:
             if node.op_type in ("Gemm", "MatMul") and name in self.inputs:
-                raise NetworkError(f"{_described(node)}: weight {name!r} is an input, not constant")
+                raise NetworkError(f"{described(node)}: weight {name!r} is an input, not constant")
         if len(data) > 1:
             joined = " and ".join(repr(name) for name in data[:3])
-            raise NetworkError(f"branch joins at {_described(node)}: {joined} are both not constant")
+            raise NetworkError(f"branch joins at {described(node)}: {joined} are both not constant")
         return data[0]
 
     def _concatenated(self, node: onnx.NodeProto) -> list[str]:
         names = list(node.input)
-        axis = attributes_of(node).get("axis")
+        axis = attributes_of(node, self.opset).get("axis")
         others = [name for name in names if name not in self.inputs]
         if others:
-            raise NetworkError(f"branch joins at {_described(node)}: {others[0]!r} is not an input of the graph")
+            raise NetworkError(f"branch joins at {described(node)}: {others[0]!r} is not an input of the graph")
         if axis not in (1, -1) or len(set(names)) != len(names):
-            raise NetworkError(f"{_described(node)}: expected each input once, along axis 1, got {names} along {axis}")
+            raise NetworkError(f"{described(node)}: expected each input once, along axis 1, got {names} along {axis}")
         return names
 
     def _gelu(self, node: onnx.NodeProto) -> _Link | None:
-        """Is this the last Mul of `x · (1 + erf(x / √2)) · ½`, its factors in any order? What is over is a factor more."""
-        if node.op_type != "Mul" or len(node.input) != 2:
-            return None
-        factor, products, waiting = 1.0, 0, [node.output[0]]
-        factors: list[tuple[str, onnx.NodeProto | None]] = []
-        while waiting and products < 4:
-            name = waiting.pop()
-            if name in self.constants:
-                factor *= self._number(name)
-                continue
-            product = self.producers.get(name)
-            if product is not None and product.op_type == "Mul" and len(factors) < 2:
-                products += 1
-                waiting += product.input
-            else:
-                factors.append((name, product))
-        if waiting or len(factors) != 2 or not math.isfinite(factor):
-            return None
-        for (x, _), (_, add) in (factors, factors[::-1]):
-            if self._is_one_plus_erf(add, x):
-                return _Link(node, x, 2 * factor)
-        return None
+        """Is this the last Mul of `x · (1 + erf(x / √2)) · ½`, its factors in any order?
 
-    def _is_one_plus_erf(self, add: onnx.NodeProto | None, x: str) -> bool:
-        if add is None or add.op_type != "Add" or len(add.input) != 2:
-            return False
-        erf, one = (self.producers.get(add.input[0]), add.input[1])
-        if add.input[0] in self.constants:
-            erf, one = (self.producers.get(add.input[1]), add.input[0])
-        if erf is None or erf.op_type != "Erf" or one not in self.constants or self._number(one) != 1:
-            return False
-        scaled = self.producers.get(erf.input[0]) if erf.input else None
-        if scaled is None or scaled.op_type not in ("Div", "Mul") or len(scaled.input) != 2:
-            return False
-        a, b = scaled.input
-        if scaled.op_type == "Mul" and b == x:
-            a, b = b, a
-        expected = math.sqrt(2) if scaled.op_type == "Div" else math.sqrt(0.5)
-        return a == x and b in self.constants and math.isclose(self._number(b), expected, rel_tol=1e-3)
+        A constant that it has besides is left to a step of its own, where it stands last, or comes with the GELU.
+        """
+        name = node.output[0]
+        arguments = [self._erf_argument(factor) for factor in self._factors(name)] if node.op_type == "Mul" else []
+        x = next(filter(None, arguments), None)
+        if x is None:
+            return None
+        factors = list(self._factors(name, x))
+        numbers = [self._number(factor) for factor in factors if factor in self.constants]
+        others = [factor for factor in factors if factor not in self.constants]
+        if len(others) != 2 or x not in others or x not in map(self._erf_argument, others):
+            return None
+        factor = 2 * math.prod(numbers)
+        last = [self._number(name) for name in node.input if name in self.constants]
+        if last and (not math.isclose(factor, 1, rel_tol=1e-6) or math.isclose(last[0], 1, rel_tol=1e-6)):
+            return None
+        return _Link(node, x, factor) if math.isfinite(factor) else None
+
+    def _factors(self, name: str, x: str = "", depth: int = 3) -> Iterator[str]:
+        """What is multiplied to give `name`, through so many nodes; x is not taken apart."""
+        product = self.producers.get(name)
+        if product is None or product.op_type != "Mul" or len(product.input) != 2 or name == x or not depth:
+            yield name
+        else:
+            for factor in product.input:
+                yield from self._factors(factor, x, depth - 1)
+
+    def _erf_argument(self, name: str) -> str | None:
+        """The x of `1 + erf(x / √2)`; None where `name` is anything else."""
+        erf = self._operand(name, "Add", 1, tolerance=0)
+        scaled = self.producers.get(erf) if erf else None
+        if scaled is None or scaled.op_type != "Erf" or len(scaled.input) != 1:
+            return None
+        x = self._operand(scaled.input[0], "Div", math.sqrt(2))
+        return x or self._operand(scaled.input[0], "Mul", math.sqrt(0.5))
+
+    def _operand(self, name: str, operator: str, constant: float, tolerance: float = _HALF_PRECISION) -> str | None:
+        """The other operand, where `name` is made by an operator from about this constant and what is not constant."""
+        node = self.producers.get(name)
+        if node is None or node.op_type != operator or len(node.input) != 2:
+            return None
+        a, b = node.input if node.input[1] in self.constants or operator == "Div" else node.input[::-1]
+        fits = b in self.constants and math.isclose(self._number(b), constant, rel_tol=tolerance)
+        return a if fits and a not in self.constants else None
 
     def _number(self, name: str) -> float:
         """A constant of one element as a number; not a number for others."""
         array = self.constants[name]
-        return float(array.reshape(-1)[0]) if array.size == 1 else math.nan
+        return float(array.reshape(-1)[0]) if array.size == 1 and array.ndim < 2 else math.nan
 
     def _input_port(self, value: onnx.ValueInfoProto) -> Port:
         kind = value.type.tensor_type
-        if kind.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
-            known = kind.elem_type in TensorProto.DataType.values()
-            name = TensorProto.DataType.Name(kind.elem_type) if known else str(kind.elem_type)
-            raise NetworkError(f"input {value.name!r} is of type {name}; features are floats")
+        if kind.elem_type not in FLOATS:
+            raise NetworkError(f"input {value.name!r} is of type {type_name(kind.elem_type)}; features are floats")
         sizes = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in kind.shape.dim]
+        if any(isinstance(name, bytes) for name in (value.name, self.output, *sizes)):
+            raise NetworkError(f"input {value.name!r} or output {self.output!r} has a name that is not UTF-8")
         widths = sizes[1:]
-        if not widths or any(not isinstance(size, int) or size < 1 for size in widths) or sum(w != 1 for w in widths) > 1:
-            shown = "(" + ", ".join(str(size) or "?" for size in sizes[:8]) + ")"
+        known = all(isinstance(size, int) and size > 0 for size in widths)
+        if not known or not 1 <= len(widths) < MAX_RANK or sum(size != 1 for size in widths) > 1:
+            shown = "(" + ", ".join(str(size) or "?" for size in sizes[: MAX_RANK + 1]) + ")"
             raise NetworkError(
                 f"input {value.name!r} has shape {shown}; expected (batch, features) with a known number of them"
             )
@@ -247,37 +284,48 @@ class _Reader:
 
 
 class _Chain:
-    """Steps so far, and the shape of what comes out of them; `append` takes a link to the next step."""
+    """Steps so far, and the shape of what comes out of them; `follow` takes a link to the next step."""
 
     def __init__(self, constants: Constants, opset: int, shape: Shape) -> None:
         self.constants, self.opset, self.shape = constants, opset, shape
         self.steps: list[Step] = []
         self.bias_is_open = False  # the last step is a MatMul, whose bias an Add may bring
+        self._values_left = MAX_VALUES
 
     @property
     def width(self) -> int:
         return math.prod(size for size in self.shape if size != BATCH)
 
-    def append(self, link: _Link) -> None:
-        bias_was_open = self.bias_is_open
-        if link.gelu_factor is not None:
-            self.steps.append(Activation("gelu"))
-            if not math.isclose(link.gelu_factor, 1, rel_tol=1e-6):
-                self.steps.append(Elementwise("Mul", np.asarray(link.gelu_factor, dtype=np.float32)))
-            self.bias_is_open = False
-            return
+    def follow(self, link: _Link) -> None:
+        node = link.node
         try:
-            _HANDLERS[link.node.op_type](self, link, attributes_of(link.node))
+            if link.gelu_factor is not None:
+                _gelu(self, link.gelu_factor)
+            elif node.op_type not in _HANDLERS:
+                raise NetworkError("is known only as a part of GELU")
+            elif node.input[0] != link.data and node.op_type not in _EITHER_ORDER:
+                raise NetworkError("the features are not its first input")
+            else:
+                _HANDLERS[node.op_type](self, link, attributes_of(node, self.opset))
+            if len(self.shape) > MAX_RANK:
+                raise NetworkError(f"gives {len(self.shape)} dimensions; expected at most {MAX_RANK}")
         except NetworkError as error:
             if str(error).startswith("node "):
                 raise
-            raise NetworkError(f"{link}: {error}") from error
-        except (ValueError, IndexError, TypeError, OverflowError) as error:
-            raise NetworkError(f"{link}: {error}") from error
-        if link.node.op_type in _KEEP_BIAS_OPEN:
-            self.bias_is_open = bias_was_open
-        else:
-            self.bias_is_open = link.node.op_type == "MatMul"
+            raise NetworkError(f"{described(node)}: {error}") from error
+        self.bias_is_open = node.op_type == "MatMul" or (self.bias_is_open and node.op_type in _KEEP_BIAS_OPEN)
+
+    def add(self, step: Step) -> None:
+        """Append a step. Raises NetworkError where there are more than a network may have."""
+        if len(self.steps) == MAX_STEPS:
+            raise NetworkError(f"is beyond step {MAX_STEPS}, the last that a network may have")
+        self.steps.append(step)
+
+    def require_room(self, count: int) -> None:
+        """For so many values of steps, before they are made. Raises NetworkError where there is none."""
+        self._values_left -= count
+        if self._values_left < 0:
+            raise NetworkError(f"takes {count} values; a network has at most {MAX_VALUES} in all")
 
     def input(self, link: _Link, place: int) -> Array | None:
         """A constant input of a node, None where it is absent."""
@@ -291,60 +339,63 @@ class _Chain:
             raise NetworkError(f"input {place} is missing")
         return _finite(link.node.input[place], value)
 
+    def row(self, link: _Link, place: int, width: int) -> Float32:
+        """As `finite`, one number for each of a row's values."""
+        value = self.finite(link, place)
+        if value.size not in (1, width) or value.shape[-1:] not in ((), (value.size,)):
+            raise NetworkError(f"{link.node.input[place]!r} has shape {value.shape}; expected ({width},)")
+        return np.broadcast_to(value.reshape(-1), (width,)).copy()
+
+    def bias(self, link: _Link, width: int) -> Float32:
+        """The third input of Gemm or LayerNormalization, zeros where it is absent."""
+        return np.zeros(width, dtype=np.float32) if self.input(link, 2) is None else self.row(link, 2, width)
+
+    def weight(self, link: _Link) -> Float32:
+        """The second input of Gemm or MatMul: two dimensions, not empty."""
+        weight = self.finite(link, 1)
+        if weight.ndim != 2 or not weight.size:
+            raise NetworkError(f"weight {link.node.input[1]!r} has shape {weight.shape}; expected two dimensions, not empty")
+        return weight
+
     def number(self, link: _Link, place: int, default: float) -> float:
+        """A constant input of a node as a float32 number. Raises NetworkError where it has other than one element."""
         value = self.input(link, place)
         if value is None:
             return default
         if value.size != 1:
             raise NetworkError(f"{link.node.input[place]!r} has shape {value.shape}; expected one number")
-        return float(value.reshape(-1)[0])
+        with np.errstate(over="ignore"):
+            return float(value.astype(np.float32).reshape(-1)[0])
 
 
 def _gemm(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    if link.node.input[0] != link.data:
-        raise NetworkError("the features are its weight, not its first input")
     if attributes.get("transA", 0):
         raise NetworkError("transA is 1; expected 0, a row for each encode")
     if len(chain.shape) != 2 or chain.shape[0] not in (BATCH, 1):
         raise NetworkError(f"takes (batch, width), gets {_shown(chain.shape)}")
-    weight = chain.finite(link, 1)
-    if weight.ndim != 2:
-        raise NetworkError(f"weight {link.node.input[1]!r} has shape {weight.shape}; expected two dimensions")
-    weight = weight if attributes.get("transB", 0) else weight.T
-    weight = _finite(link.node.input[1], weight * np.float32(attributes.get("alpha", 1.0)))
-    bias = np.zeros(len(weight), dtype=np.float32)
-    if chain.input(link, 2) is not None:
-        beta = np.float32(attributes.get("beta", 1.0))
-        bias = _as_row(link.node.input[2], chain.finite(link, 2), len(weight)) * beta
-    _add_dense(chain, weight, bias)
+    weight = chain.weight(link)
+    weight = _scaled(weight if attributes.get("transB", 0) else weight.T, "alpha", attributes)
+    _add_dense(chain, weight, _scaled(chain.bias(link, len(weight)), "beta", attributes))
 
 
 def _matmul(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    if link.node.input[0] != link.data:
-        raise NetworkError("the features are its second input; expected them to be its first")
-    weight = chain.finite(link, 1)
-    if weight.ndim != 2:
-        raise NetworkError(f"weight {link.node.input[1]!r} has shape {weight.shape}; expected two dimensions")
-    _add_dense(chain, weight.T, np.zeros(weight.shape[1], dtype=np.float32))
+    weight = chain.weight(link).T
+    _add_dense(chain, weight, np.zeros(len(weight), dtype=np.float32))
 
 
 def _add_dense(chain: _Chain, weight: Float32, bias: Float32) -> None:
-    if not chain.shape or chain.shape[-1] != chain.width or chain.shape[-1] == BATCH or weight.shape[1] != chain.width:
+    if not chain.shape or chain.shape[-1] != chain.width or weight.shape[1] != chain.width:
         raise NetworkError(f"a weight for {weight.shape[1]} values gets {_shown(chain.shape)}")
-    if not weight.size:
-        raise NetworkError(f"a weight of shape {weight.shape} is empty")
-    chain.steps.append(Dense(np.ascontiguousarray(weight), np.ascontiguousarray(bias)))
+    chain.require_room(weight.size + bias.size)
+    chain.add(Dense(np.array(weight, order="C"), bias))
     chain.shape = (*chain.shape[:-1], len(weight))
 
 
 def _elementwise(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
     operator = link.node.op_type
-    if len(link.node.input) != 2:
-        raise NetworkError(f"has {len(link.node.input)} inputs; expected two")
     place = 1 if link.node.input[0] == link.data else 0
     value, chain.shape = _broadcast(link.node.input[place], chain.finite(link, place), chain.shape)
-    if place == 0 and operator == "Div":
-        raise NetworkError("divides a constant by the features; only the other way round is supported")
+    chain.require_room(value.size)
     if operator == "Div" and not value.all():
         raise NetworkError(f"divides by {link.node.input[place]!r}, which has zeros")
     if operator == "Add" and chain.bias_is_open:
@@ -352,53 +403,56 @@ def _elementwise(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None
         assert isinstance(last, Dense)
         chain.steps[-1] = Dense(last.weight, np.ascontiguousarray(np.broadcast_to(value, last.bias.shape)))
     elif place == 0 and operator == "Sub":
-        chain.steps += [Elementwise("Mul", np.asarray(-1, dtype=np.float32)), Elementwise("Add", value)]
+        chain.add(Elementwise("Mul", np.asarray(-1, dtype=np.float32)))
+        chain.add(Elementwise("Add", value))
     else:
-        chain.steps.append(Elementwise(operator, value))  # type: ignore[arg-type]
+        chain.add(Elementwise(operator, value))  # type: ignore[arg-type]
 
 
 def _clip(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    if chain.opset < 11:
-        low, high = float(attributes.get("min", -math.inf)), float(attributes.get("max", math.inf))
-    else:
-        low, high = chain.number(link, 1, -math.inf), chain.number(link, 2, math.inf)
-    chain.steps.append(Clip(low, high))
+    low = chain.number(link, 1, attributes.get("min", -math.inf))
+    high = chain.number(link, 2, attributes.get("max", math.inf))
+    if not low <= high:
+        raise NetworkError(f"low {low} is above high {high}")
+    chain.add(Clip(low, high))
 
 
 def _activation(name: Any) -> Any:
-    def append(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-        chain.steps.append(Activation(name))
+    def add(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
+        chain.add(Activation(name))
 
-    return append
+    return add
 
 
 def _leaky_relu(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
     slope = float(attributes.get("alpha", LEAKY_RELU_SLOPE))
     if not math.isfinite(slope):
         raise NetworkError(f"alpha is {slope}")
-    chain.steps.append(Activation("leaky_relu", slope))
+    chain.add(Activation("leaky_relu", slope))
 
 
 def _gelu_operator(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
     if attributes.get("approximate", b"none") != b"none":
         raise NetworkError(f"approximate is {attributes['approximate']!r}; only the exact GELU is supported")
-    chain.steps.append(Activation("gelu"))
+    chain.add(Activation("gelu"))
+
+
+def _gelu(chain: _Chain, factor: float) -> None:
+    chain.add(Activation("gelu"))
+    if not math.isclose(factor, 1, rel_tol=1e-6):
+        chain.add(Elementwise("Mul", _finite("factor of GELU", np.asarray(factor))))
 
 
 def _layer_normalization(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
     axis = attributes.get("axis", -1)
-    if link.node.input[0] != link.data:
-        raise NetworkError("the features are not its first input")
     if axis not in (-1, len(chain.shape) - 1) or not chain.shape or chain.shape[-1] != chain.width:
         raise NetworkError(f"normalises {_shown(chain.shape)} along axis {axis}; expected along a row's values")
-    scale = _as_row(link.node.input[1], chain.finite(link, 1), chain.width)
-    bias = np.zeros_like(scale)
-    if chain.input(link, 2) is not None:
-        bias = _as_row(link.node.input[2], chain.finite(link, 2), chain.width)
+    chain.require_room(2 * chain.width)
+    scale, bias = chain.row(link, 1, chain.width), chain.bias(link, chain.width)
     epsilon = float(attributes.get("epsilon", 1e-5))
     if not 0 <= epsilon < math.inf:
         raise NetworkError(f"epsilon is {epsilon}")
-    chain.steps.append(LayerNormalization(scale, bias, epsilon))
+    chain.add(LayerNormalization(scale, bias, epsilon))
 
 
 def _identity(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
@@ -412,34 +466,28 @@ def _dropout(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
 
 
 def _cast(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    if attributes.get("to") not in (TensorProto.FLOAT, TensorProto.DOUBLE):
-        raise NetworkError(f"casts the features to type {attributes.get('to')}; expected float32 or float64")
+    if attributes.get("to") not in FLOATS:
+        raise NetworkError(f"casts the features to type {type_name(attributes.get('to', 0))}; expected a float")
 
 
 def _squeeze(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    axes = axes_of([np.empty(0), chain.input(link, 1)], attributes)
+    axes = axes_of([None, chain.input(link, 1)], attributes)
     rank = len(chain.shape)
     if axes is None:
-        chain.shape = tuple(size for size in chain.shape if size != 1)
-        return
-    if any(not -rank <= axis < rank for axis in axes) or any(chain.shape[axis] != 1 for axis in axes):
+        axes = [place for place, size in enumerate(chain.shape) if size == 1]
+    if any(not -rank <= axis < rank or chain.shape[axis] != 1 for axis in axes):
         raise NetworkError(f"takes axes {axes} out of {_shown(chain.shape)}; only dimensions of 1 can go")
     gone = {axis % rank for axis in axes}
     chain.shape = tuple(size for place, size in enumerate(chain.shape) if place not in gone)
 
 
 def _unsqueeze(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    axes = axes_of([np.empty(0), chain.input(link, 1)], attributes)
-    if axes is None or len(axes) > 8:
-        raise NetworkError("has no axes, or more than 8")
-    chain.shape = unsqueezed(chain.shape, axes)
+    chain.shape = unsqueezed(chain.shape, axes_of([None, chain.input(link, 1)], attributes))
 
 
 def _flatten(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    axis = int(attributes.get("axis", 1))
-    if axis < 0:
-        axis += len(chain.shape)
-    if not 0 <= axis <= len(chain.shape):
+    axis, rank = attributes.get("axis", 1), len(chain.shape)
+    if not -rank <= axis <= rank:
         raise NetworkError(f"axis {axis} of {_shown(chain.shape)}")
     chain.shape = (_merged(chain.shape[:axis]), _merged(chain.shape[axis:]))
 
@@ -453,29 +501,18 @@ def _merged(sizes: Shape) -> int:
 
 
 def _reshape(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    target_array = chain.input(link, 1)
-    if link.node.input[0] != link.data or target_array is None or target_array.size > 8:
-        raise NetworkError("expected the features and a constant shape")
-    target = [int(size) for size in target_array.reshape(-1)]
-    copies = not attributes.get("allowzero", 0)
-    sizes = [chain.shape[place] if size == 0 and copies else size for place, size in enumerate(target)]
-    copied_batch = any(size == 0 and copies and chain.shape[place] == BATCH for place, size in enumerate(target))
-    inferred = [place for place, size in enumerate(target) if size == -1]
-    if len(inferred) > 1 or any(size < -1 for size in target):
-        raise NetworkError(f"to {target}")
-    known = math.prod(size for place, size in enumerate(sizes) if place not in inferred and size != BATCH)
-    if BATCH in chain.shape and not copied_batch:
-        if not inferred or known != chain.width:
-            raise NetworkError(f"takes {_shown(chain.shape)} to {target}: the batch does not stay what it is")
-        sizes[inferred[0]] = BATCH
-    elif inferred:
-        if not known or chain.width % known:
-            raise NetworkError(f"takes {_shown(chain.shape)} to {target}")
-        sizes[inferred[0]] = chain.width // known
-    if math.prod(size for size in sizes if size != BATCH) != chain.width:
-        raise NetworkError(f"takes {_shown(chain.shape)} to {target}")
-    if sum(size not in (1, BATCH) for size in sizes) > 1:
-        raise NetworkError(f"spreads the values of a row over two dimensions: {target}")
+    given = chain.input(link, 1)
+    if given is None:
+        raise NetworkError("has no shape")
+    target = integers(given)
+    sizes = reshaped(chain.shape, target, attributes)
+    if -1 in target:
+        place = target.index(-1)
+        rest = [size for other, size in enumerate(sizes) if other != place]
+        open_batch = BATCH in chain.shape and BATCH not in rest
+        sizes[place] = BATCH if open_batch else chain.width // (math.prod(size for size in rest if size != BATCH) or 1)
+    if [size for size in sizes if size != 1] != [size for size in chain.shape if size != 1] or target.count(-1) > 1:
+        raise NetworkError(f"takes {_shown(chain.shape)} to {target}; only the batch and dimensions of 1 may move")
     chain.shape = tuple(sizes)
 
 
@@ -526,6 +563,7 @@ _HANDLERS = {
     "Flatten": _flatten,
     "Reshape": _reshape,
 }
+_EITHER_ORDER = {"Add", "Sub", "Mul"}
 _KEEP_BIAS_OPEN = {"Identity", "Dropout", "Cast", "Squeeze", "Unsqueeze", "Flatten", "Reshape"}
 
 
@@ -540,27 +578,34 @@ def _broadcast(name: str, value: Float32, shape: Shape) -> tuple[Float32, Shape]
     return value.reshape(-1) if value.ndim and value.size == width else value.reshape(()), sizes
 
 
-def _as_row(name: str, value: Float32, width: int) -> Float32:
-    if value.size not in (1, width) or value.shape[-1:] not in ((), (1,), (width,)):
-        raise NetworkError(f"{name!r} has shape {value.shape}; expected ({width},)")
-    return np.broadcast_to(value.reshape(-1), (width,)).copy()
-
-
 def _finite(name: str, value: Array) -> Float32:
     with np.errstate(over="ignore", invalid="ignore"):
-        converted = value.astype(np.float32)
+        converted = value.astype(np.float32, copy=False)
     bad = int(converted.size - np.isfinite(converted).sum())
     if bad:
         raise NetworkError(f"weight {name!r} has {bad} values that are not finite")
     return converted
 
 
-def _described(node: onnx.NodeProto) -> str:
-    return f"node {node.name or (node.output[0] if node.output else '')!r} ({node.op_type})"
+def _scaled(value: Float32, name: str, attributes: dict[str, Any]) -> Float32:
+    """Multiplied by an attribute, which is 1 where it is absent. Raises NetworkError where that is not finite."""
+    factor = attributes.get(name, 1.0)
+    if factor == 1:
+        return value
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = value * np.float32(factor)
+    if not np.isfinite(scaled).all():
+        raise NetworkError(f"{name} is {factor}: not all of what it multiplies stays finite")
+    return scaled
 
 
 def _shown(shape: Shape) -> str:
     return "(" + ", ".join("batch" if size == BATCH else str(size) for size in shape) + ")"
+
+
+def _printable(message: str) -> str:
+    """A message whose names are a file's, without control characters and not much longer than a screen."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message[:1000])
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -43,7 +43,7 @@ def to_bytes(network: Network) -> bytes:
 
 def to_model(network: Network) -> onnx.ModelProto:
     """The graph of a network as an unchecked `onnx.ModelProto`."""
-    graph = _Graph()
+    graph = _Graph({port.name for port in (*network.inputs, network.output)})
     graph.begin(network)
     for step in network.steps:
         match step:
@@ -78,9 +78,10 @@ def to_model(network: Network) -> onnx.ModelProto:
 
 
 class _Graph:
-    """Nodes and initializers of a chain; `result` names the tensor that the next node reads."""
+    """Nodes and initializers of a chain; `result` names the tensor that the next node reads; `taken`: names not to use."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken: set[str]) -> None:
+        self.taken = taken
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.result = ""
@@ -99,18 +100,25 @@ class _Graph:
         if len(shape) == 1 and len(network.inputs[0].shape) == 2:
             self.add("Squeeze", self.shape(1))
         elif len(shape) != 2 or shape[1] != 1:
-            self.add("Reshape", self.shape(*(size if isinstance(size, int) else -1 for size in shape)))
+            self.add("Reshape", self.shape(*(1 if size == 1 else -1 for size in shape)))
         elif not self.nodes:
             self.append("Identity", [self.result])
         self.nodes[-1].output[0] = network.output.name
 
-    def constant(self, role: str, value: np.ndarray | np.generic) -> str:
+    def name(self, role: str) -> str:
+        """The position of the node that comes next, and what there is named."""
         name = f"{len(self.nodes)}.{role}"
+        while name in self.taken:
+            name += "_"
+        return name
+
+    def constant(self, role: str, value: np.ndarray | np.generic) -> str:
+        name = self.name(role)
         self.initializers.append(numpy_helper.from_array(np.asarray(value, dtype=np.float32), name))
         return name
 
     def shape(self, *sizes: int) -> str:
-        name = f"{len(self.nodes)}.shape"
+        name = self.name("shape")
         self.initializers.append(numpy_helper.from_array(np.array(sizes, dtype=np.int64), name))
         return name
 
@@ -119,7 +127,7 @@ class _Graph:
         self.append(operator, [self.result, *inputs], **attributes)
 
     def append(self, operator: str, inputs: list[str], **attributes: Any) -> None:
-        name = f"{len(self.nodes)}.{operator}"
+        name = self.name(operator)
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         self.result = name
 

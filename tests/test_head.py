@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from onnx_builder import Clip, Dense, Elementwise, Network, NetworkError
+from onnx_builder import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError
 from onnx_builder.erf import erf
 from sidecar.learning.head import Head
 from sidecar.learning.optimizer import Adam, Sgd, clip_gradient
@@ -27,10 +27,12 @@ def some_pairs(n_features, count=33):
 @pytest.mark.parametrize("widths", WIDTHS)
 def test_gradient_agrees_with_central_differences(make_network, widths, activation):
     head = Head(make_network(widths, activation), np.float64)
-    rows = head.rows(*some_pairs(widths[0]))
+    assert_gradient_agrees_with_central_differences(head, head.rows(*some_pairs(widths[0])))
+
+
+def assert_gradient_agrees_with_central_differences(head, rows):
     head.loss_and_gradient(rows)
     gradient = head.gradient.copy()
-
     numeric = np.empty_like(gradient)
     for i, value in enumerate(head.parameters.tolist()):
         losses = []
@@ -40,6 +42,48 @@ def test_gradient_agrees_with_central_differences(make_network, widths, activati
         head.parameters[i] = value
         numeric[i] = (losses[0] - losses[1]) / 2e-6
     assert np.abs(gradient - numeric).max() <= 1e-6 * np.abs(numeric).max()
+
+
+def base_model_shapes():
+    """What real base models are made of, besides dense layers and activations: constants and norms anywhere."""
+    rng = np.random.default_rng(4)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    def dense(n_out, n_in):
+        return Dense(normal(n_out, n_in), normal(n_out))
+
+    def number(operator, value):
+        return Elementwise(operator, np.float32(value).reshape(()))
+
+    yield "norm first", (LayerNormalization(normal(6), normal(6)), dense(5, 6), Activation("relu"), dense(1, 5))
+    yield "norm inside", (dense(5, 6), LayerNormalization(normal(5), normal(5), 0.1), Activation("gelu"), dense(1, 5))
+    yield "norm twice", (LayerNormalization(normal(6), normal(6)), LayerNormalization(normal(6), normal(6)), dense(1, 6))
+    yield "sigmoid output", (dense(4, 6), Activation("tanh"), dense(1, 4), Activation("sigmoid"), number("Mul", 100))
+    constants = (Elementwise("Mul", normal(4)), number("Add", 2), Activation("tanh"), Elementwise("Div", normal(4)))
+    yield "constants between", (dense(4, 6), *constants, Elementwise("Sub", normal(4)), dense(1, 4), number("Mul", 9))
+    yield "clip between", (dense(4, 6), Clip(-1, 0.5), Activation("tanh"), dense(1, 4))
+    yield "two activations", (dense(4, 6), Activation("tanh"), Activation("leaky_relu", 0.3), dense(1, 4))
+    yield (
+        "activation in front",
+        (Activation("tanh"), Elementwise("Add", normal(6)), dense(4, 6), Activation("relu"), dense(1, 4)),
+    )
+    yield "activation at the end", (dense(4, 6), Activation("relu"), dense(1, 4), Clip(-2, 2), Activation("tanh"))
+
+
+BASE_MODEL_SHAPES = dict(base_model_shapes())
+
+
+@pytest.mark.parametrize("name", BASE_MODEL_SHAPES)
+def test_gradient_and_prediction_of_what_base_models_are_made_of(name):
+    network = Network(6, BASE_MODEL_SHAPES[name])
+    head = Head(network, np.float64)
+    features, scores = some_pairs(6)
+    assert_gradient_agrees_with_central_differences(head, head.rows(features, scores))
+    features = features.astype(np.float32)
+    assert np.allclose(Head(network).predict(features), network.forward(features), atol=1e-4, rtol=1e-5)
+    assert np.array_equal(Head(Head(network).network()).predict(features), Head(network).predict(features))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
