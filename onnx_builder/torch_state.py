@@ -3,9 +3,7 @@
 The form is told from the content: the zip that torch.save writes, the stream that it wrote before torch 1.6, or
 safetensors. float16, bfloat16 and float64 become float32. What is no chain of Linear layers is refused by name.
 
-Nothing in a file is ever executed. A pickle is read by `_unpickle`, to which a global is only a name on a short list; the
-standard library's Unpickler would not do even with such a list, since no hook of it sees dict keys and the memo: one key of
-nested tuples crashes the process or hangs it, and five bytes ask for gigabytes.
+Nothing in a file is ever executed: `unpickle` says how.
 """
 
 from __future__ import annotations
@@ -18,54 +16,26 @@ import re
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from onnx_builder.network import Activation, ActivationName, Array, Dense, Float32, Network, NetworkError
+from onnx_builder.unpickle import BFLOAT16, MAX_PICKLE_BYTES, DType, Storage, Tensor, expect, quote, unpickle
 
 MAX_BYTES = 50_000_000
 MAX_VALUES = MAX_BYTES // 4
-MAX_PICKLE_BYTES = 1_000_000  # a pickle holds names and shapes, some hundred bytes a tensor; the numbers lie beside it
 MAX_ZIP_MEMBERS = 10_000
 MAX_DIMENSIONS = 8
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_DType = np.dtype[Any]
-_T = TypeVar("_T")
-_BFLOAT16 = np.dtype([("bfloat16", "<u2")])  # the upper half of a float32; numpy has no such type
-_STORAGES: dict[str, _DType] = {
-    "torch.FloatStorage": np.dtype("<f4"),
-    "torch.DoubleStorage": np.dtype("<f8"),
-    "torch.HalfStorage": np.dtype("<f2"),
-    "torch.BFloat16Storage": _BFLOAT16,
-    "torch.LongStorage": np.dtype("<i8"),
-    "torch.IntStorage": np.dtype("<i4"),
-    "torch.ShortStorage": np.dtype("<i2"),
-    "torch.CharStorage": np.dtype("i1"),
-    "torch.ByteStorage": np.dtype("u1"),
-    "torch.BoolStorage": np.dtype("?"),
-    "torch.ComplexFloatStorage": np.dtype("<c8"),
-    "torch.ComplexDoubleStorage": np.dtype("<c16"),
-}
-_CALLS = {
-    "collections.OrderedDict",
-    "collections.Counter",
-    "torch.Size",
-    "torch.device",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_parameter_with_state",
-}
-_SAFETENSORS: dict[str, _DType] = {
+_SAFETENSORS: dict[str, DType] = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
     "F16": np.dtype("<f2"),
-    "BF16": _BFLOAT16,
+    "BF16": BFLOAT16,
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),
@@ -135,7 +105,7 @@ def _read_zip(data: bytes) -> dict[str, Array]:
         byte_order = archive.read(root + "byteorder") if root + "byteorder" in names else b"little"
         if byte_order not in (b"little", b"big"):
             raise NetworkError(f"byte order {byte_order[:20]!r}; expected little or big")
-        state = _state_dict(_unpickle(io.BytesIO(archive.read(pickles[0])), {}))
+        state = _state_dict(unpickle(io.BytesIO(archive.read(pickles[0])), {}))
         contents = {key: archive.read(f"{root}data/{key}") for key in {tensor.storage.key for tensor in state.values()}}
     return {key: _tensor_view(key, tensor, contents, byte_order == b"big") for key, tensor in state.items()}
 
@@ -143,19 +113,19 @@ def _read_zip(data: bytes) -> dict[str, Array]:
 def _read_legacy(data: bytes) -> dict[str, Array]:
     """The form before torch 1.6: five pickles, then of each storage its length (int64) and values, in little endian."""
     stream = io.BytesIO(data)
-    if _unpickle(stream, {}) != _LEGACY_MAGIC:
+    if unpickle(stream, {}) != _LEGACY_MAGIC:
         raise NetworkError("a pickle that torch.save did not write")
-    _protocol_version, _system = _unpickle(stream, {}), _unpickle(stream, {})
-    storages: dict[str, _Storage] = {}
-    state = _state_dict(_unpickle(stream, storages))
-    keys = _unpickle(stream, {})
+    _protocol_version, _system = unpickle(stream, {}), unpickle(stream, {})
+    storages: dict[str, Storage] = {}
+    state = _state_dict(unpickle(stream, storages))
+    keys = unpickle(stream, {})
     contents: dict[str, memoryview] = {}
     position = stream.tell()
-    for key in _expect(list, keys):
-        storage = storages[_expect(str, key)]
+    for key in expect(list, keys):
+        storage = storages[expect(str, key)]
         (count,) = struct.unpack_from("<q", data, position)
         if count != storage.count:
-            raise NetworkError(f"storage {_quote(key)} has {count} values; its tensors expect {storage.count}")
+            raise NetworkError(f"storage {quote(key)} has {count} values; its tensors expect {storage.count}")
         start, position = position + 8, position + 8 + count * storage.dtype.itemsize
         contents[key] = memoryview(data)[start:position]
     return {key: _tensor_view(key, tensor, contents) for key, tensor in state.items()}
@@ -182,215 +152,30 @@ def _read_safetensors(data: bytes) -> dict[str, Array]:
     for key, raw in header.items():
         entry = msgspec.json.decode(raw, type=_SafetensorsEntry)
         if entry.dtype not in _SAFETENSORS:
-            raise NetworkError(f"{_quote(key)} has dtype {_quote(entry.dtype)}; expected one of {', '.join(_SAFETENSORS)}")
+            raise NetworkError(f"{quote(key)} has dtype {quote(entry.dtype)}; expected one of {', '.join(_SAFETENSORS)}")
         dtype, (start, stop) = _SAFETENSORS[entry.dtype], entry.data_offsets
         if not 0 <= start <= stop <= len(values):
-            raise NetworkError(f"{_quote(key)} lies at bytes {start} to {stop} of {len(values)}")
+            raise NetworkError(f"{quote(key)} lies at bytes {start} to {stop} of {len(values)}")
         state[key] = _view(key, dtype, values[start:stop], entry.shape)
         if state[key].nbytes != stop - start:
-            raise NetworkError(f"{_quote(key)} has shape {entry.shape}, {state[key].nbytes} bytes, but lies in {stop - start}")
+            raise NetworkError(f"{quote(key)} has shape {entry.shape}, {state[key].nbytes} bytes, but lies in {stop - start}")
         end = max(end, stop)
     if end != len(values):
         raise NetworkError(f"the safetensors header describes {end} bytes of values; there are {len(values)}")
     return state
 
 
-# The pickle: what tensors need of it, and nothing else.
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Global:
-    name: str
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Storage:
-    """`count` values of one type that lie beside the pickle."""
-
-    dtype: _DType
-    key: str
-    count: int
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Tensor:
-    """A window into a storage; offset and strides count values."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[Any, ...]
-    strides: tuple[Any, ...]
-
-
-# What belongs to an opcode: its value, the bytes of its integer or of the length of its text, the length of its tuple.
-_CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
-_INTEGER_BYTES = {pickle.BININT1: 1, pickle.BININT2: 2}
-_LENGTH_BYTES = {pickle.SHORT_BINUNICODE: 1, pickle.BINUNICODE: 4}
-_MEMO_BYTES = {pickle.BINPUT: 1, pickle.LONG_BINPUT: 4, pickle.BINGET: 1, pickle.LONG_BINGET: 4}
-_TUPLE_LENGTHS = {pickle.EMPTY_TUPLE: 0, pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
-
-
-def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:
-    """One pickled object, made of dict, list, tuple, text, numbers and _Tensor; adds what storages it names.
-
-    Work and memory are linear in the bytes read.
-    """
-    end = stream.tell() + MAX_PICKLE_BYTES
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-
-    def take(count: int) -> bytes:
-        taken = stream.read(count)
-        if len(taken) < count or stream.tell() > end:
-            raise NetworkError(f"the pickle does not end within the file or the limit of {MAX_PICKLE_BYTES:,} bytes")
-        return taken
-
-    def integer(count: int, signed: bool = False) -> int:
-        return int.from_bytes(take(count), "little", signed=signed)
-
-    def line() -> str:
-        return stream.readline(200).decode().rstrip("\n")
-
-    def pop(count: int) -> list[Any]:
-        if count > len(stack):
-            raise NetworkError("the pickle takes more values than it gives")
-        taken = stack[len(stack) - count :]
-        del stack[len(stack) - count :]
-        return taken
-
-    def pop_to_mark() -> list[Any]:
-        return pop(max(0, len(stack) - marks.pop()))
-
-    def set_items(items: list[Any]) -> None:
-        target = _expect(dict, stack[-1])
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            # Other keys may be slow to hash, and so may integers that are made to collide.
-            if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < 2**60):
-                raise NetworkError(f"a dict has a key of type {type(key).__name__}; expected text")
-            target[key] = value
-
-    while True:
-        match opcode := take(1):
-            case pickle.PROTO:
-                take(1)
-            case pickle.FRAME:
-                take(8)
-            case pickle.STOP:
-                return stack.pop()
-            case pickle.MARK:
-                marks.append(len(stack))
-            case pickle.NONE | pickle.NEWTRUE | pickle.NEWFALSE:
-                stack.append(_CONSTANTS[opcode])
-            case pickle.BININT:
-                stack.append(integer(4, signed=True))
-            case pickle.BININT1 | pickle.BININT2:
-                stack.append(integer(_INTEGER_BYTES[opcode]))
-            case pickle.LONG1:
-                stack.append(integer(integer(1), signed=True))
-            case pickle.BINFLOAT:
-                stack.append(struct.unpack(">d", take(8))[0])
-            case pickle.BINUNICODE | pickle.SHORT_BINUNICODE:
-                stack.append(take(integer(_LENGTH_BYTES[opcode])).decode())
-            case pickle.EMPTY_TUPLE | pickle.TUPLE1 | pickle.TUPLE2 | pickle.TUPLE3:
-                stack.append(tuple(pop(_TUPLE_LENGTHS[opcode])))
-            case pickle.TUPLE:
-                stack.append(tuple(pop_to_mark()))
-            case pickle.EMPTY_LIST:
-                stack.append([])
-            case pickle.APPEND | pickle.APPENDS:
-                values = pop(1) if opcode == pickle.APPEND else pop_to_mark()
-                _expect(list, stack[-1]).extend(values)
-            case pickle.EMPTY_DICT:
-                stack.append({})
-            case pickle.SETITEM | pickle.SETITEMS:
-                set_items(pop(2) if opcode == pickle.SETITEM else pop_to_mark())
-            case pickle.MEMOIZE:
-                memo[len(memo)] = stack[-1]
-            case pickle.BINPUT | pickle.LONG_BINPUT:
-                memo[integer(_MEMO_BYTES[opcode])] = stack[-1]
-            case pickle.BINGET | pickle.LONG_BINGET:
-                stack.append(memo[integer(_MEMO_BYTES[opcode])])
-            case pickle.GLOBAL:
-                stack.append(_global(f"{line()}.{line()}"))
-            case pickle.STACK_GLOBAL:
-                module, name = pop(2)
-                stack.append(_global(f"{_expect(str, module)}.{_expect(str, name)}"))
-            case pickle.REDUCE:
-                function, arguments = pop(2)
-                stack.append(_call(_expect(_Global, function), _expect(tuple, arguments)))
-            case pickle.BUILD:  # OrderedDict._metadata, or hooks: attributes, of which a network needs none
-                pop(1)
-                _expect(dict, stack[-1])
-            case pickle.BINPERSID:
-                stack.append(_storage(stack.pop(), storages))
-            case _:
-                raise NetworkError(f"the pickle has opcode {opcode!r}, which no state-dict needs; nothing was executed")
-
-
-def _global(name: str) -> _Global:
-    if name in _STORAGES or name in _CALLS:
-        return _Global(name)
-    if name.startswith("torch.nn.modules."):
-        reason = "a whole pickled module, not a state-dict: save model.state_dict() instead"
-    elif re.match(r"torch\.(_utils\._rebuild_qtensor|q\w+|Q\w+Storage|per_\w+_affine)$", name):
-        reason = "quantized tensors are not supported"
-    else:
-        reason = "a state-dict needs no such thing: save model.state_dict() alone"
-    raise NetworkError(f"the pickle names {_quote(name)}: {reason}; nothing was executed")
-
-
-def _call(function: _Global, arguments: tuple[Any, ...]) -> Any:
-    match function.name, arguments:
-        case "collections.OrderedDict", ():
-            return {}
-        case "collections.Counter", (dict(counts),):  # milestones of a learning rate schedule
-            return counts
-        case "torch.Size", (tuple(shape),):
-            return shape
-        case "torch.device", (str(), *_):
-            return None
-        case "torch._utils._rebuild_tensor", (_Storage() as storage, offset, tuple(shape), tuple(strides)):
-            return _Tensor(storage, offset, shape, strides)
-        # The flag and the hooks are for training. A seventh argument would say that the values are stored negated.
-        case "torch._utils._rebuild_tensor_v2", (_Storage() as storage, offset, tuple(shape), tuple(strides), _flag, _hooks):
-            return _Tensor(storage, offset, shape, strides)
-        case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (_Tensor() as tensor, *_):
-            return tensor
-    raise NetworkError(
-        f"the pickle calls {function.name} with {len(arguments)} arguments of other kinds than torch.save writes"
-    )
-
-
-def _storage(saved: Any, storages: dict[str, _Storage]) -> _Storage:
-    match saved:
-        case ("storage", _Global(name), str(key), str(), int(count), *view) if view in ([], [None]):
-            storage = _Storage(_STORAGES[name], key, count)
-        case _:
-            raise NetworkError("the pickle refers to a storage in another way than torch.save does")
-    first = storages.setdefault(key, storage)
-    if (first.dtype, first.count) != (storage.dtype, storage.count):
-        raise NetworkError(f"storage {_quote(key)} has two types or lengths")
-    return first
-
-
-def _expect(kind: type[_T], value: object) -> _T:
-    if not isinstance(value, kind):
-        raise NetworkError(f"the pickle has a {type(value).__name__.lstrip('_')} where a {kind.__name__.lstrip('_')} belongs")
-    return value
-
-
 # From the pickled object to arrays.
 
 
-def _state_dict(saved: Any) -> dict[str, _Tensor]:
+def _state_dict(saved: Any) -> dict[str, Tensor]:
     """The tensors of a state-dict, or of the one that a training checkpoint holds."""
     if not isinstance(saved, dict):
         raise NetworkError(f"holds a {type(saved).__name__.lstrip('_')}; expected a state-dict")
     inner = next((saved[name] for name in WRAPPERS if isinstance(saved.get(name), dict)), saved)
-    state = {key: value for key, value in inner.items() if isinstance(value, _Tensor)}
+    state = {key: value for key, value in inner.items() if isinstance(value, Tensor)}
     if not state:
-        found = ", ".join(_quote(key) for key in list(saved)[:8]) or "nothing"
+        found = ", ".join(quote(key) for key in list(saved)[:8]) or "nothing"
         raise NetworkError(f"no tensors, neither directly nor in a dict {', '.join(WRAPPERS)}; it holds {found}")
     for key in state:
         if not isinstance(key, str):
@@ -398,17 +183,17 @@ def _state_dict(saved: Any) -> dict[str, _Tensor]:
     return state
 
 
-def _tensor_view(key: str, tensor: _Tensor, contents: Mapping[str, bytes | memoryview], big_endian: bool = False) -> Array:
+def _tensor_view(key: str, tensor: Tensor, contents: Mapping[str, bytes | memoryview], big_endian: bool = False) -> Array:
     storage, content = tensor.storage, contents[tensor.storage.key]
     if len(content) != storage.count * storage.dtype.itemsize:
-        raise NetworkError(f"{_quote(key)}: its storage has {len(content)} bytes for {storage.count} values of {storage.dtype}")
+        raise NetworkError(f"{quote(key)}: its storage has {len(content)} bytes for {storage.count} values of {storage.dtype}")
     dtype = storage.dtype.newbyteorder(">") if big_endian else storage.dtype
     return _view(key, dtype, content, tensor.shape, tensor.offset, tensor.strides)
 
 
 def _view(
     key: str,
-    dtype: _DType,
+    dtype: DType,
     content: bytes | memoryview,
     shape: tuple[int, ...],
     offset: int = 0,
@@ -419,27 +204,27 @@ def _view(
     Raises NetworkError if a value would lie outside, or there are more values than any file holds (stride 0 repeats).
     """
     if len(shape) > MAX_DIMENSIONS:
-        raise NetworkError(f"{_quote(key)} has {len(shape)} dimensions")
+        raise NetworkError(f"{quote(key)} has {len(shape)} dimensions")
     if strides is None:
         strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     if len(strides) != len(shape) or not all(isinstance(n, int) and 0 <= n < 2**63 for n in (offset, *shape, *strides)):
-        raise NetworkError(f"{_quote(key)}: its shape, offset and strides are not natural numbers, a stride for each dimension")
+        raise NetworkError(f"{quote(key)}: its shape, offset and strides are not natural numbers, a stride for each dimension")
     if min(shape, default=1) < 1 or math.prod(shape) > MAX_VALUES:
-        raise NetworkError(f"{_quote(key)} has shape {shape}; expected 1 to {MAX_VALUES:,} values")
+        raise NetworkError(f"{quote(key)} has shape {shape}; expected 1 to {MAX_VALUES:,} values")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if (last + 1) * dtype.itemsize > len(content):
-        raise NetworkError(f"{_quote(key)}: shape {shape}, offset {offset} and strides {strides} reach out of its storage")
+        raise NetworkError(f"{quote(key)}: shape {shape}, offset {offset} and strides {strides} reach out of its storage")
     byte_strides = [stride * dtype.itemsize if size > 1 else 0 for size, stride in zip(shape, strides, strict=True)]
     return np.ndarray(shape, dtype, content, offset * dtype.itemsize, byte_strides)
 
 
 def _is_float(array: Array) -> bool:
-    return array.dtype.kind == "f" or array.dtype.names == _BFLOAT16.names
+    return array.dtype.kind == "f" or array.dtype.names == BFLOAT16.names
 
 
 def _float32(key: str, array: Array) -> Float32:
     if not _is_float(array):
-        raise NetworkError(f"{_quote(key)} holds {array.dtype.name}; a trained layer holds floating-point numbers")
+        raise NetworkError(f"{quote(key)} holds {array.dtype.name}; a trained layer holds floating-point numbers")
     with np.errstate(all="ignore"):
         if array.dtype.names:
             values = (array["bfloat16"].astype(np.uint32, order="C") << 16).view(np.float32)
@@ -447,7 +232,7 @@ def _float32(key: str, array: Array) -> Float32:
             values = array.astype(np.float32, order="C")
     bad = int(values.size - np.isfinite(values).sum())
     if bad:
-        raise NetworkError(f"{_quote(key)}: {bad} of {values.size} values are not finite in float32")
+        raise NetworkError(f"{quote(key)}: {bad} of {values.size} values are not finite in float32")
     return values
 
 
@@ -461,7 +246,7 @@ def _linear(state: dict[str, Array]) -> dict[str, Dense]:
     """
     for key in state:
         if key.rpartition(".")[2] == "running_mean":
-            raise NetworkError(f"{_quote(key)}: BatchNorm is not supported")
+            raise NetworkError(f"{quote(key)}: BatchNorm is not supported")
     if sum(array.size for array in state.values() if _is_float(array)) > MAX_VALUES:
         raise NetworkError(f"more than {MAX_VALUES:,} values")
     layers: dict[str, Dense] = {}
@@ -471,13 +256,13 @@ def _linear(state: dict[str, Array]) -> dict[str, Dense]:
         if part == "weight":
             if array.ndim != 2:
                 kind = "Conv" if array.ndim > 2 else "a normalisation layer or PReLU"
-                raise NetworkError(f"{_quote(key)} has shape {array.shape}: {kind} is not part of an MLP regressor")
+                raise NetworkError(f"{quote(key)} has shape {array.shape}: {kind} is not part of an MLP regressor")
             bias = state.get(bias_key, np.zeros(len(array), dtype=np.float32))
             if bias.shape != array.shape[:1]:
-                raise NetworkError(f"{_quote(bias_key)} has shape {bias.shape}; expected {array.shape[:1]}")
+                raise NetworkError(f"{quote(bias_key)} has shape {bias.shape}; expected {array.shape[:1]}")
             layers[key] = Dense(_float32(key, array), _float32(bias_key, bias))
         elif _is_float(array) and not (part == "bias" and weight_key in state):
-            raise NetworkError(f"{_quote(key)} of shape {array.shape} is neither weight nor bias of a Linear layer")
+            raise NetworkError(f"{quote(key)} of shape {array.shape} is neither weight nor bias of a Linear layer")
     if not layers:
         raise NetworkError("no weight of a Linear layer")
     return layers
@@ -498,10 +283,10 @@ def _chain(layers: dict[str, Dense], in_order_of_definition: bool) -> dict[str, 
     for key, following in itertools.pairwise(keys):
         n_out, n_in = layers[key].weight.shape[0], layers[following].weight.shape[1]
         if n_out != n_in:
-            raise NetworkError(f"{_quote(key)} gives {n_out} values, but {_quote(following)}, the next, takes {n_in}")
+            raise NetworkError(f"{quote(key)} gives {n_out} values, but {quote(following)}, the next, takes {n_in}")
     if layers[keys[-1]].weight.shape[0] != 1:
         raise NetworkError(
-            f"{_quote(keys[-1])}, the last, gives {layers[keys[-1]].weight.shape[0]} values a row; a score is one"
+            f"{quote(keys[-1])}, the last, gives {layers[keys[-1]].weight.shape[0]} values a row; a score is one"
         )
     return {key: layers[key] for key in keys}
 
@@ -524,7 +309,7 @@ def _order_by_widths(layers: dict[str, Dense]) -> list[str]:
     orders = [order for order in itertools.permutations(layers) if fits(order)]
     if len(orders) > 1:
         raise NetworkError(
-            f"safetensors keeps no order, and the widths of {', '.join(map(_quote, layers))} fit in {len(orders)}: number them"
+            f"safetensors keeps no order, and the widths of {', '.join(map(quote, layers))} fit in {len(orders)}: number them"
         )
     return list(orders[0] if orders else layers)
 
@@ -535,7 +320,3 @@ def _unnumbered(key: str) -> str:
 
 def _numbers(key: str) -> list[int]:
     return [int(number) for number in re.findall("[0-9]+", key)]
-
-
-def _quote(text: object) -> str:
-    return repr(text if len(str(text)) <= 80 else f"{str(text)[:80]}…")

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_builder import Activation, NetworkError
-from onnx_builder.torch_state import MAX_BYTES, MAX_PICKLE_BYTES, dense_layers, from_bytes
+from onnx_builder.torch_state import MAX_BYTES, dense_layers, from_bytes
+from onnx_builder.unpickle import MAX_PICKLE_BYTES
 from tests.conftest import SHARED
 
 # A writer of the pickles that torch.save writes.
