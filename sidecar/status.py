@@ -1,0 +1,54 @@
+"""What a running sidecar says of itself: one immutable value, made by the thread that trains, read by those that answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+Phase = Literal["initializing", "running", "paused", "failed"]
+_NONE: Mapping[str, int] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state at one moment.
+
+    phase: `initializing` while recovering or collecting a fresh head's first pairs; `paused` while the journal cannot be
+    written; `failed` where the base model cannot be used (pairs are recorded, none trains). reason: why it is paused or
+    failed, else empty. accepting: the socket is bound. progress: `time.monotonic()` of the event loop's last turn.
+
+    Counts are of this process; positions, steps and versions of the state. loss: mean squared error of the last group before
+    its first step, in score points squared. prequential_*: of the last 1000 pairs, each predicted before it trained; rmse in
+    score points. feature_drift: the largest moving mean of a standardised feature, in deviations. step_seconds: mean of the
+    last group's steps. What is None has no value yet.
+    """
+
+    phase: Phase = "initializing"
+    reason: str = ""
+    accepting: bool = False
+    progress: float = 0.0
+    n_features: int = 0
+    position: int = 0
+    step: int = 0
+    pairs: Mapping[str, int] = field(default_factory=lambda: _NONE)  # accepted, held_out, duplicate, rejected
+    loss: float | None = None
+    prequential_rmse: float | None = None
+    prequential_plcc: float | None = None
+    feature_drift: float | None = None
+    step_seconds: float | None = None
+    replay_size: int = 0
+    replay_capacity: int = 0
+    replay_evictions: int = 0
+    held_out_size: int = 0
+    connections: int = 0
+    journal_bytes: int = 0
+    journal_errors: int = 0
+    skipped_steps: int = 0
+    version: int | None = None
+    stable_version: int | None = None
+    checkpoint_time: float | None = None  # seconds since the epoch
+    checkpoint_gate: str | None = None  # of the last: stable, unstable, unverified
+    checkpoints: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by gate
+    checkpoint_failures: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by stage: build, parity, write
