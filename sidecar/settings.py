@@ -1,0 +1,252 @@
+"""Every setting of `serve`, once: name, environment variable, Helm key, default, what is allowed, help.
+
+The command line's options, the Helm chart and the README's table are checked against this table by tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from onnx_builder.network import ActivationName
+from sidecar.base_model import BaseScaler, ExportIo
+
+Fsync = Literal["always", "everysec", "never"]
+LogFormat = Literal["text", "json"]
+
+
+class SettingsError(ValueError):
+    """A value that is not allowed; the message names the variable, the value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a setting is read from text, and in words what is allowed."""
+
+    parse: Callable[[str], Any]
+    allowed: str
+
+
+def whole(low: int, high: float = math.inf) -> Kind:
+    """A whole number from low to high."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return Kind(parse, f"a whole number from {low}" + (f" to {high:.0f}" if high < math.inf else ""))
+
+
+def number(low: float, high: float = math.inf, *, over: bool = False, under: bool = False) -> Kind:
+    """A finite number from low to high; over, under: the bound itself is not allowed."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if (
+            not math.isfinite(value)
+            or not (low < value if over else low <= value)
+            or not (value < high if under else value <= high)
+        ):
+            raise ValueError
+        return value
+
+    upper = "" if high == math.inf else f" and {'under' if under else 'at most'} {high:g}"
+    lower = "" if low == -math.inf else f" {'over' if over else 'of at least'} {low:g}"
+    return Kind(parse, f"a finite number{lower}{upper}")
+
+
+def one_of(*names: str) -> Kind:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError
+        return text
+
+    return Kind(parse, f"one of {', '.join(names)}")
+
+
+def _mode(text: str) -> int:
+    value = int(text, 8)
+    if not 0 <= value <= 0o777:
+        raise ValueError
+    return value
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ValueError
+    return Path(text)
+
+
+FLAG = Kind(lambda text: {"0": False, "1": True, "false": False, "true": True}[text.lower()], "0 or 1")
+PATH = Kind(_path, "a path")
+TEXT = Kind(str, "text")
+MODE = Kind(_mode, "an octal file mode such as 0600")
+
+
+def setting(default: Any, env: str, helm: str | None, kind: Kind, help: str, **more: Any) -> Any:  # noqa: A002
+    return field(default=default, metadata={"env": env, "helm": helm, "kind": kind, "help": help, **more})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a sidecar. What is None is worked out from others."""
+
+    socket: Path = setting(Path("/tmp/vmafx-sidecar.sock"), "VMAFX_SIDECAR_SOCKET", None, PATH, "Unix socket path.")
+    socket_mode: int = setting(0o600, "VMAFX_SIDECAR_SOCKET_MODE", "socketMode", MODE, "Mode of the socket.")
+    base_model: Path = setting(
+        Path("/mnt/vmafx-models/base/model.onnx"), "VMAFX_BASE_MODEL_PATH", "baseModelPath", PATH,
+        "ONNX model or PyTorch state-dict to fine-tune; where nothing is there, a fresh head.",
+    )  # fmt: skip
+    base_scaler: BaseScaler = setting(
+        "none", "VMAFX_SIDECAR_BASE_SCALER", "baseScaler", one_of("none", "json"),
+        "json: apply feature_mean and feature_std of the JSON beside the base model.",
+    )  # fmt: skip
+    export_io: ExportIo = setting(
+        "canonical", "VMAFX_SIDECAR_EXPORT_IO", "exportIo", one_of("canonical", "base"),
+        "base: checkpoints keep the base model's inputs and output.",
+    )  # fmt: skip
+    hidden: int = setting(64, "VMAFX_SIDECAR_HIDDEN", "hidden", whole(1, 65536), "Width of a fresh head's hidden layer.")
+    activation: ActivationName = setting(
+        "relu", "VMAFX_SIDECAR_ACTIVATION", "activation", one_of("relu", "leaky_relu", "tanh", "gelu"),
+        "Activation of a fresh head, and of a PyTorch state-dict.",
+    )  # fmt: skip
+    checkpoint_dir: Path = setting(
+        Path("/mnt/vmafx-models/online"), "VMAFX_SIDECAR_CHECKPOINT_DIR", "checkpointDir", PATH, "Versioned checkpoints."
+    )
+    state_dir: Path | None = setting(
+        None, "VMAFX_SIDECAR_STATE_DIR", "stateDir", PATH, "Journal and snapshots.", otherwise="<checkpoint dir>/state"
+    )
+    replay_capacity: int = setting(
+        10_000, "VMAFX_SIDECAR_REPLAY_CAPACITY", "replayBufferSize", whole(1, 10_000_000), "Replay buffer capacity, pairs."
+    )
+    batch_size: int = setting(32, "VMAFX_SIDECAR_BATCH_SIZE", "batchSize", whole(1, 65536), "Pairs per gradient step.")
+    replay_mix: float = setting(
+        0.5, "VMAFX_SIDECAR_REPLAY_MIX", "replayMixRatio", number(0, 1, under=True),
+        "Share of each batch drawn from the replay buffer.",
+    )  # fmt: skip
+    learning_rate: float = setting(1e-4, "VMAFX_SIDECAR_LR", "learningRate", number(0, over=True), "Learning rate.")
+    optimizer: Literal["sgd", "adam"] = setting(
+        "sgd", "VMAFX_SIDECAR_OPTIMIZER", "optimizer", one_of("sgd", "adam"), "sgd (with momentum) or adam."
+    )
+    momentum: float = setting(0.9, "VMAFX_SIDECAR_MOMENTUM", "momentum", number(0, 1, under=True), "SGD momentum.")
+    weight_decay: float = setting(1e-5, "VMAFX_SIDECAR_WEIGHT_DECAY", "weightDecay", number(0), "L2 strength.")
+    max_grad_norm: float = setting(
+        1.0, "VMAFX_SIDECAR_MAX_GRAD_NORM", "maxGradNorm", number(0, over=True), "Clipping threshold of the gradient's norm."
+    )
+    warmup_steps: int = setting(
+        100, "VMAFX_SIDECAR_WARMUP_STEPS", "warmupSteps", whole(0), "Linear learning-rate warm-up, steps."
+    )
+    steps_per_batch: int = setting(
+        4, "VMAFX_SIDECAR_STEPS_PER_BATCH", "stepsPerBatch", whole(1, 1024), "Gradient steps per group of new pairs."
+    )
+    ema_decay: float = setting(0.999, "VMAFX_SIDECAR_EMA_DECAY", "emaDecay", number(0, 1, under=True), "Polyak averaging β.")
+    ema_warmup: bool = setting(
+        True, "VMAFX_SIDECAR_EMA_WARMUP", "emaWarmup", FLAG, "1: β_t = min(β, (1+t)/(10+t)); 0: β at once."
+    )
+    checkpoint_interval: float = setting(
+        600.0, "VMAFX_SIDECAR_CKPT_INTERVAL_S", "checkpointIntervalSeconds", number(0), "Minimum seconds between checkpoints."
+    )
+    min_samples: int = setting(
+        1000, "VMAFX_SIDECAR_MIN_SAMPLES_CKPT", "minSamplesPerCheckpoint", whole(1), "Minimum new pairs before a checkpoint."
+    )
+    keep_checkpoints: int = setting(
+        20, "VMAFX_SIDECAR_KEEP_CHECKPOINTS", "keepCheckpoints", whole(1), "Older ones are pruned, never the stable one."
+    )
+    n_features: int | None = setting(
+        None, "VMAFX_SIDECAR_N_FEATURES", "nFeatures", whole(1, 65536), "Length of the feature vector.",
+        otherwise="the state's, else the base model's, else 80",
+    )  # fmt: skip
+    score_min: float = setting(0.0, "VMAFX_SIDECAR_SCORE_MIN", "scoreMin", number(-math.inf), "Lowest accepted true_score.")
+    score_max: float = setting(100.0, "VMAFX_SIDECAR_SCORE_MAX", "scoreMax", number(-math.inf), "Highest accepted true_score.")
+    holdout_fraction: float = setting(
+        0.05, "VMAFX_SIDECAR_HOLDOUT_FRACTION", "holdoutFraction", number(0, 1, under=True),
+        "Share of pairs kept out of training for the stability gate.",
+    )  # fmt: skip
+    stability_plcc_delta: float = setting(
+        0.005, "VMAFX_SIDECAR_STABILITY_PLCC_DELTA", "stabilityPlccDelta", number(0, 2),
+        "Largest PLCC loss that a stable checkpoint may show.",
+    )  # fmt: skip
+    stability_rmse_ratio: float = setting(
+        1.1, "VMAFX_SIDECAR_STABILITY_RMSE_RATIO", "stabilityRmseRatio", number(0, over=True),
+        "Largest ratio of RMSE to the reference's.",
+    )  # fmt: skip
+    snapshot_interval: float = setting(
+        60.0, "VMAFX_SIDECAR_SNAPSHOT_INTERVAL_S", "snapshotIntervalSeconds", number(0, over=True),
+        "Most seconds of pairs that a restart has to train again.",
+    )  # fmt: skip
+    journal_fsync: Fsync = setting(
+        "everysec", "VMAFX_SIDECAR_JOURNAL_FSYNC", "journalFsync", one_of("always", "everysec", "never"),
+        "When the journal is fsynced.",
+    )  # fmt: skip
+    journal_retention_days: float = setting(
+        90.0, "VMAFX_SIDECAR_JOURNAL_RETENTION_DAYS", "journalRetentionDays", number(0),
+        "Recorded pairs older than this are deleted; 0 keeps all.",
+    )  # fmt: skip
+    journal_max_bytes: int = setting(
+        10_737_418_240, "VMAFX_SIDECAR_JOURNAL_MAX_BYTES", "journalMaxBytes", whole(0),
+        "Oldest closed segments go when the journal is larger; 0: no limit.",
+    )  # fmt: skip
+    http: str = setting(
+        "127.0.0.1:9091", "VMAFX_SIDECAR_HTTP", "http", TEXT, "Address of /status, /metrics, /healthz, /readyz; empty: none."
+    )
+    seed: int = setting(0, "VMAFX_SIDECAR_SEED", "seed", whole(0), "Every random choice derives from it.")
+    cuda: bool = setting(False, "VMAFX_SIDECAR_CUDA", "cuda", FLAG, "1: train on the GPU, which is not built yet.")
+    log_format: LogFormat = setting(
+        "text", "VMAFX_SIDECAR_LOG_FORMAT", "logFormat", one_of("text", "json"), "Of the log on stderr."
+    )
+    log_level: str = setting(
+        "info",
+        "VMAFX_SIDECAR_LOG_LEVEL",
+        "logLevel",
+        one_of("debug", "info", "warning", "error"),
+        "Least level that is logged.",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.score_min < self.score_max:
+            raise SettingsError(
+                f"{env_of('score_min')}={self.score_min:g}: expected a number under {env_of('score_max')}={self.score_max:g}"
+            )
+        if self.cuda:
+            raise SettingsError(f"{env_of('cuda')}=1: training on a GPU is not built; expected 0")
+
+    @property
+    def state(self) -> Path:
+        """The state directory."""
+        return self.state_dir or self.checkpoint_dir / "state"
+
+
+def env_of(name: str) -> str:
+    """The environment variable of a setting."""
+    return cast(str, next(each.metadata["env"] for each in fields(Settings) if each.name == name))
+
+
+def option_of(name: str) -> str:
+    """The command-line option of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def read_settings(options: Mapping[str, str | None], environment: Mapping[str, str]) -> Settings:
+    """Settings from texts: an option beats the environment, the environment beats the default.
+
+    options: by name, None where not given. An environment variable that is empty counts as not set, except where text is
+    wanted. Raises SettingsError naming the variable or option, the value and what is allowed.
+    """
+    values: dict[str, Any] = {}
+    for each in fields(Settings):
+        kind: Kind = each.metadata["kind"]
+        source, text = option_of(each.name), options.get(each.name)
+        if text is None:
+            source, text = each.metadata["env"], environment.get(each.metadata["env"])
+            if text is None or (not text and kind is not TEXT):
+                continue
+        try:
+            values[each.name] = kind.parse(text)
+        except (ValueError, KeyError):
+            raise SettingsError(f"{source}={text!r}: expected {kind.allowed}") from None
+    return Settings(**values)
