@@ -50,15 +50,15 @@ def read_bytes(path: Path) -> bytes:
     """A file's content. Raises NetworkError where it cannot be read, is no regular file or is larger than MAX_BYTES."""
     try:
         about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise NetworkError(f"{path}: {'is a directory, not a model' if path.is_dir() else 'not a regular file'}")
-        if about.st_size > MAX_BYTES:
-            raise NetworkError(f"{path}: {_size_refused(about.st_size)}")
-        return path.read_bytes()
+        if stat.S_ISREG(about.st_mode) and about.st_size <= MAX_BYTES:
+            return path.read_bytes()
     except FileNotFoundError as error:
-        raise NetworkError(f"{path}: no such file") from error
+        raise NetworkError("no such file") from error
     except (OSError, ValueError) as error:
-        raise NetworkError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        raise NetworkError(str(getattr(error, "strerror", None) or error)) from error
+    if not stat.S_ISREG(about.st_mode):
+        raise NetworkError("is a directory, not a model" if stat.S_ISDIR(about.st_mode) else "not a regular file")
+    raise NetworkError(_size_refused(about.st_size))
 
 
 def parse(data: bytes) -> onnx.ModelProto:
@@ -93,8 +93,8 @@ class Constants:
         self._bytes_left = MAX_BYTES
         for node in graph.node:  # which are in the order of use, so that no constant is made from itself
             inputs = [name for name in node.input if name]
-            operator = operator_of(node)
-            if operator == "Constant" or (operator in _FOLDED and inputs and all(name in self for name in inputs)):
+            folded = operator_of(node) in _FOLDED and inputs and all(name in self for name in inputs)
+            if folded or (operator_of(node) == "Constant" and not inputs):
                 for name in node.output[:1]:
                     self._nodes.setdefault(name, node)
 

@@ -67,9 +67,8 @@ def read(path: Path) -> Network:
 
     Raises NetworkError naming the file and the reason, as `from_bytes`.
     """
-    data = [read_bytes(path)]
     try:
-        return from_bytes(data.pop(), path.parent)
+        return from_bytes(read_bytes(path), path.parent)
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from error
 
@@ -213,23 +212,20 @@ class _Reader:
     def _gelu(self, node: onnx.NodeProto) -> _Link | None:
         """Is this the last Mul of `x · (1 + erf(x / √2)) · ½`, its factors in any order?
 
-        A constant that it has besides is left to a step of its own, where it stands last, or comes with the GELU.
+        A constant that comes last and is not what makes it a GELU is left to a step of its own.
         """
-        name = node.output[0]
-        arguments = [self._erf_argument(factor) for factor in self._factors(name)] if node.op_type == "Mul" else []
-        x = next(filter(None, arguments), None)
-        if x is None:
+        if node.op_type != "Mul":
             return None
-        factors = list(self._factors(name, x))
-        numbers = [self._number(factor) for factor in factors if factor in self.constants]
-        others = [factor for factor in factors if factor not in self.constants]
-        if len(others) != 2 or x not in others or x not in map(self._erf_argument, others):
-            return None
-        factor = 2 * math.prod(numbers)
-        last = [self._number(name) for name in node.input if name in self.constants]
-        if last and (not math.isclose(factor, 1, rel_tol=1e-6) or math.isclose(last[0], 1, rel_tol=1e-6)):
-            return None
-        return _Link(node, x, factor) if math.isfinite(factor) else None
+        arguments = [self._erf_argument(factor) for factor in self._factors(node.output[0])]
+        for x in filter(None, arguments):  # several where x is a GELU, too
+            factors = list(self._factors(node.output[0], x))
+            others = [factor for factor in factors if factor not in self.constants]
+            if len(others) == 2 and x in others and x in map(self._erf_argument, others):
+                factor = 2 * math.prod(self._number(name) for name in factors if name in self.constants)
+                last = [self._number(name) for name in node.input if name in self.constants]
+                apart = last and not (_is_one(factor) and not _is_one(last[0]))
+                return _Link(node, x, factor) if math.isfinite(factor) and not apart else None
+        return None
 
     def _factors(self, name: str, x: str = "", depth: int = 3) -> Iterator[str]:
         """What is multiplied to give `name`, through so many nodes; x is not taken apart."""
@@ -439,8 +435,12 @@ def _gelu_operator(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> No
 
 def _gelu(chain: _Chain, factor: float) -> None:
     chain.add(Activation("gelu"))
-    if not math.isclose(factor, 1, rel_tol=1e-6):
+    if not _is_one(factor):
         chain.add(Elementwise("Mul", _finite("factor of GELU", np.asarray(factor))))
+
+
+def _is_one(factor: float) -> bool:
+    return math.isclose(factor, 1, rel_tol=1e-6)
 
 
 def _layer_normalization(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:

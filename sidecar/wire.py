@@ -29,7 +29,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
     error: str | UnsetType = UNSET
 
 
-class TooLong(ValueError):
+class LineTooLongError(ValueError):
     """A line over the limit: it is answered with this message, and the connection is closed. lines: those before it."""
 
     def __init__(self, lines: list[bytes]) -> None:
@@ -51,7 +51,7 @@ class LineBuffer:
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that are whole now, without their newlines; blank ones are left out.
 
-        Raises TooLong where a line is over the limit, after which the buffer is of no more use.
+        Raises LineTooLongError where a line is over the limit, after which the buffer is of no more use.
         """
         head, newline, rest = data.partition(b"\n")
         if not newline:
@@ -62,7 +62,7 @@ class LineBuffer:
         *lines, rest = [whole, *rest.split(b"\n")]
         for place, line in enumerate(lines):
             if len(line) > MAX_LINE_BYTES:
-                raise TooLong(lines[:place])
+                raise LineTooLongError(lines[:place])
         self._keep(rest, lines)
         return _not_blank(lines)
 
@@ -71,7 +71,7 @@ class LineBuffer:
             self._pieces.append(data)
             self._size += len(data)
         if self._size > MAX_LINE_BYTES:
-            raise TooLong(lines)
+            raise LineTooLongError(lines)
 
 
 def _not_blank(lines: list[bytes]) -> list[bytes]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.pairs import MAX_LINE_BYTES, Pair
-from sidecar.wire import Answer, LineBuffer, TooLong, encode, read_request, refused
+from sidecar.wire import Answer, LineBuffer, LineTooLongError, encode, read_request, refused
 
 GOOD = b'{"job_id": "a1", "features": [0.5, 1, -2e3], "true_score": 42.5}'
 
@@ -139,7 +139,7 @@ def received(reads):
     try:
         for data in reads:
             lines += buffer.feed(data)
-    except TooLong as error:
+    except LineTooLongError as error:
         return lines + error.lines, str(error)
     return lines, ""
 
