@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from onnx_builder.network import ActivationName, Array, Float32, Network
+from onnx_builder.network import ActivationName, Array, Network
 from sidecar.learning.conditioning import Conditioning, condition
 from sidecar.learning.head import Head
 from sidecar.learning.optimizer import Adam, Optimizer, Sgd, clip_gradient, warmed_up
@@ -68,22 +68,21 @@ class Trainer:
     256 pairs have trained: that changes how its weights learn, not what they compute.
 
     base: takes n_features. live, ema: heads of the last step's weights and of their average; `network` gives either in
-    the units of the base. step: steps run; skipped_steps: those left out because their gradient was not finite.
+    the units of the base. replay: a row is a pair as it came (features, score), and after it as `Head.rows` has it. trained:
+    pairs that have trained. step: steps run; skipped_steps: those left out because their gradient was not finite.
     """
 
     def __init__(self, n_features: int, settings: TrainingSettings, base: Network | None = None) -> None:
         self.n_features, self.settings = n_features, settings
         self.live: Head | None = None
         self.ema: Head | None = None
-        self.step = self.skipped_steps = 0
-        self.replay = ReplayBuffer(settings.replay_capacity, n_features + 2)
+        self.step = self.skipped_steps = self.trained = 0
+        self.replay = ReplayBuffer(settings.replay_capacity, 2 * n_features + 3)
         self._conditioning: Conditioning | None = None
-        self._new_features = np.empty((FIRST_PAIRS if base is None else settings.new_pairs, n_features), dtype=np.float32)
-        self._new_scores = np.empty(len(self._new_features), dtype=np.float32)
+        self._new = np.empty((FIRST_PAIRS if base is None else settings.new_pairs, self.replay.width), dtype=np.float32)
         self._waiting = 0
-        self._seen: list[tuple[Float32, Float32]] = []  # groups so far, until the units are final
         self._generator = np.random.default_rng(settings.seed)
-        self._batch = np.empty((settings.batch_size, n_features + 2), dtype=np.float32)
+        self._batch = np.empty((settings.batch_size, self.replay.width), dtype=np.float32)
         self._optimizer: Optimizer
         self._average: PolyakAverage
         if base is not None:
@@ -95,25 +94,28 @@ class Trainer:
         Where it completes a group, the steps are run, and the mean squared error of the first step's batch before that step
         is given, in score points squared; None otherwise.
         """
-        self._new_features[self._waiting] = features
-        self._new_scores[self._waiting] = score
+        new = self._new[self._waiting]
+        new[: self.n_features] = features
+        new[self.n_features] = score
         self._waiting += 1
-        if self._waiting < len(self._new_scores):
+        if self._waiting < len(self._new):
             return None
         self._waiting = 0
+        self.trained += len(self._new)
         if self.live is None:
             self._fit_fresh()
             return None
-        if self._conditioning is None or self._seen:
+        if self._conditioning is None or any(self.trained - len(self._new) < count <= self.trained for count in MEASURED_AT):
             self._measure_units()
-        return self._train(self.live.rows(self._new_features, self._new_scores))
+        with np.errstate(over="ignore", invalid="ignore"):  # a step whose gradient is not finite is left out
+            return self._train(self.live)
 
     def network(self, head: Head) -> Network:
         """The function of `live` or `ema` as a network of the base's own units."""
         network = head.network()
         return self._conditioning.remove(network) if self._conditioning else network
 
-    def _begin(self, live: Network, ema: Network, averaged_steps: int = 0) -> Head:
+    def _begin(self, live: Network, ema: Network, averaged_steps: int = 0) -> None:
         """Train these weights from here on; the momentum starts anew."""
         settings = self.settings
         self.live = head = Head(live)
@@ -126,7 +128,6 @@ class Trainer:
             self._optimizer = Sgd(parameters, gradient, settings.momentum, settings.weight_decay)
         else:
             self._optimizer = Adam(parameters, gradient, settings.weight_decay)
-        return head
 
     def _fit_fresh(self) -> None:
         settings = self.settings
@@ -134,56 +135,49 @@ class Trainer:
             hidden=settings.hidden, activation=settings.activation, seed=settings.seed,
             score_min=settings.score_min, score_max=settings.score_max,
         )  # fmt: skip
-        features, scores = self._new_features, self._new_scores
+        features, scores = self._new[:, : self.n_features], self._new[:, self.n_features]
         fitted = fit(features, scores, np.arange(len(scores)), recipe).ema.network()
         self._conditioning = condition(fitted, features, settings.score_min, settings.score_max)
-        head = self._begin(self._conditioning.apply(fitted), self._conditioning.apply(fitted))
-        self.replay.add(head.rows(features, scores))
-        self._new_features, self._new_scores = features[: settings.new_pairs].copy(), scores[: settings.new_pairs].copy()
+        self._begin(self._conditioning.apply(fitted), self._conditioning.apply(fitted))
+        self._put_into_units(self._new)
+        self.replay.add(self._new)
+        self._new = np.empty_like(self._new[: settings.new_pairs])
 
     def _measure_units(self) -> None:
-        """Condition the head anew where enough pairs have come since; the replayed rows are put into the new units."""
-        seen = sum(len(scores) for _, scores in self._seen)
-        self._seen.append((self._new_features.copy(), self._new_scores.copy()))
-        now = seen + len(self._new_scores)
-        if self._conditioning is not None and not any(seen < count <= now for count in MEASURED_AT):
-            return
+        """Condition the head anew, on the pairs so far."""
         assert self.live is not None
         assert self.ema is not None
         live, ema = self.network(self.live), self.network(self.ema)
-        features = np.concatenate([group for group, _ in self._seen])
-        scores = np.concatenate([group for _, group in self._seen])
-        self._conditioning = condition(live, features, self.settings.score_min, self.settings.score_max)
-        head = self._begin(self._conditioning.apply(live), self._conditioning.apply(ema), self._average.steps)
-        self.replay = ReplayBuffer(self.settings.replay_capacity, self.n_features + 2)
-        self.replay.add(head.rows(features[:seen], scores[:seen]))
-        if now >= FIRST_PAIRS:
-            self._seen = []
+        seen = np.concatenate([self.replay.rows()[:, : self.n_features], self._new[:, : self.n_features]])
+        self._conditioning = condition(live, seen, self.settings.score_min, self.settings.score_max)
+        self._begin(self._conditioning.apply(live), self._conditioning.apply(ema), self._average.steps)
+        self._put_into_units(self.replay.data[: len(self.replay)])
 
-    def _train(self, new_rows: Array) -> float:
-        """The steps of one group; gives the loss before the first."""
+    def _put_into_units(self, rows: Array) -> None:
+        """Fill in the second part of rows, from the first."""
         assert self.live is not None
-        settings, batch = self.settings, self._batch
-        n_new = len(new_rows)
-        batch[:n_new] = new_rows
-        count = n_new + self.replay.sample(self._generator, batch[n_new:])
-        loss = self._step(batch[:count])
-        self.replay.add(new_rows)
+        n = self.n_features
+        self.live.rows(rows[:, :n], rows[:, n], out=rows[:, n + 1 :])
+
+    def _train(self, head: Head) -> float:
+        """The steps of the group at hand; gives the loss before the first, in score points squared."""
+        settings, batch, new = self.settings, self._batch, self._new
+        self._put_into_units(new)
+        batch[: len(new)] = new
+        loss = self._step(head, len(new) + self.replay.sample(self._generator, batch[len(new) :]))
+        self.replay.add(new)
         for _ in range(settings.steps_per_batch - 1 if settings.replay_mix else 0):
-            self._step(batch[: self.replay.sample(self._generator, batch)])
-        return loss * self.live.score_scale**2
-
-    def _step(self, rows: Array) -> float:
-        """One gradient step, unless its gradient is not finite; gives the loss before it, in the head's units."""
-        assert self.live is not None
-        settings = self.settings
-        with np.errstate(over="ignore", invalid="ignore"):
-            loss = self.live.loss_and_gradient(rows)
-            if clip_gradient(self.live.gradient, settings.max_grad_norm) < math.inf:
-                rate = warmed_up(RATE_UNIT * settings.learning_rate, self.step, settings.warmup_steps)
-                self._optimizer.step(rate)
-                self._average.update()
-            else:
-                self.skipped_steps += 1
-        self.step += 1
+            self._step(head, self.replay.sample(self._generator, batch))
         return loss
+
+    def _step(self, head: Head, count: int) -> float:
+        """One gradient step on the batch, unless its gradient is not finite; gives the loss before it, in points squared."""
+        settings = self.settings
+        loss = head.loss_and_gradient(self._batch[:count, self.n_features + 1 :])
+        if clip_gradient(head.gradient, settings.max_grad_norm) < math.inf:
+            self._optimizer.step(warmed_up(RATE_UNIT * settings.learning_rate, self.step, settings.warmup_steps))
+            self._average.update()
+        else:
+            self.skipped_steps += 1
+        self.step += 1
+        return loss * head.score_scale**2

@@ -17,7 +17,7 @@ class ReplayBuffer:
     def __init__(self, capacity: int, width: int) -> None:
         if capacity < 1 or width < 1:
             raise ValueError(f"a replay buffer needs room for at least one row of one value, got {capacity} × {width}")
-        self.capacity = capacity
+        self.capacity, self.width = capacity, width
         self.added = 0
         self.data: NDArray[np.float32] = np.zeros((capacity, width), dtype=np.float32)
 
