@@ -5,13 +5,17 @@ A function of its settings, its base model and the pairs: it knows neither clock
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from onnx_builder.network import ActivationName, Array, Network
+from onnx_builder.read import from_bytes
+from onnx_builder.write import to_bytes
 from sidecar.learning.conditioning import Conditioning, condition
 from sidecar.learning.head import Head
 from sidecar.learning.optimizer import Adam, Optimizer, Sgd, clip_gradient, warmed_up
@@ -114,6 +118,47 @@ class Trainer:
         """The function of `live` or `ema` as a network of the base's own units."""
         network = head.network()
         return self._conditioning.remove(network) if self._conditioning else network
+
+    def state(self) -> dict[str, Array]:
+        """All that what comes next depends on, as copies by name: a trainer made `from_state` goes on bit for bit alike."""
+        state = {
+            "counts": np.array([self._waiting, self.trained, self.step, self.skipped_steps, self.replay.added]),
+            "waiting": self._new[: self._waiting].copy(),
+            "replay": self.replay.rows(),
+            "generator": np.frombuffer(json.dumps(self._generator.bit_generator.state).encode(), dtype=np.uint8),
+        }
+        if self.live is not None:
+            state |= {
+                "structure": np.frombuffer(to_bytes(self.live.network()), dtype=np.uint8),
+                "parameters": self.live.parameters.copy(),
+                "average": self._average.parameters.copy(),
+                "average_steps": np.array(self._average.steps),
+                **self._optimizer.state(),
+            }
+        return state | self._conditioning.state() if self._conditioning else state
+
+    @classmethod
+    def from_state(cls, n_features: int, settings: TrainingSettings, state: Mapping[str, Array]) -> Trainer:
+        """A trainer that goes on from a `state`, made with equal settings.
+
+        Raises KeyError, ValueError or NetworkError where that is not what `state` gave.
+        """
+        trainer = cls(n_features, settings)
+        if "structure" in state:
+            live = from_bytes(state["structure"].tobytes())
+            trainer._begin(live, live, int(state["average_steps"]))
+            assert trainer.live is not None
+            trainer.live.parameters[:] = state["parameters"]
+            trainer._average.parameters[:] = state["average"]
+            trainer._optimizer.load(state)
+            trainer._new = np.empty((settings.new_pairs, trainer.replay.width), dtype=np.float32)
+        if "places" in state:
+            trainer._conditioning = Conditioning.from_state(state)
+        trainer._waiting, trainer.trained, trainer.step, trainer.skipped_steps, added = state["counts"].tolist()
+        trainer._new[: trainer._waiting] = state["waiting"]
+        trainer.replay.restore(state["replay"], added)
+        trainer._generator.bit_generator.state = json.loads(state["generator"].tobytes())
+        return trainer
 
     def _begin(self, live: Network, ema: Network, averaged_steps: int = 0) -> None:
         """Train these weights from here on; the momentum starts anew."""

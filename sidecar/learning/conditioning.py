@@ -13,6 +13,7 @@ done once. What it is worth: `benchmarks/fine_tuning.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,6 +78,20 @@ class Conditioning:
             else:
                 steps.append(step)
         return replace(network, steps=tuple(steps))
+
+    def state(self) -> dict[str, Array]:
+        """Its numbers by name; `from_state` makes an equal one of them."""
+        arrays = {"places": np.array([*self.inputs]), "output": np.array([self.last, self.offset, self.unit])}
+        for place, (centre, scale) in self.inputs.items():
+            arrays |= {f"centre.{place}": centre, f"scale.{place}": scale}
+        return arrays
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Array]) -> Conditioning:
+        """What gave this `state`."""
+        inputs = {int(place): (state[f"centre.{place}"], state[f"scale.{place}"]) for place in state["places"]}
+        last, offset, unit = state["output"].tolist()
+        return cls(inputs, int(last), offset, unit)
 
 
 def condition(network: Network, features: Array, score_min: float, score_max: float) -> Conditioning:

@@ -8,6 +8,7 @@ numpy takes faster than Python's. The formulae are those of torch.optim.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -62,6 +63,14 @@ class Sgd:
         for operation in self._operations:
             operation()
 
+    def state(self) -> dict[str, Array]:
+        """What a next step depends on, besides the parameters: copies, by name."""
+        return {"velocity": self.velocity.copy()}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Go on from a `state`."""
+        self.velocity[:] = state["velocity"]
+
 
 class Adam:
     """Adam with bias correction; weight decay is L2, added to the gradient as in torch.optim.Adam.
@@ -105,6 +114,14 @@ class Adam:
         self._rate[()] = learning_rate / (1 - self.beta1**self.steps)
         for operation in self._operations:
             operation()
+
+    def state(self) -> dict[str, Array]:
+        """What a next step depends on, besides the parameters: copies, by name."""
+        return {"mean": self.mean.copy(), "square": self.square.copy(), "adam_steps": np.array(self.steps)}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Go on from a `state`."""
+        self.mean[:], self.square[:], self.steps = state["mean"], state["square"], int(state["adam_steps"])
 
 
 Optimizer = Sgd | Adam

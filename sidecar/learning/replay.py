@@ -52,3 +52,8 @@ class ReplayBuffer:
         """A copy of all rows (len(self), width), oldest first."""
         at = self.added % self.capacity if self.added > self.capacity else 0
         return np.concatenate([self.data[at : len(self)], self.data[:at]])
+
+    def restore(self, rows: Array, added: int) -> None:
+        """Go on as a buffer that was given `added` rows so far and holds `rows`, oldest first."""
+        self.added = added - len(rows)
+        self.add(rows)
