@@ -141,7 +141,8 @@ class Trainer:
     def from_state(cls, n_features: int, settings: TrainingSettings, state: Mapping[str, Array]) -> Trainer:
         """A trainer that goes on from a `state`, made with equal settings.
 
-        Raises KeyError, ValueError or NetworkError where that is not what `state` gave.
+        Without the generator or the optimizer's part of it, these begin anew. Raises KeyError, ValueError or NetworkError
+        where the state is not what `state` gave.
         """
         trainer = cls(n_features, settings)
         if "structure" in state:
@@ -150,14 +151,38 @@ class Trainer:
             assert trainer.live is not None
             trainer.live.parameters[:] = state["parameters"]
             trainer._average.parameters[:] = state["average"]
-            trainer._optimizer.load(state)
+            if trainer._optimizer.state().keys() <= state.keys():
+                trainer._optimizer.load(state)
             trainer._new = np.empty((settings.new_pairs, trainer.replay.width), dtype=np.float32)
         if "places" in state:
             trainer._conditioning = Conditioning.from_state(state)
         trainer._waiting, trainer.trained, trainer.step, trainer.skipped_steps, added = state["counts"].tolist()
         trainer._new[: trainer._waiting] = state["waiting"]
         trainer.replay.restore(state["replay"], added)
-        trainer._generator.bit_generator.state = json.loads(state["generator"].tobytes())
+        if "generator" in state:
+            trainer._generator.bit_generator.state = json.loads(state["generator"].tobytes())
+        return trainer
+
+    def configured(self, settings: TrainingSettings) -> Trainer:
+        """A trainer with other settings that goes on with these weights, their average and momentum, and these pairs."""
+        state = self.state()
+        if settings.seed != self.settings.seed:
+            del state["generator"]
+        if settings.optimizer != self.settings.optimizer:
+            for name in self._optimizer.state() if self.live is not None else ():
+                del state[name]
+        state["waiting"], state["counts"][0] = state["waiting"][:0], 0
+        return self._with_waiting(Trainer.from_state(self.n_features, settings, state))
+
+    def begun_anew(self, settings: TrainingSettings, base: Network) -> Trainer:
+        """A trainer that begins with a base model's weights and goes on with these pairs."""
+        trainer = Trainer(self.n_features, settings, base)
+        trainer.replay.restore(self.replay.rows(), self.replay.added)
+        return self._with_waiting(trainer)
+
+    def _with_waiting(self, trainer: Trainer) -> Trainer:
+        for pair in self._new[: self._waiting]:  # may complete a group, where fewer are wanted now
+            trainer.add(pair[: self.n_features], float(pair[self.n_features]))
         return trainer
 
     def _begin(self, live: Network, ema: Network, averaged_steps: int = 0) -> None:
