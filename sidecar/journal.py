@@ -67,7 +67,9 @@ def read_journal(state_directory: Path, start: int = 0) -> Iterator[Entry]:
     missing, or the journal begins after `start`.
     """
     segments = journal_segments(state_directory)
-    if segments and first_position(segments[0]) > start:
+    if not segments:
+        return
+    if first_position(segments[0]) > start:
         raise JournalError(
             f"{segments[0]}: the journal begins at position {first_position(segments[0])}; "
             f"pairs from {start} on are needed, and retention has removed them"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -115,6 +115,7 @@ class RecentPairs:
     def __init__(self) -> None:
         self._keys: deque[bytes | None] = deque()
         self._counts: dict[bytes, int] = {}
+        self._dropped: deque[bytes | None] = deque(maxlen=RECENT_PAIRS)
 
     def key(self, pair: Pair, packed: bytes) -> bytes | None:
         """What two duplicates have in common; None for a pair without a job_id. packed: its float32 features."""
@@ -132,7 +133,20 @@ class RecentPairs:
         if key is not None:
             self._counts[key] = self._counts.get(key, 0) + 1
         if len(self._keys) > RECENT_PAIRS:
-            self._drop(self._keys.popleft())
+            oldest = self._keys.popleft()
+            self._dropped.append(oldest)
+            self._drop(oldest)
+
+    def take_back(self, keys: Sequence[bytes | None]) -> None:
+        """The last pairs, of these keys, were not journalled after all."""
+        for key in reversed(keys):
+            self._keys.pop()
+            self._drop(key)
+            if self._dropped:
+                restored = self._dropped.pop()
+                self._keys.appendleft(restored)
+                if restored is not None:
+                    self._counts[restored] = self._counts.get(restored, 0) + 1
 
     def _drop(self, key: bytes | None) -> None:
         if key is not None:

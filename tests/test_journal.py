@@ -43,6 +43,10 @@ def test_what_was_appended_is_there_again_with_its_positions(tmp_path):
     assert Journal(tmp_path).position == 3
 
 
+def test_where_there_is_no_journal_there_is_nothing_to_read(tmp_path):
+    assert list(read_journal(tmp_path)) == []
+
+
 def test_reading_begins_where_it_is_asked_to(tmp_path):
     segments(tmp_path, [3, 2, 4])
     assert [path.name for path in journal_segments(tmp_path)] == [

@@ -1,0 +1,239 @@
+"""Online training that outlives its process: journal, learner and snapshots as one. No sockets, no clock.
+
+A pair is journalled before it is answered and trained on. After a restart, the newest good snapshot and the journal after it
+give the state that a process which was never stopped would have, bit for bit.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from onnx_builder.network import Float32, Network, NetworkError
+from onnx_builder.read import from_bytes
+from onnx_builder.write import to_bytes
+from sidecar.journal import Entry, Journal, JournalError, first_position, journal_segments, read_journal
+from sidecar.learner import RECENT_PAIRS, Learner, RecentPairs, Run, held_out_at
+from sidecar.pairs import Packer, Pair, PairError, decode_pair
+from sidecar.settings import Fsync
+from sidecar.snapshot import read_snapshots, write_snapshot
+from sidecar.wire import Answer, read_request, refused
+
+_log = logging.getLogger(__name__)
+
+
+class StateError(ValueError):
+    """A state directory that cannot be used; the message names it and says why."""
+
+
+@dataclass
+class Counts:
+    """Request lines of this process, by what became of them."""
+
+    accepted: int = 0
+    held_out: int = 0
+    duplicate: int = 0
+    rejected: int = 0
+    journal_errors: int = 0
+
+
+class OnlineTraining:
+    """Takes request lines, journals and trains on them, and gives their answers.
+
+    state_directory: made where it is missing, and locked. run, base: what pairs from now on are trained with; `run.base` is
+    `digest_of(base)`, or None for a fresh head. A run that is not the last one of the journal is written down there.
+
+    recovered: pairs that were trained again at the start. Raises StateError where another process holds the directory, or
+    it cannot be used with `run`; JournalError where the journal is damaged or cannot be written.
+    """
+
+    def __init__(self, state_directory: Path, run: Run, base: Network | None = None, fsync: Fsync = "everysec") -> None:
+        self._directory = state_directory
+        self.counts = Counts()
+        self._recent = RecentPairs()
+        self._packer = Packer(run.n_features, run.settings.score_min, run.settings.score_max)
+        self._row = bytearray(self._packer.row_bytes)
+        self._lock = _locked(state_directory)
+        try:
+            self.journal = Journal(state_directory, fsync)
+            if base is not None and run.base is not None:
+                _keep_base(state_directory, run.base, base)
+            self.learner, self._snapshot_at = self._recover(run, base)
+            self.recovered = self.learner.position - self._snapshot_at
+            if self.learner.run != run or not self.journal.position:
+                self.journal.append_run(run.as_json())
+                self.learner.begin(run, base)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def accept(self, lines: Sequence[bytes]) -> list[Answer]:
+        """The answers to request lines, in their order: all that can be are journalled with one write, then trained on."""
+        answers: list[Answer] = []
+        accepted: list[tuple[int, Pair, Float32, float]] = []  # place among the answers, pair, features, hold-out position
+        journalled: list[bytes] = []
+        keys: list[bytes | None] = []
+        for line in lines:
+            request = read_request(line)
+            if isinstance(request, Pair):
+                try:
+                    self._packer.pack(request, self._row)
+                except PairError as error:
+                    request = refused(str(error), request.job_id)
+            if isinstance(request, Answer):
+                self.counts.rejected += 1
+                answers.append(request)
+                continue
+            packed = bytes(self._row)
+            key = self._recent.key(request, packed)
+            answer = Answer(ok=True, job_id=request.job_id, step=self.learner.trainer.step, trained=False)
+            if key in self._recent:
+                answer.duplicate = True
+            else:
+                self._recent.add(key)
+                keys.append(key)
+                journalled.append(line)
+                features = np.frombuffer(packed, dtype=np.float32)
+                accepted.append((len(answers), request, features, held_out_at(request, packed)))
+            answers.append(answer)
+        if journalled:
+            try:
+                self.journal.append(journalled)
+            except JournalError as error:
+                self._recent.take_back(keys)
+                self.counts.journal_errors += 1
+                return [self._not_now(answer, str(error)) for answer in answers]
+        self.counts.duplicate += sum(answer.duplicate is True for answer in answers)
+        for place, pair, features, position in accepted:
+            self._train(answers[place], pair, features, position)
+        return answers
+
+    def snapshot(self) -> None:
+        """Write the state down, after the journal up to it. Raises OSError or JournalError."""
+        if self.learner.position != self._snapshot_at:
+            self.journal.sync()
+            write_snapshot(self._directory, self.learner.position, self.learner.state())
+            self._snapshot_at = self.learner.position
+
+    def close(self) -> None:
+        """Let go of the directory, as it is."""
+        self.journal.close()
+        self._lock.close()
+
+    def _train(self, answer: Answer, pair: Pair, features: Float32, position: float) -> None:
+        outcome = self.learner.take(features, pair.true_score, position)
+        self.counts.accepted += 1
+        self.counts.held_out += outcome.held_out
+        answer.step = self.learner.trainer.step
+        if outcome.loss is not None:
+            answer.trained, answer.loss = True, outcome.loss
+
+    def _not_now(self, answer: Answer, error: str) -> Answer:
+        """What a line is answered with where the journal cannot be written: refused lines are refused all the same."""
+        if answer.ok is False:
+            return answer
+        return refused(error, answer.job_id, retryable=True)
+
+    def _recover(self, run: Run, base: Network | None) -> tuple[Learner, int]:
+        """The learner at the end of the journal, and the position of the snapshot that it began with."""
+        learner = self._from_snapshot()
+        begun_at = learner.position if learner else 0
+        start = min(begun_at, max(_first_kept(self._directory), self.journal.position - RECENT_PAIRS))
+        for entry in read_journal(self._directory, start):
+            if learner is None:
+                learner = self._begin(entry, run, base)
+            if entry.run is not None:
+                if entry.position >= learner.position:
+                    then = Run.from_json(entry.run)
+                    learner.begin(then, self._kept_base(then))
+            else:
+                self._take_again(learner, entry)
+        learner = learner or Learner(run, base)
+        if learner.run.n_features != run.n_features:
+            raise StateError(
+                f"{self._directory}: its pairs have {learner.run.n_features} features, {run.n_features} are set; "
+                "use another state directory"
+            )
+        return learner, begun_at
+
+    def _from_snapshot(self) -> Learner | None:
+        for position, state in read_snapshots(self._directory):
+            if position > self.journal.position:
+                _log.warning("snapshot at position %d is after the journal's end at %d", position, self.journal.position)
+                continue
+            try:
+                return Learner.from_state(state)
+            except (KeyError, TypeError, ValueError) as error:
+                _log.warning("snapshot at position %d cannot be used: %s", position, error)
+        return None
+
+    def _begin(self, entry: Entry, run: Run, base: Network | None) -> Learner:
+        """The learner at the first entry of a journal, which says under which run."""
+        then = Run.from_json(entry.run) if entry.run is not None else run
+        return Learner(then, self._kept_base(then) if entry.run is not None else base)
+
+    def _take_again(self, learner: Learner, entry: Entry) -> None:
+        if entry.line is None:
+            self._recent.add(None)
+            if entry.position >= learner.position:
+                learner.pass_over()
+            return
+        pair = decode_pair(entry.line)
+        packed = np.array(pair.features, dtype=np.float32)
+        self._recent.add(self._recent.key(pair, packed.tobytes()))
+        if entry.position >= learner.position:
+            learner.take(packed, pair.true_score, held_out_at(pair, packed.tobytes()))
+
+    def _kept_base(self, run: Run) -> Network | None:
+        if run.base is None:
+            return None
+        path = _base_path(self._directory, run.base)
+        try:
+            return from_bytes(path.read_bytes())
+        except (OSError, NetworkError) as error:
+            raise StateError(f"{path}: the base model of a recorded run cannot be read: {error}") from error
+
+
+def digest_of(base: Network) -> str:
+    """The digest of a base model as it is used: scaling baked in, whatever file it came from."""
+    return hashlib.sha256(to_bytes(base)).hexdigest()
+
+
+def _base_path(state_directory: Path, digest: str) -> Path:
+    return state_directory / f"base_{digest[:16]}.onnx"
+
+
+def _keep_base(state_directory: Path, digest: str, base: Network) -> None:
+    """The base model beside the journal: the state can be made again when the file that it came from is gone."""
+    path = _base_path(state_directory, digest)
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(to_bytes(base))
+        temporary.replace(path)
+
+
+def _first_kept(state_directory: Path) -> int:
+    segments = journal_segments(state_directory)
+    return first_position(segments[0]) if segments else 0
+
+
+def _locked(state_directory: Path) -> IO[bytes]:
+    """The lock file of a state directory, held until it is closed."""
+    try:
+        state_directory.mkdir(parents=True, exist_ok=True)
+        lock = (state_directory / ".lock").open("ab")
+    except OSError as error:
+        raise StateError(f"{state_directory}: {error.strerror or error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise StateError(f"{state_directory}: another sidecar holds this state directory") from None
+    return lock
