@@ -20,12 +20,11 @@ from onnx_builder.runtime import Scorer
 from onnx_builder.write import IR_VERSION, OPERATORS, OPSET
 from sidecar.base_model import BaseScaler, json_scaling, scaled
 from sidecar.checkpoints import CheckpointError, checkpoints, read_description, read_digest
+from sidecar.publishing import PARITY_TOLERANCE
 from sidecar.recorded import RecordedPairs, read_pairs
 from sidecar.scores import Metrics, metrics
 
 _PARITY_ROWS = 1024
-PARITY_TOLERANCE = 1e-4
-"""Largest difference between onnxruntime and numpy that `verify` lets pass, as a share of the range of the scores."""
 
 
 def evaluate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -56,3 +56,36 @@ def judge(
     if reasons:
         return Gate("unstable", f"on {len(true)} held-out pairs, " + "; ".join(reasons))
     return Gate("stable", f"PLCC {own.plcc:.4f} and RMSE {own.rmse:.3f} on {len(true)} held-out pairs")
+
+
+class Evidence(NamedTuple):
+    """Pairs that a checkpoint is judged on: features (n, n_features), raw, and their true scores (n,)."""
+
+    name: str
+    features: Array
+    true: Array
+
+
+Predict = Callable[[Array], Array]
+
+
+def judge_on_each(
+    candidate: Predict,
+    sets: Sequence[Evidence],
+    references: Sequence[tuple[str, Predict]],
+    *,
+    plcc_delta: float = 0.005,
+    rmse_ratio: float = 1.1,
+) -> Gate:
+    """Judge a checkpoint on several sets: stable if it is on the first, and unstable on none.
+
+    The first set decides alone whether it can be judged at all; others too small or without variation are passed over.
+    """
+    verdicts = []
+    for evidence in sets:
+        others = [(name, predict(evidence.features)) for name, predict in references] if len(evidence.true) else []
+        gate = judge(candidate(evidence.features), evidence.true, others, plcc_delta=plcc_delta, rmse_ratio=rmse_ratio)
+        if gate.verdict == "unstable" and len(sets) > 1:
+            gate = Gate(gate.verdict, f"{evidence.name}: {gate.reason}")
+        verdicts.append(gate)
+    return next((gate for gate in verdicts if gate.verdict == "unstable"), verdicts[0])

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnx_builder.network import Array, Float32, Network, NetworkError
-from onnx_builder.parity import parity
-from onnx_builder.runtime import Scorer
-from onnx_builder.write import OPSET, to_bytes
-from sidecar.base_model import BaseModel, ExportIo, published_scaling, require_features, scaled, scaling_as_json
-from sidecar.checkpoints import STABLE, Checkpoint, check_writable, linked, publish
-from sidecar.gate import Gate, judge
+from onnx_builder.network import Float32, Network
+from sidecar.base_model import BaseModel, ExportIo, require_features
+from sidecar.checkpoints import Checkpoint, check_writable
+from sidecar.gate import Evidence, Gate
 from sidecar.learning.head import Head
 from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, fit, no_progress, schedule
+from sidecar.publishing import Terms, publish_network
 from sidecar.recorded import RecordedPairs, read_pairs
 from sidecar.scores import Metrics, metrics
 
-_log = logging.getLogger(__name__)
 _PARITY_PAIRS = 4096
 _PREDICTION_BLOCK = 8192
-PARITY_TOLERANCE = 1e-4
-"""Largest difference between the graph and the trainer's forward pass, as a share of the score range."""
 
 
 @dataclass(frozen=True)
@@ -158,70 +150,29 @@ def train_offline(
         for kind, head in weights.items()
         if len(rows)
     }
-    published = fitted.ema.network()
-    features = pairs.features[:_PARITY_PAIRS]
-    expected = fitted.ema.predict(features)
-    if base:
-        published, features = base.exported(published, export_io), base.exported_features(features, export_io)
-    model = to_bytes(published)
-    difference = _checked_parity(model, features, expected, recipe.score_max - recipe.score_min)
-    gate = _gate(fitted.ema, pairs, held_out, output, base)
     description = {
-        "kind": "fr",
-        "onnx_opset": OPSET,
-        "input_name": published.inputs[0].name,
-        "input_names": [port.name for port in published.inputs],
-        "output_name": published.output.name,
-        "n_features": pairs.features.shape[1],
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "base_model": base.as_json() if base else None,
         "step": fitted.steps,
         "pairs_seen": len(train),
         "settings": {**dataclasses.asdict(recipe), "holdout": holdout, "export_io": export_io},
-        "metrics": measured[("held_out", "ema")].as_json() if len(held_out) else {"pairs": 0},
-        "gate": gate._asdict(),
-        "parity_max_abs_diff": difference,
         "journal": None,
         "data": [str(path) for path in paths],
     }
-    if base and export_io == "base" and base.scaling:
-        description |= scaling_as_json(base.scaling)
     if validation is not None:
         description["loso"] = validation.as_json()
-    checkpoint = publish(output, model, description, stable=gate.verdict == "stable")
+    terms = Terms(output, recipe.score_max - recipe.score_min, base, export_io)
+    evidence = Evidence("held-out pairs", pairs.features[held_out], pairs.true_score[held_out])
+    published = publish_network(fitted.ema.network(), terms, [evidence], pairs.features[:_PARITY_PAIRS], description)
     return Result(
-        checkpoint,
-        hashlib.sha256(model).hexdigest(),
+        published.checkpoint,
+        published.sha256,
         recipe,
         pairs,
         len(train),
         len(held_out),
         measured,
         validation,
-        gate,
-        difference,
+        published.gate,
+        published.parity_max_abs_diff,
         seconds,
         len(train) * epochs / seconds,
     )
-
-
-def _checked_parity(model: bytes, features: Array, expected: Array, score_range: float) -> float:
-    difference = parity(model, features, expected)
-    allowed = PARITY_TOLERANCE * score_range
-    if difference > allowed:
-        raise NetworkError(f"parity: the graph differs from the trainer by {difference:g} score points; allowed {allowed:g}")
-    return difference
-
-
-def _gate(head: Head, pairs: RecordedPairs, held_out: Rows, directory: Path, base: BaseModel | None) -> Gate:
-    """Judged on the held-out pairs against the model that `stable.onnx` names, where that can be used, and the base."""
-    features = pairs.features[held_out]
-    references = [(f"base model {base.path.name}", Head(base.network).predict(features))] if base and len(held_out) else []
-    stable = linked(directory, STABLE)
-    if stable is not None and len(held_out):
-        try:
-            scaling = published_scaling(stable.model)
-            references.append((stable.name, Scorer(stable.model).predict(scaled(features, scaling))))
-        except NetworkError as error:
-            _log.warning("%s is not compared with: %s", STABLE, error)
-    return judge(head.predict(features), pairs.true_score[held_out], references)

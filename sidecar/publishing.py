@@ -1,0 +1,116 @@
+"""From weights to a published checkpoint: build the graph, check it against the trainer, judge it, publish it.
+
+What `train-offline` and `serve` do alike. It runs on a worker thread of the latter, from copies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from onnx_builder.network import Array, Network, NetworkError
+from onnx_builder.parity import parity
+from onnx_builder.runtime import Scorer
+from onnx_builder.write import OPSET, to_bytes
+from sidecar.base_model import BaseModel, ExportIo, published_scaling, scaled, scaling_as_json
+from sidecar.checkpoints import STABLE, Checkpoint, CheckpointError, linked, publish
+from sidecar.gate import Evidence, Gate, Predict, judge_on_each
+from sidecar.learning.head import Head
+from sidecar.scores import Metrics, metrics
+
+_log = logging.getLogger(__name__)
+PARITY_TOLERANCE = 1e-4
+"""Largest difference between the graph and the trainer's forward pass, as a share of the score range."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms checkpoints are published: where, in which form, and how they are judged. keep: 0 keeps all."""
+
+    directory: Path
+    score_range: float = 100.0
+    base: BaseModel | None = None
+    export_io: ExportIo = "canonical"
+    keep: int = 0
+    plcc_delta: float = 0.005
+    rmse_ratio: float = 1.1
+
+
+class Published(NamedTuple):
+    """What came of it. metrics: on the first set of evidence, None where that is empty."""
+
+    checkpoint: Checkpoint
+    sha256: str
+    gate: Gate
+    metrics: Metrics | None
+    parity_max_abs_diff: float
+
+
+class ParityError(NetworkError):
+    """The graph does not compute what the trainer does."""
+
+
+def publish_network(
+    network: Network, terms: Terms, sets: Sequence[Evidence], parity_features: Array, description: dict[str, Any]
+) -> Published:
+    """Publish a trained network of the base's architecture, or a fresh one.
+
+    sets: what it is judged on, the held-out pairs first. parity_features: (n, n_features), n ≥ 1, raw, real pairs.
+    description: what the JSON says besides what is known here. Raises ParityError, NetworkError (the graph cannot be built) or
+    CheckpointError (it cannot be written); nothing is published then.
+    """
+    head = Head(network)
+    published, features = network, parity_features
+    if terms.base is not None:
+        published = terms.base.exported(network, terms.export_io)
+        features = terms.base.exported_features(parity_features, terms.export_io)
+    model = to_bytes(published)
+    difference = parity(model, features, head.predict(parity_features))
+    allowed = PARITY_TOLERANCE * terms.score_range
+    if difference > allowed:
+        raise ParityError(f"parity: the graph differs from the trainer by {difference:g} score points; allowed {allowed:g}")
+    gate = judge_on_each(
+        head.predict, sets, _references(terms, network.n_features), plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio
+    )
+    measured = metrics(head.predict(sets[0].features), sets[0].true) if len(sets[0].true) else None
+    about = {
+        "kind": "fr",
+        "onnx_opset": OPSET,
+        "input_name": published.inputs[0].name,
+        "input_names": [port.name for port in published.inputs],
+        "output_name": published.output.name,
+        "n_features": network.n_features,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "base_model": terms.base.as_json() if terms.base else None,
+        "metrics": measured.as_json() if measured else {"pairs": 0},
+        "gate": gate._asdict(),
+        "parity_max_abs_diff": difference,
+        **description,
+    }
+    if terms.base and terms.export_io == "base" and terms.base.scaling:
+        about |= scaling_as_json(terms.base.scaling)
+    checkpoint = publish(terms.directory, model, about, stable=gate.verdict == "stable", keep=terms.keep)
+    return Published(checkpoint, hashlib.sha256(model).hexdigest(), gate, measured, difference)
+
+
+def _references(terms: Terms, n_features: int) -> list[tuple[str, Predict]]:
+    """The base model, and the model that `stable.onnx` names; one that cannot be used counts as absent, with a warning."""
+    references: list[tuple[str, Predict]] = []
+    if terms.base is not None:
+        references.append((f"base model {terms.base.path.name}", Head(terms.base.network).predict))
+    stable = linked(terms.directory, STABLE)
+    if stable is not None:
+        try:
+            scorer, scaling = Scorer(stable.model), published_scaling(stable.model)
+            if scorer.n_features != n_features:
+                raise NetworkError(f"{stable.model}: takes {scorer.n_features} features, not {n_features}")
+        except (NetworkError, CheckpointError) as error:
+            _log.warning("%s is not compared with: %s", STABLE, error)
+        else:
+            references.append((stable.name, lambda features: scorer.predict(scaled(features, scaling))))
+    return references
