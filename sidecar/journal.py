@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, cast
 
@@ -178,6 +178,20 @@ class Journal:
             except OSError as error:
                 raise JournalError(f"journal: {_reason(error)}") from error
         self._dirty = False
+
+    def syncer(self) -> Callable[[], None]:
+        """What brings all that was appended so far to disk, to be called once, on any thread. Raises OSError when called."""
+        if self._descriptor is None:
+            return lambda: None  # a segment is on disk when it is closed
+        descriptor = os.dup(self._descriptor)
+
+        def sync() -> None:
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+        return sync
 
     def roll(self) -> None:
         """Close the segment, where it holds anything: the next pair begins another. Raises OSError."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -115,12 +115,22 @@ class OnlineTraining:
             self._train(answers[place], pair, features, position)
         return answers
 
-    def snapshot(self) -> None:
-        """Write the state down, after the journal up to it. Raises OSError or JournalError."""
-        if self.learner.position != self._snapshot_at:
-            self.journal.sync()
-            write_snapshot(self._directory, self.learner.position, self.learner.state())
-            self._snapshot_at = self.learner.position
+    def snapshot(self) -> Callable[[], object] | None:
+        """What writes the present state down, to be called once, on any thread; None where the last snapshot holds it.
+
+        It brings the journal up to here to disk before. Raises OSError when called.
+        """
+        position, state = self.learner.position, self.learner.state()
+        if position == self._snapshot_at:
+            return None
+        self._snapshot_at = position
+        sync = self.journal.syncer()
+
+        def write() -> None:
+            sync()
+            write_snapshot(self._directory, position, state)
+
+        return write
 
     def close(self) -> None:
         """Let go of the directory, as it is."""
