@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from sidecar import __version__
 from sidecar.checkpoints import CheckpointError
 from sidecar.learning.recipe import Progress, Recipe, TrainingError, no_progress
 from sidecar.recorded import RecordedPairsError
+from sidecar.settings import Settings, SettingsError, option_of, read_settings
 
 if TYPE_CHECKING:  # imported where used: they load onnxruntime, and --help should not
     from sidecar.base_model import BaseScaler, ExportIo
@@ -40,7 +42,7 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; nothing was published", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except (RecordedPairsError, TrainingError, NetworkError, CheckpointError) as error:
+    except (RecordedPairsError, TrainingError, NetworkError, CheckpointError, SettingsError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except MemoryError:
@@ -279,6 +281,90 @@ def verify_command(paths: tuple[Path, ...], as_json: bool) -> int:
                 if wrong:
                     click.echo(f"  {check}: {wrong}")
     return 0 if all(one.ok for one in verified) else EXIT_CHECK_SAYS_NO
+
+
+_http_option = click.option(
+    "--http", envvar="VMAFX_SIDECAR_HTTP", default="127.0.0.1:9091", show_default=True, help="Address of the sidecar's HTTP."
+)
+
+
+def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each setting of the table; their texts are read by `read_settings`."""
+    for each in reversed(dataclasses.fields(Settings)):
+        about = each.metadata
+        default = about.get("otherwise") or _default_text(each.name, each.default)
+        text = f"{about['help']}  [{about['env']}; default: {default}]"
+        command = click.option(option_of(each.name), each.name, metavar="VALUE", help=text)(command)
+    return command
+
+
+def _default_text(name: str, default: Any) -> str:
+    if name == "socket_mode":
+        return f"{default:04o}"
+    return str(int(default)) if isinstance(default, bool) else f"{default:g}" if isinstance(default, float) else str(default)
+
+
+@cli.command("serve")
+@_settings_options
+def serve_command(**options: str | None) -> None:
+    """Run the sidecar: take pairs over a Unix socket, train, publish checkpoints.
+
+    Each option has an environment variable; the option beats it.
+
+    \b
+    Example:
+      vmafx-sidecar serve --socket /tmp/s.sock --checkpoint-dir checkpoints --base-model checkpoints/latest.onnx
+    """
+    from sidecar import log
+    from sidecar.server import serve
+
+    settings = read_settings(options, os.environ)
+    log.configure(settings.log_format, settings.log_level)
+    serve(settings)
+
+
+@cli.command("status")
+@_http_option
+@_json_option
+def status_command(http: str, as_json: bool) -> int:
+    """Look at a running sidecar.
+
+    \b
+    Example:
+      vmafx-sidecar status
+    """
+    from sidecar.http import HttpError, fetch_status, format_status
+
+    try:
+        document = fetch_status(http)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--http") from error
+    except HttpError as error:
+        click.echo(f"Error: {error}", err=True)
+        return EXIT_CHECK_SAYS_NO
+    if as_json:
+        _print_json(document)
+    else:
+        click.echo(format_status(document))
+    return 0
+
+
+@cli.command("probe")
+@_http_option
+@_json_option
+def probe_command(http: str, as_json: bool) -> int:
+    """Say whether a sidecar accepts pairs: exit code 0 if it does, 1 if not."""
+    from sidecar.http import probe
+
+    try:
+        ready, line = probe(http)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--http") from error
+    if as_json:
+        _print_json({"ready": ready, "message": line})
+    else:
+        click.echo(line)
+    return 0 if ready else EXIT_CHECK_SAYS_NO
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ give the state that a process which was never stopped would have, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import logging
@@ -23,7 +24,7 @@ from sidecar.journal import Entry, Journal, JournalError, first_position, journa
 from sidecar.learner import RECENT_PAIRS, Learner, RecentPairs, Run, held_out_at
 from sidecar.pairs import Packer, Pair, PairError, decode_pair
 from sidecar.settings import Fsync
-from sidecar.snapshot import read_snapshots, write_snapshot
+from sidecar.snapshot import read_snapshots, snapshots, write_snapshot
 from sidecar.wire import Answer, read_request, refused
 
 _log = logging.getLogger(__name__)
@@ -50,26 +51,33 @@ class OnlineTraining:
     state_directory: made where it is missing, and locked. run, base: what pairs from now on are trained with; `run.base` is
     `digest_of(base)`, or None for a fresh head. A run that is not the last one of the journal is written down there.
 
-    recovered: pairs that were trained again at the start. Raises StateError where another process holds the directory, or
+    train: False only records; then nothing is recovered, and `learner` stays as it was made. recovered: pairs that were
+    trained again at the start. Raises StateError where another process holds the directory, or
     it cannot be used with `run`; JournalError where the journal is damaged or cannot be written.
     """
 
-    def __init__(self, state_directory: Path, run: Run, base: Network | None = None, fsync: Fsync = "everysec") -> None:
+    def __init__(
+        self, state_directory: Path, run: Run, base: Network | None = None, fsync: Fsync = "everysec", train: bool = True
+    ) -> None:
         self._directory = state_directory
         self.counts = Counts()
         self._recent = RecentPairs()
         self._packer = Packer(run.n_features, run.settings.score_min, run.settings.score_max)
         self._row = bytearray(self._packer.row_bytes)
+        self._train_pairs = train
+        self._snapshot_at = self.recovered = 0
+        self.learner = Learner(run, None)
         self._lock = _locked(state_directory)
         try:
             self.journal = Journal(state_directory, fsync)
             if base is not None and run.base is not None:
                 _keep_base(state_directory, run.base, base)
-            self.learner, self._snapshot_at = self._recover(run, base)
-            self.recovered = self.learner.position - self._snapshot_at
-            if self.learner.run != run or not self.journal.position:
-                self.journal.append_run(run.as_json())
-                self.learner.begin(run, base)
+            if train:
+                self.learner, self._snapshot_at = self._recover(run, base)
+                self.recovered = self.learner.position - self._snapshot_at
+                if self.learner.run != run or not self.journal.position:
+                    self.journal.append_run(run.as_json())
+                    self.learner.begin(run, base)
         except BaseException:
             self._lock.close()
             raise
@@ -111,8 +119,10 @@ class OnlineTraining:
                 self.counts.journal_errors += 1
                 return [self._not_now(answer, str(error)) for answer in answers]
         self.counts.duplicate += sum(answer.duplicate is True for answer in answers)
-        for place, pair, features, position in accepted:
-            self._train(answers[place], pair, features, position)
+        self.counts.accepted += len(accepted)
+        if self._train_pairs:
+            for place, pair, features, position in accepted:
+                self._train(answers[place], pair, features, position)
         return answers
 
     def snapshot(self) -> Callable[[], object] | None:
@@ -120,9 +130,10 @@ class OnlineTraining:
 
         It brings the journal up to here to disk before. Raises OSError when called.
         """
-        position, state = self.learner.position, self.learner.state()
+        position = self.learner.position
         if position == self._snapshot_at:
             return None
+        state = self.learner.state()
         self._snapshot_at = position
         sync = self.journal.syncer()
 
@@ -132,6 +143,11 @@ class OnlineTraining:
 
         return write
 
+    def needed_from(self) -> int:
+        """The first position that a restart may need: that of the older of two snapshots, and of the last pairs for duplicates."""
+        kept = [position for position, _ in snapshots(self._directory)]
+        return min(kept[-1] if len(kept) > 1 else 0, max(0, self.journal.position - RECENT_PAIRS))
+
     def close(self) -> None:
         """Let go of the directory, as it is."""
         self.journal.close()
@@ -139,7 +155,6 @@ class OnlineTraining:
 
     def _train(self, answer: Answer, pair: Pair, features: Float32, position: float) -> None:
         outcome = self.learner.take(features, pair.true_score, position)
-        self.counts.accepted += 1
         self.counts.held_out += outcome.held_out
         answer.step = self.learner.trainer.step
         if outcome.loss is not None:
@@ -209,6 +224,16 @@ class OnlineTraining:
             return from_bytes(path.read_bytes())
         except (OSError, NetworkError) as error:
             raise StateError(f"{path}: the base model of a recorded run cannot be read: {error}") from error
+
+
+def last_run(state_directory: Path) -> Run | None:
+    """The run that the newest snapshot was under, else the first of the journal; None where there is no state."""
+    for _, state in read_snapshots(state_directory):
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            return Learner.from_state(state).run
+    for entry in read_journal(state_directory, _first_kept(state_directory)):
+        return Run.from_json(entry.run) if entry.run is not None else None
+    return None
 
 
 def digest_of(base: Network) -> str:

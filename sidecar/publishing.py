@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onnx_builder.network import Array, Network, NetworkError
-from onnx_builder.parity import parity
-from onnx_builder.runtime import Scorer
 from onnx_builder.write import OPSET, to_bytes
 from sidecar.base_model import BaseModel, ExportIo, published_scaling, scaled, scaling_as_json
 from sidecar.checkpoints import STABLE, Checkpoint, CheckpointError, linked, publish
@@ -64,6 +62,8 @@ def publish_network(
     description: what the JSON says besides what is known here. Raises ParityError, NetworkError (the graph cannot be built) or
     CheckpointError (it cannot be written); nothing is published then.
     """
+    from onnx_builder.parity import parity  # onnxruntime takes longer to load than a sidecar to start
+
     head = Head(network)
     published, features = network, parity_features
     if terms.base is not None:
@@ -100,6 +100,8 @@ def publish_network(
 
 def _references(terms: Terms, n_features: int) -> list[tuple[str, Predict]]:
     """The base model, and the model that `stable.onnx` names; one that cannot be used counts as absent, with a warning."""
+    from onnx_builder.runtime import Scorer  # as above
+
     references: list[tuple[str, Predict]] = []
     if terms.base is not None:
         references.append((f"base model {terms.base.path.name}", Head(terms.base.network).predict))

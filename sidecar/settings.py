@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from onnx_builder.network import ActivationName
-from sidecar.base_model import BaseScaler, ExportIo
+if TYPE_CHECKING:
+    from onnx_builder.network import ActivationName
+    from sidecar.base_model import BaseScaler, ExportIo
 
 Fsync = Literal["always", "everysec", "never"]
 LogFormat = Literal["text", "json"]
