@@ -53,12 +53,12 @@ def read_bytes(path: Path) -> bytes:
         if stat.S_ISREG(about.st_mode) and about.st_size <= MAX_BYTES:
             return path.read_bytes()
     except FileNotFoundError as error:
-        raise NetworkError("no such file") from error
+        raise NetworkError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
-        raise NetworkError(str(getattr(error, "strerror", None) or error)) from error
-    if not stat.S_ISREG(about.st_mode):
-        raise NetworkError("is a directory, not a model" if stat.S_ISDIR(about.st_mode) else "not a regular file")
-    raise NetworkError(_size_refused(about.st_size))
+        raise NetworkError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    if stat.S_ISREG(about.st_mode):
+        raise NetworkError(f"{path}: {_size_refused(about.st_size)}")
+    raise NetworkError(f"{path}: {'is a directory, not a model' if stat.S_ISDIR(about.st_mode) else 'not a regular file'}")
 
 
 def parse(data: bytes) -> onnx.ModelProto:

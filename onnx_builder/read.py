@@ -70,7 +70,7 @@ def read(path: Path) -> Network:
     try:
         return from_bytes(read_bytes(path), path.parent)
     except NetworkError as error:
-        raise NetworkError(f"{path}: {error}") from error
+        raise NetworkError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def from_bytes(data: bytes, folder: Path | None = None) -> Network:
@@ -89,7 +89,10 @@ def from_bytes(data: bytes, folder: Path | None = None) -> Network:
 
 @dataclass(frozen=True)
 class _Link:
-    """A node of the chain and the name of the one input that is not constant; gelu: the node ends a GELU of that input."""
+    """A node of the chain and the name of the one input that is not constant.
+
+    gelu_factor: where the node ends a GELU of that input, what that is multiplied by.
+    """
 
     node: onnx.NodeProto
     data: str
@@ -135,6 +138,8 @@ class _Reader:
             raise NetworkError(f"inputs {', '.join(str(port.shape) for port in ports)}: several must be (batch, width)")
         batch = ports[0].shape[0]
         n_features = sum(port.width for port in ports)
+        if isinstance(batch, int) and batch * n_features > MAX_VALUES:
+            raise NetworkError(f"takes {batch} rows of {n_features} features at a time, more than {MAX_VALUES} values")
         shape = (n_features,) if len(ports) > 1 else tuple(int(size) for size in ports[0].shape[1:])
         chain = _Chain(self.constants, self.opset, (1 if batch == 1 else BATCH, *shape))
         for link in links:
@@ -174,7 +179,7 @@ class _Reader:
                 raise NetworkError(f"output {self.output!r} comes from the constant {name!r}, not from an input")
             node = self.producers.get(name)
             if node is None:
-                raise NetworkError(f"{name!r} is neither an input, a constant nor made by a node")
+                raise NetworkError(f"output {name!r} is not made by a node")
             if len(links) > MAX_NODES:
                 raise NetworkError(f"{described(node)}: the graph has a cycle")
             if node.output[0] != name:
@@ -191,6 +196,9 @@ class _Reader:
         data: list[str] = [name for name in node.input if name and name not in self.constants]
         if not data:
             raise NetworkError(f"{described(node)}: has no input")
+        absent = [name for name in data if name not in self.inputs and name not in self.producers]
+        if absent:
+            raise NetworkError(f"{described(node)}: {absent[0]!r} is neither an input, a constant nor made by a node")
         for name in data[1:] if node.input[0] in data else data:
             if node.op_type in ("Gemm", "MatMul") and name in self.inputs:
                 raise NetworkError(f"{described(node)}: weight {name!r} is an input, not constant")
@@ -303,8 +311,6 @@ class _Chain:
                 raise NetworkError("the features are not its first input")
             else:
                 _HANDLERS[node.op_type](self, link, attributes_of(node, self.opset))
-            if len(self.shape) > MAX_RANK:
-                raise NetworkError(f"gives {len(self.shape)} dimensions; expected at most {MAX_RANK}")
         except NetworkError as error:
             if str(error).startswith("node "):
                 raise
