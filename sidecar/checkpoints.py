@@ -124,6 +124,26 @@ def publish(directory: Path, model: bytes, description: dict[str, Any], *, stabl
         raise CheckpointError(f"{directory}: cannot publish a checkpoint: {error.strerror or error}") from error
 
 
+def promote(directory: Path, version: int) -> Checkpoint:
+    """Point `stable.onnx` at a published version, forward or back. Raises CheckpointError where there is no such version."""
+    checkpoint = Checkpoint(directory, version)
+    try:
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: no such directory")
+        with _locked(directory):
+            if not checkpoint.model.is_file():
+                known = ", ".join(str(each.version) for each in checkpoints(directory)[-10:]) or "none"
+                raise CheckpointError(f"{directory}: no checkpoint {version}; there are {known}")
+            temporary = directory / f"{_TEMPORARY}{STABLE}"
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(checkpoint.model.name)
+            os.replace(temporary, directory / STABLE)
+            _sync_directory(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: {error.strerror or error}") from error
+    return checkpoint
+
+
 def read_digest(model: Path) -> str | None:
     """The digest that stands beside a model, None where there is none."""
     try:

@@ -323,6 +323,35 @@ def serve_command(**options: str | None) -> None:
     serve(settings)
 
 
+@cli.command("promote")
+@click.argument("version", type=click.IntRange(min=1))
+@click.option(
+    "--checkpoint-dir",
+    type=click.Path(path_type=Path),
+    envvar="VMAFX_SIDECAR_CHECKPOINT_DIR",
+    default=Settings.checkpoint_dir,
+    show_default=True,
+)
+@click.option("--state-dir", type=click.Path(path_type=Path), envvar="VMAFX_SIDECAR_STATE_DIR")
+@_json_option
+def promote_command(version: int, checkpoint_dir: Path, state_dir: Path | None, as_json: bool) -> None:
+    """Verify checkpoint VERSION and point stable.onnx at it, forward or back.
+
+    From then on the gate judges by it, and by the pairs held out now.
+
+    \b
+    Example:
+      vmafx-sidecar promote 3 --checkpoint-dir checkpoints
+    """
+    from sidecar.anchor import promote_by_hand
+
+    checkpoint = promote_by_hand(version, checkpoint_dir, state_dir or checkpoint_dir / "state")
+    if as_json:
+        _print_json({"version": version, "stable": str(checkpoint.model)})
+    else:
+        click.echo(f"stable.onnx is {checkpoint.name}")
+
+
 @cli.command("status")
 @_http_option
 @_json_option

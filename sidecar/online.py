@@ -66,16 +66,15 @@ class OnlineTraining:
         self._row = bytearray(self._packer.row_bytes)
         self._train_pairs = train
         self._snapshot_at = self.recovered = 0
-        self.learner = Learner(run, None)
+        self.learner = Learner(run, base)
         self._lock = _locked(state_directory)
         try:
             self.journal = Journal(state_directory, fsync)
             if base is not None and run.base is not None:
                 _keep_base(state_directory, run.base, base)
             if train:
-                self.learner, self._snapshot_at = self._recover(run, base)
-                self.recovered = self.learner.position - self._snapshot_at
-                if self.learner.run != run or not self.journal.position:
+                recorded = self._recover(run, base)
+                if recorded != run:
                     self.journal.append_run(run.as_json())
                     self.learner.begin(run, base)
         except BaseException:
@@ -85,7 +84,7 @@ class OnlineTraining:
     def accept(self, lines: Sequence[bytes]) -> list[Answer]:
         """The answers to request lines, in their order: all that can be are journalled with one write, then trained on."""
         answers: list[Answer] = []
-        accepted: list[tuple[int, Pair, Float32, float]] = []  # place among the answers, pair, features, hold-out position
+        accepted: dict[int, tuple[Float32, float, float]] = {}  # by place among the answers: features, score, hold-out position
         journalled: list[bytes] = []
         keys: list[bytes | None] = []
         for line in lines:
@@ -109,7 +108,7 @@ class OnlineTraining:
                 keys.append(key)
                 journalled.append(line)
                 features = np.frombuffer(packed, dtype=np.float32)
-                accepted.append((len(answers), request, features, held_out_at(request, packed)))
+                accepted[len(answers)] = features, request.true_score, held_out_at(request, packed)
             answers.append(answer)
         if journalled:
             try:
@@ -121,8 +120,7 @@ class OnlineTraining:
         self.counts.duplicate += sum(answer.duplicate is True for answer in answers)
         self.counts.accepted += len(accepted)
         if self._train_pairs:
-            for place, pair, features, position in accepted:
-                self._train(answers[place], pair, features, position)
+            self._train(answers, accepted)
         return answers
 
     def snapshot(self) -> Callable[[], object] | None:
@@ -144,7 +142,7 @@ class OnlineTraining:
         return write
 
     def needed_from(self) -> int:
-        """The first position that a restart may need: that of the older of two snapshots, and of the last pairs for duplicates."""
+        """The first position that a restart may need: that of the older snapshot, and the last pairs for duplicates."""
         kept = [position for position, _ in snapshots(self._directory)]
         return min(kept[-1] if len(kept) > 1 else 0, max(0, self.journal.position - RECENT_PAIRS))
 
@@ -153,12 +151,15 @@ class OnlineTraining:
         self.journal.close()
         self._lock.close()
 
-    def _train(self, answer: Answer, pair: Pair, features: Float32, position: float) -> None:
-        outcome = self.learner.take(features, pair.true_score, position)
-        self.counts.held_out += outcome.held_out
-        answer.step = self.learner.trainer.step
-        if outcome.loss is not None:
-            answer.trained, answer.loss = True, outcome.loss
+    def _train(self, answers: list[Answer], accepted: dict[int, tuple[Float32, float, float]]) -> None:
+        for place, answer in enumerate(answers):
+            if place in accepted:
+                outcome = self.learner.take(*accepted[place])
+                self.counts.held_out += outcome.held_out
+                if outcome.loss is not None:
+                    answer.trained, answer.loss = True, outcome.loss
+            if answer.ok is True:
+                answer.step = self.learner.trainer.step
 
     def _not_now(self, answer: Answer, error: str) -> Answer:
         """What a line is answered with where the journal cannot be written: refused lines are refused all the same."""
@@ -166,27 +167,32 @@ class OnlineTraining:
             return answer
         return refused(error, answer.job_id, retryable=True)
 
-    def _recover(self, run: Run, base: Network | None) -> tuple[Learner, int]:
-        """The learner at the end of the journal, and the position of the snapshot that it began with."""
+    def _recover(self, run: Run, base: Network | None) -> Run | None:
+        """Bring the learner to the end of the journal; gives the last run that is written down."""
         learner = self._from_snapshot()
+        recorded = learner.run if learner else None
         begun_at = learner.position if learner else 0
         start = min(begun_at, max(_first_kept(self._directory), self.journal.position - RECENT_PAIRS))
         for entry in read_journal(self._directory, start):
-            if learner is None:
-                learner = self._begin(entry, run, base)
             if entry.run is not None:
-                if entry.position >= learner.position:
-                    then = Run.from_json(entry.run)
-                    learner.begin(then, self._kept_base(then))
-            else:
-                self._take_again(learner, entry)
-        learner = learner or Learner(run, base)
-        if learner.run.n_features != run.n_features:
+                if learner is None or entry.position >= learner.position:
+                    recorded = Run.from_json(entry.run)
+                    if learner is None:
+                        learner = Learner(recorded, self._kept_base(recorded))
+                    else:
+                        learner.begin(recorded, self._kept_base(recorded))
+                continue
+            if learner is None:  # pairs that were recorded while no base model could be used
+                learner = Learner(run, base)
+            self._take_again(learner, entry)
+        self.learner = learner or self.learner
+        if self.learner.run.n_features != run.n_features:
             raise StateError(
-                f"{self._directory}: its pairs have {learner.run.n_features} features, {run.n_features} are set; "
+                f"{self._directory}: its pairs have {self.learner.run.n_features} features, {run.n_features} are set; "
                 "use another state directory"
             )
-        return learner, begun_at
+        self._snapshot_at, self.recovered = begun_at, self.learner.position - begun_at
+        return recorded
 
     def _from_snapshot(self) -> Learner | None:
         for position, state in read_snapshots(self._directory):
@@ -198,11 +204,6 @@ class OnlineTraining:
             except (KeyError, TypeError, ValueError) as error:
                 _log.warning("snapshot at position %d cannot be used: %s", position, error)
         return None
-
-    def _begin(self, entry: Entry, run: Run, base: Network | None) -> Learner:
-        """The learner at the first entry of a journal, which says under which run."""
-        then = Run.from_json(entry.run) if entry.run is not None else run
-        return Learner(then, self._kept_base(then) if entry.run is not None else base)
 
     def _take_again(self, learner: Learner, entry: Entry) -> None:
         if entry.line is None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from sidecar.anchor import read_anchor, write_anchor
 from sidecar.base_model import BaseModel, load_or_fresh
 from sidecar.checkpoints import LATEST, STABLE, CheckpointError, check_writable, linked
 from sidecar.gate import Evidence
@@ -48,6 +49,7 @@ RETRY_S = 60.0
 DRAIN_S = 1.0
 """At the end, answers are given so long to be taken."""
 HOUSEKEEPING_S = 60.0
+_PUBLISHED = "published"
 
 
 def serve(settings: Settings) -> None:
@@ -79,7 +81,10 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         check_writable(settings.checkpoint_dir)
-        settings.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            settings.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{settings.checkpoint_dir}: {error.strerror or error}") from error
         self.status = Status(phase="initializing", progress=time.monotonic())
         self._failed = ""
         self._base, run, network = self._start_from()
@@ -101,7 +106,7 @@ class Server:
         self._announce = ""
         self._last_loss: float | None = None
         self._published_at = time.monotonic()
-        self._trained_at_publish = self._online.learner.trainer.trained
+        self._trained_at_publish = _read_trained(settings.state)
         self._accepted_at_publish = 0
         self._next_sync = self._next_snapshot = self._next_housekeeping = 0.0
 
@@ -310,7 +315,7 @@ class Server:
         if self._publish_now:
             return True
         new = self._online.counts.accepted - self._accepted_at_publish
-        trained = trainer.trained > self._trained_at_publish
+        trained = trainer.trained != self._trained_at_publish
         return trained and new >= self._settings.min_samples and now - self._published_at >= self._settings.checkpoint_interval
 
     def _begin_export(self, now: float) -> None:
@@ -360,7 +365,7 @@ class Server:
             self._wait(self._export)
             self._exported(self._export)
         trainer = self._online.learner.trainer
-        if not self._failed and trainer.ema is not None and trainer.trained > self._trained_at_publish:
+        if not self._failed and trainer.ema is not None and trainer.trained != self._trained_at_publish:
             export = self._worker.submit(self._publishing.job(self._online))
             self._wait(export)
             self._exported(export)
@@ -448,8 +453,6 @@ class _Publishing:
             settings.keep_checkpoints, settings.stability_plcc_delta, settings.stability_rmse_ratio,
         )  # fmt: skip
         self._settings = settings
-        self._anchor_path = settings.state / "anchor.npy"
-        self._anchor = self._read_anchor()
         self._published: dict[str, int] = {}
         self._failures: dict[str, int] = {}
         self._last: Published | None = None
@@ -464,8 +467,9 @@ class _Publishing:
         held_out = learner.held_out.rows()
         real = trainer.replay.rows()[-1024:, : learner.run.n_features]
         sets = [Evidence("held-out pairs", held_out[:, :-1], held_out[:, -1])]
-        if self._anchor is not None and self._anchor.shape[1] == held_out.shape[1]:
-            sets.append(Evidence("anchor", self._anchor[:, :-1], self._anchor[:, -1]))
+        anchor = read_anchor(self._settings.state)  # each time: `promote` may have renewed it
+        if anchor is not None and anchor.shape[1] == held_out.shape[1]:
+            sets.append(Evidence("anchor", anchor[:, :-1], anchor[:, -1]))
         self.covers = (trainer.trained, online.counts.accepted)
         description = {
             "step": trainer.step,
@@ -477,7 +481,8 @@ class _Publishing:
         def publish() -> Published:
             published = publish_network(network, self._terms, sets, real, description)
             if published.gate.verdict == "stable":
-                self._write_anchor(held_out)
+                write_anchor(self._settings.state, held_out)
+            _write_trained(self._settings.state, description["pairs_seen"])
             return published
 
         return publish
@@ -504,23 +509,19 @@ class _Publishing:
             "checkpoint_failures": dict(self._failures),
         }
 
-    def _read_anchor(self) -> np.ndarray | None:
-        try:
-            with self._anchor_path.open("rb") as stream:
-                anchor: np.ndarray = np.load(stream, allow_pickle=False)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, EOFError) as error:
-            _log.warning("%s cannot be read: %s", self._anchor_path, error)
-            return None
-        return anchor if anchor.ndim == 2 and anchor.dtype == np.float32 else None
 
-    def _write_anchor(self, held_out: np.ndarray) -> None:
-        temporary = self._anchor_path.with_suffix(".tmp")
-        with temporary.open("wb") as stream:
-            np.save(stream, held_out, allow_pickle=False)
-        temporary.replace(self._anchor_path)
-        self._anchor = held_out
+def _read_trained(state_directory: Path) -> int:
+    """How many pairs had trained when this state's last checkpoint was published; 0 before the first."""
+    try:
+        return int((state_directory / _PUBLISHED).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
+
+
+def _write_trained(state_directory: Path, trained: int) -> None:
+    temporary = state_directory / f"{_PUBLISHED}.tmp"
+    temporary.write_text(f"{trained}\n", encoding="ascii")
+    temporary.replace(state_directory / _PUBLISHED)
 
 
 def _training_settings(settings: Settings) -> TrainingSettings:

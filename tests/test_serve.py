@@ -1,0 +1,406 @@
+"""The sidecar as a process: what it answers, what outlives it, and what it refuses to start on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnx_builder.write import to_bytes
+from sidecar.checkpoints import STABLE, checkpoints, linked
+from sidecar.journal import read_journal
+from sidecar.learning.recipe import Recipe, fit
+from tests.conftest import run
+
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def lines(example):
+    return [
+        json.dumps({"job_id": f"j{i}", "group": f"g{i // 12}", "features": x, "true_score": y}).encode()
+        for i, (x, y) in enumerate(zip(example.features.tolist(), example.true_score.tolist(), strict=True))
+    ]
+
+
+@pytest.fixture(scope="module")
+def base_path(example, tmp_path_factory):
+    network = fit(example.features, example.true_score, np.arange(100), Recipe(epochs=5)).ema.network()
+    path = tmp_path_factory.mktemp("base") / "base.onnx"
+    path.write_bytes(to_bytes(network))
+    return path
+
+
+class Sidecar:
+    """A running `serve`, and a client of it."""
+
+    def __init__(self, directory: Path, **settings: object) -> None:
+        self.directory, self.socket_path, self.log = directory, directory / "s.sock", directory / "log"
+        self.checkpoint_dir = directory / "checkpoints"
+        options = {"socket": self.socket_path, "checkpoint_dir": self.checkpoint_dir, "http": "", **settings}
+        arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen([sys.executable, "-m", "sidecar", "serve", *arguments], stderr=log)
+        self.client: socket.socket | None = None
+        self.unread = b""
+
+    def connect(self) -> Sidecar:
+        if self.client is not None:
+            self.client.close()
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            self.client = socket.socket(socket.AF_UNIX)
+            self.client.settimeout(PATIENCE_S)
+            try:
+                self.client.connect(str(self.socket_path))
+            except OSError:
+                self.client.close()
+                assert self.process.poll() is None, self.log.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            else:
+                return self
+
+    def send(self, lines: list[bytes]) -> list[dict]:
+        """The answers to lines, sent without waiting."""
+        self.client.sendall(b"".join(line + b"\n" for line in lines))
+        return self.answers(len(lines))
+
+    def answers(self, count: int) -> list[dict]:
+        while self.unread.count(b"\n") < count:
+            data = self.client.recv(1 << 16)
+            assert data, self.log.read_text()
+            self.unread += data
+        *lines, self.unread = self.unread.split(b"\n")
+        assert len(lines) == count
+        return [json.loads(line) for line in lines]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        if self.client is not None:
+            self.client.close()
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def serve(tmp_path):
+    started = []
+
+    def start(directory=tmp_path, **settings):
+        directory.mkdir(exist_ok=True)
+        started.append(Sidecar(directory, **settings))
+        return started[-1]
+
+    yield start
+    for sidecar in started:
+        if sidecar.client is not None:
+            sidecar.client.close()
+        if sidecar.process.poll() is None:
+            sidecar.process.kill()
+            sidecar.process.wait()
+
+
+def journalled(directory):
+    return [entry.line for entry in read_journal(directory / "checkpoints" / "state") if entry.run is None]
+
+
+def published(directory):
+    return [checkpoint.model.read_bytes() for checkpoint in checkpoints(directory / "checkpoints")]
+
+
+def test_it_answers_trains_and_publishes_at_shutdown(serve, base_path, lines, tmp_path):
+    sidecar = serve(base_model=base_path).connect()
+    answers = sidecar.send([*lines[:300], b"junk", lines[0]])
+    assert [answer["ok"] for answer in answers] == [True] * 300 + [False, True]
+    assert answers[301]["duplicate"] is True
+    assert any(answer["trained"] for answer in answers[:300])
+    assert sidecar.stop() == 0
+    assert not sidecar.socket_path.exists()
+    assert journalled(tmp_path) == lines[:300]
+    assert run("verify", tmp_path / "checkpoints").returncode == 0
+    about = json.loads((tmp_path / "checkpoints" / "model_v000001.json").read_text())
+    assert about["journal"] == {"first": 0, "last": 299}
+    assert about["base_model"]["path"] == str(base_path)
+    assert about["step"] == answers[-1]["step"]
+
+
+def test_nothing_new_is_published_where_nothing_trained(serve, base_path, lines, tmp_path):
+    sidecar = serve(base_model=base_path).connect()
+    sidecar.send(lines[:200])
+    assert sidecar.stop() == 0
+    sidecar = serve(base_model=base_path).connect()
+    assert sidecar.stop(signal.SIGINT) == 0
+    assert len(checkpoints(tmp_path / "checkpoints")) == 1
+
+
+def test_sigusr1_publishes_now_and_the_next_answer_says_so(serve, base_path, lines, tmp_path):
+    sidecar = serve(base_model=base_path, holdout_fraction=0.2).connect()
+    sidecar.send(lines[:400])
+    sidecar.process.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + PATIENCE_S
+    for line in lines[400:]:
+        (answer,) = sidecar.send([line])
+        if "checkpoint" in answer or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    model = tmp_path / "checkpoints" / "model_v000001.onnx"
+    assert answer["checkpoint"] == str(model)
+    assert "checkpoint" not in sidecar.send([lines[-1]])[0]
+    assert linked(tmp_path / "checkpoints", STABLE).model == model
+    assert sidecar.stop() == 0
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_killed_at_random_moments_it_ends_where_it_would_have_ended(serve, base_path, lines, tmp_path, with_base):
+    settings = {"base_model": base_path if with_base else tmp_path / "none.onnx", "snapshot_interval": 0.05, "min_samples": 50}
+    settings["checkpoint_interval"] = 0.1
+    whole = serve(tmp_path / "whole", **settings, socket=tmp_path / "w.sock")
+    whole.socket_path = tmp_path / "w.sock"
+    whole.connect().send(lines)
+    assert whole.stop() == 0
+
+    chance, answered, kills = random.Random(5), 0, 0
+    while answered < len(lines):
+        sidecar = serve(tmp_path / "killed", **settings).connect()
+        stop = len(lines) if kills == 12 else min(len(lines), answered + chance.randrange(50, 400))
+        while answered < stop:
+            size = min(chance.randrange(1, 64), stop - answered)
+            answers = sidecar.send(lines[answered : answered + size])
+            assert all(answer["ok"] for answer in answers)
+            answered += size
+        if answered == len(lines):
+            assert sidecar.stop() == 0
+            break
+        # In mid-line, in a checkpoint, in a snapshot: some bytes are on their way, and no answer is waited for.
+        cut = lines[answered] + b"\n" + lines[answered + 1][: chance.randrange(len(lines[0]))]
+        sidecar.client.sendall(cut[: chance.randrange(len(cut))])
+        time.sleep(chance.random() * 0.15)
+        assert sidecar.stop(signal.SIGKILL) == -signal.SIGKILL
+        kills += 1
+    assert kills > 5
+    assert journalled(tmp_path / "killed") == lines
+    assert published(tmp_path / "killed")[-1] == published(tmp_path / "whole")[-1]
+    versions = [checkpoint.version for checkpoint in checkpoints(tmp_path / "killed" / "checkpoints")]
+    assert versions == sorted(set(versions))
+    for checkpoint in checkpoints(tmp_path / "killed" / "checkpoints"):
+        assert checkpoint.digest.is_file()
+        assert checkpoint.description.is_file()
+    assert run("verify", tmp_path / "killed" / "checkpoints").returncode == 0
+
+
+def test_four_connections_are_journalled_in_one_order(serve, base_path, lines, tmp_path):
+    sidecar = serve(base_model=base_path).connect()
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(4)]
+    for number, client in enumerate(clients):
+        client.connect(str(sidecar.socket_path))
+        client.sendall(b"".join(line + b"\n" for line in lines[number:400:4]))
+    for client in clients:
+        received = b""
+        while received.count(b"\n") < 100:
+            received += client.recv(1 << 16)
+        assert received.count(b'"ok":true') == 100
+        client.close()
+    assert sidecar.stop() == 0
+    assert sorted(journalled(tmp_path)) == sorted(lines[:400])
+
+
+@pytest.mark.parametrize("content", ["junk", None])
+def test_a_base_model_that_cannot_be_used_leaves_it_up_and_recording(serve, base_path, lines, tmp_path, content):
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"junk" if content else base_path.read_bytes())
+    settings = {} if content else {"n_features": 81}
+    sidecar = serve(base_model=bad, **settings).connect()
+    sent = lines[:100] if content else [line.replace(b'"features": [', b'"features": [0.5, ') for line in lines[:100]]
+    answers = sidecar.send(sent)
+    assert [(answer["ok"], answer["trained"], answer["step"]) for answer in answers] == [(True, False, 0)] * 100
+    assert sidecar.stop() == 0
+    assert "phase failed" in sidecar.log.read_text()
+    assert journalled(tmp_path) == sent
+    assert checkpoints(tmp_path / "checkpoints") == []
+    if content:
+        sidecar = serve(base_model=base_path).connect()
+        assert "100 pairs trained again" in sidecar.log.read_text()
+        assert sidecar.send([lines[100]])[0]["step"] > 0
+        assert sidecar.stop() == 0
+        assert len(checkpoints(tmp_path / "checkpoints")) == 1
+
+
+def test_another_number_of_features_moves_the_old_state_aside(serve, base_path, lines, tmp_path, random_rows):
+    sidecar = serve(base_model=base_path).connect()
+    sidecar.send(lines[:50])
+    assert sidecar.stop() == 0
+    other = [json.dumps(row).encode() for row in random_rows(20, n_features=5)]
+    sidecar = serve(base_model=tmp_path / "none.onnx", n_features=5).connect()
+    assert all(answer["ok"] for answer in sidecar.send(other))
+    assert sidecar.stop() == 0
+    assert "moved aside to" in sidecar.log.read_text()
+    (aside,) = (tmp_path / "checkpoints").glob("state.80-features-*")
+    assert len([entry for entry in read_journal(aside) if entry.run is None]) == 50
+
+
+@pytest.mark.parametrize("gone", ["missing", "own checkpoint"])
+def test_the_state_goes_on_where_the_base_is_gone_or_is_a_checkpoint_of_its_own(serve, base_path, lines, tmp_path, gone):
+    sidecar = serve(base_model=base_path).connect()
+    sidecar.send(lines[:200])
+    assert sidecar.stop() == 0
+    after = tmp_path / "none.onnx" if gone == "missing" else tmp_path / "checkpoints" / "latest.onnx"
+    sidecar = serve(base_model=after).connect()
+    step = sidecar.send([lines[200]])[0]["step"]
+    assert step >= 40
+    assert sidecar.stop() == 0
+
+
+def test_an_endless_line_is_answered_and_the_connection_closed(serve, base_path):
+    sidecar = serve(base_model=base_path).connect()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        sidecar.client.sendall(b"x" * (3 << 20))
+    answer = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := sidecar.client.recv(1 << 16):
+            answer += data
+    assert json.loads(answer) == {"ok": False, "error": "line: longer than 1048576 bytes"}
+    assert sidecar.connect().send([b"{}"])[0]["ok"] is False
+    assert sidecar.stop() == 0
+
+
+def test_a_client_that_takes_no_answers_holds_up_nobody(serve, base_path, lines):
+    sidecar = serve(base_model=base_path).connect()
+    deaf = socket.socket(socket.AF_UNIX)
+    deaf.connect(str(sidecar.socket_path))
+    deaf.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while sent < 200 << 20:
+            sent += deaf.send(b'{"job_id": "' + b"y" * 200 + b'"}\n' * 200)
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            sent += deaf.send(b'{"job_id": "deaf"}\n' * 200)
+    assert sent < 100 << 20
+    assert all(answer["ok"] for answer in sidecar.send(lines[:50]))
+    resident = int(
+        next(x for x in Path(f"/proc/{sidecar.process.pid}/status").read_text().splitlines() if "VmRSS" in x).split()[1]
+    )
+    assert resident < 200_000
+    deaf.close()
+    assert sidecar.stop() == 0
+
+
+def test_a_stale_socket_is_replaced_and_a_live_one_is_not(serve, base_path, tmp_path):
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(tmp_path / "s.sock"))
+    stale.close()
+    sidecar = serve(base_model=base_path).connect()
+    assert oct((tmp_path / "s.sock").stat().st_mode & 0o777) == "0o600"
+    second = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "other", "--http", "")
+    assert second.returncode == 2
+    assert f"socket {tmp_path / 's.sock'}: another sidecar answers there" in second.stderr
+    third = run("serve", "--socket", tmp_path / "t.sock", "--checkpoint-dir", tmp_path / "checkpoints", "--http", "")
+    assert third.returncode == 2
+    assert "another sidecar holds this state directory" in third.stderr
+    assert sidecar.send([b"{}"])[0]["ok"] is False
+    assert sidecar.stop() == 0
+
+
+@pytest.mark.parametrize("what", ["a file", "a directory", "a symbolic link"])
+def test_anything_else_at_the_socket_path_is_left_alone(tmp_path, what):
+    path = tmp_path / "s.sock"
+    {"a file": path.touch, "a directory": path.mkdir, "a symbolic link": lambda: path.symlink_to("/nowhere")}[what]()
+    done = run("serve", "--socket", path, "--checkpoint-dir", tmp_path / "c", "--http", "")
+    assert done.returncode == 2
+    assert f"socket {path}: {what} stands there; it is left alone" in done.stderr
+    assert os.path.lexists(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size='0': expected a whole number from 1"),
+        (["--http", "nonsense"], "VMAFX_SIDECAR_HTTP='nonsense'"),
+        (["--cuda", "1"], "training on a GPU is not built"),
+        (["--checkpoint-dir", "/proc/nowhere"], "/proc"),
+    ],
+)
+def test_bad_settings_stop_the_start_with_one_line(tmp_path, options, message):
+    done = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_environment_variable_is_named(tmp_path):
+    environment = {**os.environ, "VMAFX_SIDECAR_LR": "fast"}
+    done = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", env=environment)
+    assert done.returncode == 2
+    assert "VMAFX_SIDECAR_LR='fast': expected a finite number over 0" in done.stderr
+
+
+def test_onnxruntime_is_not_loaded_before_the_first_checkpoint(tmp_path):
+    code = "import sys, sidecar.server; print('onnxruntime' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_status_and_probe_look_at_a_running_sidecar(serve, base_path, lines, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    assert run("probe", "--http", address).returncode == 1
+    sidecar = serve(base_model=base_path, http=address).connect()
+    sidecar.send(lines[:100])
+    deadline = time.monotonic() + PATIENCE_S
+    while json.loads(run("status", "--http", address, "--json").stdout)["current_samples"] < 100:
+        assert time.monotonic() < deadline
+    document = json.loads(run("status", "--http", address, "--json").stdout)
+    assert document["phase"] == "running"
+    assert "last_checkpoint_time" not in document
+    assert run("probe", "--http", address).returncode == 0
+    assert "running" in run("status", "--http", address).stdout
+    assert sidecar.stop() == 0
+
+
+def test_noise_does_not_move_stable_and_promote_does(serve, base_path, lines, tmp_path):
+    settings = {"base_model": base_path, "holdout_fraction": 0.2}
+    sidecar = serve(**settings).connect()
+    sidecar.send(lines[:1500])
+    assert sidecar.stop() == 0
+    checkpoint_dir = tmp_path / "checkpoints"
+    assert linked(checkpoint_dir, STABLE).version == 1
+
+    chance = random.Random(3)
+    noise = [
+        json.dumps({**json.loads(line), "job_id": f"n{i}", "true_score": chance.uniform(0, 100)})
+        for i, line in enumerate(lines)
+    ]
+    for _ in range(2):  # the held-out ring itself is full of noise by then
+        sidecar = serve(**settings).connect()
+        sidecar.send([line.encode() for line in noise[:1200]])
+        noise = noise[1200:]
+        assert sidecar.stop() == 0
+    verdicts = [json.loads(each.description.read_text())["gate"] for each in checkpoints(checkpoint_dir)]
+    assert [gate["verdict"] for gate in verdicts] == ["stable", "unstable", "unstable"]
+    assert linked(checkpoint_dir, STABLE).version == 1
+
+    done = run("promote", 3, "--checkpoint-dir", checkpoint_dir)
+    assert done.returncode == 0, done.stderr
+    assert linked(checkpoint_dir, STABLE).version == 3
+    done = run("promote", 1, "--checkpoint-dir", checkpoint_dir, "--json")
+    assert json.loads(done.stdout) == {"version": 1, "stable": str(checkpoint_dir / "model_v000001.onnx")}
+    missing = run("promote", 9, "--checkpoint-dir", checkpoint_dir)
+    assert missing.returncode == 2
+    assert "no checkpoint 9; there are 1, 2, 3" in missing.stderr
+    (checkpoint_dir / "model_v000002.onnx").write_bytes(b"junk")
+    damaged = run("promote", 2, "--checkpoint-dir", checkpoint_dir)
+    assert damaged.returncode == 2
+    assert "is not promoted: digest" in damaged.stderr
+    assert linked(checkpoint_dir, STABLE).version == 1
