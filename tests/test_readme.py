@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 from sidecar.cli import cli, train_offline_command
+from sidecar.settings import Settings, option_of
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -22,8 +24,19 @@ def test_every_training_option_stands_in_the_table_with_its_default():
             assert stated == f"`{default}`", name
 
 
+def test_every_setting_of_serve_stands_in_the_table():
+    rows = re.findall(r"^\| `(VMAFX_\w+)` \| `(--[a-z-]+)` \| (?:`(\w+)`|–) \| (.*?) \|", README, flags=re.MULTILINE)
+    table = [(each.metadata["env"], option_of(each.name), each.metadata["helm"] or "") for each in dataclasses.fields(Settings)]
+    assert [row[:3] for row in rows] == table
+    for (env, _, _, stated), each in zip(rows, dataclasses.fields(Settings), strict=True):
+        if "otherwise" in each.metadata:
+            assert stated == each.metadata["otherwise"]
+        else:
+            assert each.metadata["kind"].parse(stated.strip("`")) == each.default, env
+
+
 def test_every_command_stands_in_the_readme():
-    assert set(re.findall(r"^\| `vmafx-sidecar ([a-z-]+) ", README, flags=re.MULTILINE)) == set(cli.commands)
+    assert set(re.findall(r"^\| `vmafx-sidecar ([a-z-]+)[ `]", README, flags=re.MULTILINE)) == set(cli.commands)
 
 
 def test_links_lead_to_files():
