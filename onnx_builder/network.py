@@ -80,11 +80,13 @@ Step = Elementwise | Clip | Dense | Activation | LayerNormalization
 class Port:
     """An input or the output of a graph, as it is declared: its name and shape, dimensions as numbers or names.
 
-    An input's first dimension is the batch, the product of the others its width.
+    An input's first dimension is the batch, the product of the others its width. type: of its numbers, as a file has it;
+    what is written is always float32.
     """
 
     name: str
     shape: tuple[int | str, ...]
+    type: str = "FLOAT"
 
     @property
     def width(self) -> int:

@@ -284,7 +284,7 @@ class _Reader:
         batch = sizes[0] or "batch"
         if isinstance(batch, int) and batch < 1:
             batch = "batch"
-        return Port(value.name, (batch, *widths))
+        return Port(value.name, (batch, *widths), type_name(kind.elem_type))
 
 
 class _Chain:

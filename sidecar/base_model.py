@@ -63,21 +63,38 @@ def load(
     does not say. Raises NetworkError naming the file and the reason.
     """
     data = read_bytes(path)
-    try:
-        if torch_state.is_state_dict(data):
-            declared, network = None, torch_state.from_bytes(data, activation)
-            _log.info("%s: a state-dict does not say its activation; %s it is", path, activation)
-        else:
-            declared = read.from_bytes(data, path.parent)
-            network = declared.canonical()
-    except NetworkError as error:
-        raise NetworkError(f"{path}: {error}") from error
-    if export_io == "base" and declared is None:
-        raise NetworkError(f"{path}: a state-dict declares no inputs and outputs; export-io base needs an ONNX base model")
+    digest = hashlib.sha256(data).hexdigest()
+    if torch_state.is_state_dict(data):
+        declared, network = None, _read_state_dict(path, data, activation)
+    else:
+        del data  # a large file need not be in memory twice
+        declared = read.read(path)
+        network = declared.canonical()
+    if export_io == "base":
+        _require_own_inputs(path, declared)
     steps = json_scaling(path, network.n_features if declared is None else declared.inputs[0].width) if scaler == "json" else ()
     padded = tuple(_padded(step, network.n_features) for step in steps)
     network = Network(network.n_features, (*padded, *network.steps))
-    return BaseModel(path, hashlib.sha256(data).hexdigest(), network, declared, steps)
+    return BaseModel(path, digest, network, declared, steps)
+
+
+def _read_state_dict(path: Path, data: bytes, activation: ActivationName) -> Network:
+    try:
+        network = torch_state.from_bytes(data, activation)
+    except NetworkError as error:
+        raise NetworkError(f"{path}: {error}") from error
+    _log.info("%s: a state-dict does not say its activation; %s it is", path, activation)
+    return network
+
+
+def _require_own_inputs(path: Path, declared: Network | None) -> None:
+    if declared is None:
+        raise NetworkError(f"{path}: a state-dict declares no inputs and outputs; export-io base needs an ONNX base model")
+    for port in declared.inputs:
+        if port.type != "FLOAT":
+            raise NetworkError(
+                f"{path}: input {port.name!r} is {port.type}; a checkpoint takes float32: use export-io canonical"
+            )
 
 
 def load_or_fresh(path: Path, **settings: Any) -> BaseModel | None:

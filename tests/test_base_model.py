@@ -6,11 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_builder import Activation, Dense, Elementwise, Network, NetworkError, Port
 from onnx_builder.runtime import Scorer
 from onnx_builder.write import to_bytes
 from sidecar.base_model import json_scaling, load, load_or_fresh, scaled
+from sidecar.examine import probe_features
 from sidecar.recorded import read_pairs
 from tests.conftest import SHARED, run, tree
 
@@ -114,6 +116,20 @@ def test_a_fixed_batch_of_one_is_kept(tmp_path, pairs_path, base_network):
     assert run("evaluate", tmp_path / "c" / "model_v000001.onnx", pairs_path).returncode == 0
 
 
+def test_a_base_of_another_float_type_is_published_in_canonical_form_only(tmp_path, pairs_path):
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["n", 5])]
+    weight = numpy_helper.from_array(np.full((5, 1), 8, dtype=np.float16), "w")
+    output = [helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["n", 1])]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", inputs, output, [weight])
+    base = tmp_path / "half.onnx"
+    base.write_bytes(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
+    refused = train(pairs_path, tmp_path / "c", "--base-model", base, "--export-io", "base")
+    assert refused.returncode == 2
+    assert f"{base}: input 'x' is FLOAT16; a checkpoint takes float32: use export-io canonical" in refused.stderr
+    assert train(pairs_path, tmp_path / "c", "--base-model", base).returncode == 0
+    assert run("evaluate", base, pairs_path).returncode == 0
+
+
 def test_group_validation_starts_each_fold_from_the_base(tmp_path, base_path, pairs_path):
     done = train(pairs_path, tmp_path / "c", "--base-model", base_path, "--epochs", 0, "--group-by", "group")
     assert done.returncode == 0, done.stderr
@@ -209,6 +225,31 @@ def test_the_fields_models_are_published_untouched_and_trained(tmp_path, name, e
     scaling = json_scaling(model, 6) if scaler == "json" else ()
     expected = Scorer(model).predict(scaled(features, scaling))
     published = Scorer(tmp_path / "c" / "model_v000001.onnx").predict(scaled(features, scaling if export_io == "base" else ()))
+    assert np.abs(published - expected).max() <= 1e-5 * np.ptp(expected)
+    done = train(pairs, tmp_path / "c", *options, "--epochs", 1)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)["metrics"]["held_out"]
+    assert measured["ema"]["rmse"] < measured["base"]["rmse"]
+    assert run("verify", tmp_path / "c").returncode == 0
+
+
+@shared
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("fr_regressor_v2", 0, 100), ("predictor_libx264", 0, 100), ("konvid_mos_head_v1", 1, 5)]
+)
+@pytest.mark.parametrize("export_io", ["canonical", "base"])
+def test_models_that_no_recorded_pairs_fit_are_trained_on_pairs_of_their_own(tmp_path, name, low, high, export_io):
+    model = SHARED / "models" / "onnx" / f"{name}.onnx"
+    scorer = Scorer(model)
+    network = load(model).network
+    features = probe_features(network, 600)
+    expected = scorer.predict(features)
+    share = np.clip(0.5 + (expected - expected.mean()) / (6 * expected.std()), 0, 1)
+    pairs = tmp_path / "pairs.npz"
+    np.savez(pairs, features=features, true_score=low + (high - low) * share**1.5)
+    options = ("--base-model", model, "--export-io", export_io, "--score-min", low, "--score-max", high)
+    assert train(pairs, tmp_path / "c", *options, "--epochs", 0).returncode in (0, 1)
+    published = Scorer(tmp_path / "c" / "model_v000001.onnx").predict(features)
     assert np.abs(published - expected).max() <= 1e-5 * np.ptp(expected)
     done = train(pairs, tmp_path / "c", *options, "--epochs", 1)
     assert done.returncode == 0, done.stderr

@@ -85,16 +85,16 @@ def mutated(data: bytes, others: Sequence[bytes], chance: random.Random) -> byte
         try:
             model = onnx.ModelProto.FromString(data)
         except Exception:  # not every file given has to be a model
-            return _changed_bytes(data, others, chance)
+            return changed_bytes(data, others, chance)
         for _ in range(chance.choice([1, 1, 2, 3, 4])):
             _change_field(model, chance)
         data = model.SerializeToString()
     if chance.random() < 0.3:
-        data = _changed_bytes(data, others, chance)
+        data = changed_bytes(data, others, chance)
     return data
 
 
-def _changed_bytes(data: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
+def changed_bytes(data: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
     changed = bytearray(data)
     for _ in range(chance.choice([1, 1, 2, 4])):
         start, end = sorted(chance.randrange(len(changed) + 1) for _ in range(2))
@@ -224,7 +224,7 @@ def _reads(data: bytes) -> bool:
     return True
 
 
-def _bound_memory(megabytes: int) -> None:
+def bound_memory(megabytes: int) -> None:
     """Let the process have so much more than now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + megabytes * 1_000_000
@@ -240,7 +240,7 @@ def main() -> int:
     arguments = parser.parse_args()
     models = seeds() + [path.read_bytes() for path in arguments.files]
     fuzz(models, 100, arguments.seed)  # so that what Python and onnx load once is there before memory is bounded
-    _bound_memory(MEGABYTES)
+    bound_memory(MEGABYTES)
     result = fuzz(models, arguments.inputs, arguments.seed)
     for number, (data, message) in enumerate(result.failures):
         arguments.failures.mkdir(parents=True, exist_ok=True)
