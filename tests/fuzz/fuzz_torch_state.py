@@ -1,7 +1,8 @@
-"""Mutated PyTorch and safetensors files against their reader: every one is read or refused with NetworkError, quickly and in
-little memory. Run by hand:
+"""Mutated PyTorch and safetensors files against their reader: read or refused with NetworkError, quickly, in little memory.
 
-    python tests/fuzz/fuzz_torch_state.py --inputs 100000 [--seed 1] FILE ...
+Run by hand:
+
+    python -m tests.fuzz.fuzz_torch_state --inputs 100000 [--seed 1] FILE ...
 """
 
 from __future__ import annotations
@@ -9,15 +10,12 @@ from __future__ import annotations
 import argparse
 import random
 import resource
-import sys
 import time
 import traceback
 from pathlib import Path
 
 from onnx_builder import NetworkError
 from onnx_builder.torch_state import from_bytes
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.fuzz.fuzz_read import MEGABYTES, SECONDS, bound_memory, changed_bytes
 
 
