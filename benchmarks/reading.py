@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 
 from sidecar.pairs import Packer, decode_pair
-from sidecar.recorded import _lines, _open, read_pairs
+from sidecar.recorded import open_lines, read_lines, read_pairs
 
 ROUNDS = 7
 LINES = 30_000
@@ -41,8 +41,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pairs", help="a .jsonl or .jsonl.gz file")
     options = parser.parse_args()
-    with _open(options.pairs) as stream:
-        lines = [line for _, _, line in _lines(stream, options.pairs)]
+    with open_lines(options.pairs) as stream:
+        lines = [line for _, _, line in read_lines(stream, options.pairs)]
     lines = (lines * (LINES // len(lines) + 1))[:LINES]
     packer = Packer(len(decode_pair(lines[0]).features))
     buffer = bytearray(packer.row_bytes)

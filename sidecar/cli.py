@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
@@ -352,6 +353,53 @@ def promote_command(version: int, checkpoint_dir: Path, state_dir: Path | None, 
         click.echo(f"stable.onnx is {checkpoint.name}")
 
 
+@cli.command("replay")
+@_pairs_argument
+@click.option(
+    "--socket",
+    type=click.Path(path_type=Path),
+    envvar="VMAFX_SIDECAR_SOCKET",
+    default=Settings.socket,
+    show_default=True,
+    help="The sidecar's Unix socket.",
+)
+@click.option("--rate", type=_positive, help="Pairs a second.  [default: as fast as answers come]")
+@_json_option
+def replay_command(pairs: tuple[str, ...], socket: Path, rate: float | None, as_json: bool) -> int:
+    """Send recorded PAIRS to a running sidecar, as their producer would, and say how it answered.
+
+    Exit code 1 where it refused any.
+
+    \b
+    Example:
+      vmafx-sidecar replay examples/recorded-80.jsonl.gz --socket /tmp/s.sock
+    """
+    from sidecar.replay import ReplayError, replay
+
+    try:
+        with _count_bar() as progress:
+            summary = replay(pairs, socket, rate=rate, progress=progress)
+    except ReplayError as error:
+        click.echo(f"Error: {error}", err=True)
+        return EXIT_BAD_INPUT
+    if as_json:
+        _print_json(summary.as_json())
+    else:
+        click.echo(
+            f"{summary.accepted} accepted, {summary.duplicate} duplicates, {summary.refused + summary.retryable} refused"
+        )
+        if summary.first_refusal:
+            click.echo(f"the first refused: {summary.first_refusal}")
+        for checkpoint in summary.checkpoints:
+            click.echo(f"checkpoint: {checkpoint}")
+        latencies = (summary.latency_ms(share) for share in (0.5, 0.99, 1.0))
+        p50, p99, most = (f"{value:.3g}" for value in latencies if value is not None)
+        click.echo(
+            f"{summary.pairs_per_second:,.0f} pairs per second; answered in {p50} ms (median), {p99} (99 %), {most} (longest)"
+        )
+    return EXIT_CHECK_SAYS_NO if summary.refused or summary.retryable else 0
+
+
 @cli.command("status")
 @_http_option
 @_json_option
@@ -394,6 +442,24 @@ def probe_command(http: str, as_json: bool) -> int:
     else:
         click.echo(line)
     return 0 if ready else EXIT_CHECK_SAYS_NO
+
+
+@contextlib.contextmanager
+def _count_bar() -> Iterator[Callable[[int], None]]:
+    """A count of answered pairs on stderr, only where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda answered: None
+        return
+    shown = 0.0
+
+    def show(answered: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown > 0.1:
+            shown = time.monotonic()
+            click.echo(f"\r{answered:,} answered", nl=False, err=True)
+
+    yield show
+    click.echo("\r", nl=False, err=True)
 
 
 @contextlib.contextmanager

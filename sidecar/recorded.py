@@ -152,12 +152,12 @@ def _read(path: str | Path, checks: _Checks) -> Iterator[_Block]:
     name = str(path)
     try:
         if name == STDIN:
-            yield from _read_lines(_lines(sys.stdin.buffer, "standard input"), checks)
+            yield from _read_json_lines(read_lines(sys.stdin.buffer, "standard input"), checks)
         elif os.path.isdir(name):
-            yield from _read_lines(_journal_lines(Path(name)), checks)
+            yield from _read_json_lines(journal_lines(Path(name)), checks)
         elif name.endswith((".jsonl", ".jsonl.gz")):
-            with _open(name) as stream:
-                yield from _read_lines(_lines(stream, name), checks)
+            with open_lines(name) as stream:
+                yield from _read_json_lines(read_lines(stream, name), checks)
         elif name.endswith(".npz"):
             yield from _read_npz(name, checks)
         elif name.endswith(".csv"):
@@ -174,11 +174,11 @@ def _read(path: str | Path, checks: _Checks) -> Iterator[_Block]:
         raise RecordedPairsError(f"{name}: {error.strerror or error}") from error
 
 
-def _open(name: str | Path) -> IO[bytes]:
+def open_lines(name: str | Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(name)) if str(name).endswith(".gz") else open(name, "rb")
 
 
-def _lines(stream: IO[bytes], name: str, torn_end: Literal["read", "drop"] = "read") -> Iterator[tuple[str, int, bytes]]:
+def read_lines(stream: IO[bytes], name: str, torn_end: Literal["read", "drop"] = "read") -> Iterator[tuple[str, int, bytes]]:
     """(name, number from 1, line) for each line. A last line without a newline is read, or dropped."""
     number, rest = 0, b""
     while chunk := stream.read(_READ_BYTES):
@@ -192,13 +192,13 @@ def _lines(stream: IO[bytes], name: str, torn_end: Literal["read", "drop"] = "re
         yield name, number + 1, rest
 
 
-def _journal_lines(directory: Path) -> Iterator[tuple[str, int, bytes]]:
+def journal_lines(directory: Path) -> Iterator[tuple[str, int, bytes]]:
     segments = journal_segments(directory)
     if not segments:
         raise RecordedPairsError(f"{directory}: a directory without a journal; expected a sidecar's state directory")
     for segment in segments:
-        with _open(segment) as stream:
-            for name, number, line in _lines(stream, str(segment), torn_end="drop" if segment == segments[-1] else "read"):
+        with open_lines(segment) as stream:
+            for name, number, line in read_lines(stream, str(segment), torn_end="drop" if segment == segments[-1] else "read"):
                 if not line.startswith(b"#"):
                     yield name, number, line
 
@@ -249,7 +249,7 @@ class _Builder:
             self._start()
 
 
-def _read_lines(lines: Iterable[tuple[str, int, bytes]], checks: _Checks) -> Iterator[_Block]:
+def _read_json_lines(lines: Iterable[tuple[str, int, bytes]], checks: _Checks) -> Iterator[_Block]:
     group_by = checks.group_by
     extra = group_by if group_by not in (None, *Pair.__struct_fields__) else None
     kind = msgspec.defstruct("LabelledPair", [("label", Any, UNSET)], bases=(Pair,), rename={"label": extra}) if extra else Pair
@@ -331,10 +331,10 @@ def _read_npz(name: str, checks: _Checks) -> Iterator[_Block]:
 
 
 def _read_arrays(name: str, archive: zipfile.ZipFile, stack: contextlib.ExitStack, checks: _Checks) -> Iterator[_Block]:
-    def member(key: str, dimensions: int, kinds: str = "fiu") -> _Member:
+    def member(key: str, dimensions: int, kinds: str = "fiu") -> ArrayMember:
         if not _has(archive, key):
             raise RecordedPairsError(f"{name}: no array {key!r}; expected features (n, f) and true_score (n)")
-        return _Member(name, key, stack.enter_context(archive.open(f"{key}.npy")), dimensions, kinds)
+        return ArrayMember(name, key, stack.enter_context(archive.open(f"{key}.npy")), dimensions, kinds)
 
     features, scores = member("features", 2), member("true_score", 1)
     keys = ["group", "job_id"] + ([checks.group_by] if checks.group_by else [])
@@ -376,7 +376,7 @@ def _has(archive: zipfile.ZipFile, key: str) -> bool:
     return f"{key}.npy" in archive.namelist()
 
 
-class _Member:
+class ArrayMember:
     """One array of an archive, read a few rows at a time; `kinds` are the numpy kinds of type that it may have."""
 
     def __init__(self, name: str, key: str, stream: IO[bytes], dimensions: int, kinds: str) -> None:
