@@ -5,6 +5,7 @@ The gate judges on it too, so that a polluted stream cannot move its own yardsti
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from onnx_builder.network import Array
 from sidecar.checkpoints import Checkpoint, CheckpointError, promote
+from sidecar.files import write_whole
 from sidecar.snapshot import read_snapshots
 
 _log = logging.getLogger(__name__)
@@ -34,11 +36,9 @@ def read_anchor(state_directory: Path) -> Array | None:
 
 def write_anchor(state_directory: Path, held_out: Array) -> None:
     """Make these held-out pairs the anchor. Raises OSError."""
-    path = state_directory / _NAME
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as stream:
-        np.save(stream, held_out, allow_pickle=False)
-    temporary.replace(path)
+    data = io.BytesIO()
+    np.save(data, held_out, allow_pickle=False)
+    write_whole(state_directory / _NAME, data.getbuffer())
 
 
 def promote_by_hand(version: int, checkpoint_directory: Path, state_directory: Path) -> Checkpoint:

@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sidecar.files import TEMPORARY, sync_directory, write_whole
+
 LATEST, STABLE = "latest.onnx", "stable.onnx"
-_LOCK, _NEXT_VERSION, _TEMPORARY = ".lock", ".next_version", ".tmp-"
+_LOCK, _NEXT_VERSION = ".lock", ".next_version"
 _MODEL = re.compile(r"model_v(\d{6,})\.onnx")
 _PART = re.compile(r"model_v(\d{6,})\.(onnx\.sha256|json)")
 
@@ -105,20 +107,20 @@ def publish(directory: Path, model: bytes, description: dict[str, Any], *, stabl
             about = {"name": checkpoint.name, "version": version, "sha256": digest, **parent, **description}
             links = [LATEST, STABLE] if stable else [LATEST]
             try:
-                _write(checkpoint.description, (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
-                _write(checkpoint.digest, f"{digest}\n".encode())
+                write_whole(checkpoint.description, (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
+                write_whole(checkpoint.digest, f"{digest}\n".encode())
                 for link in links:  # made before the model, so that a full disk shows while nothing is published
-                    (directory / f"{_TEMPORARY}{link}").symlink_to(checkpoint.model.name)
-                _write(checkpoint.model, model)
-                _sync_directory(directory)
+                    (directory / f"{TEMPORARY}{link}").symlink_to(checkpoint.model.name)
+                write_whole(checkpoint.model, model)
+                sync_directory(directory)
             except BaseException:
                 checkpoint.model.unlink(missing_ok=True)
                 _remove_leftovers(directory)
                 raise
             for link in links:
-                os.replace(directory / f"{_TEMPORARY}{link}", directory / link)
+                os.replace(directory / f"{TEMPORARY}{link}", directory / link)
             _prune(directory, keep)
-            _sync_directory(directory)
+            sync_directory(directory)
             return checkpoint
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot publish a checkpoint: {error.strerror or error}") from error
@@ -134,11 +136,11 @@ def promote(directory: Path, version: int) -> Checkpoint:
             if not checkpoint.model.is_file():
                 known = ", ".join(str(each.version) for each in checkpoints(directory)[-10:]) or "none"
                 raise CheckpointError(f"{directory}: no checkpoint {version}; there are {known}")
-            temporary = directory / f"{_TEMPORARY}{STABLE}"
+            temporary = directory / f"{TEMPORARY}{STABLE}"
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(checkpoint.model.name)
             os.replace(temporary, directory / STABLE)
-            _sync_directory(directory)
+            sync_directory(directory)
     except OSError as error:
         raise CheckpointError(f"{directory}: {error.strerror or error}") from error
     return checkpoint
@@ -185,23 +187,9 @@ def _take_version(directory: Path) -> tuple[int, dict[str, int]]:
     published = checkpoints(directory)
     newest = published[-1].version if published else 0
     version = max(recorded, newest + 1)
-    _write(directory / _NEXT_VERSION, f"{version + 1}\n".encode())
-    _sync_directory(directory)
+    write_whole(directory / _NEXT_VERSION, f"{version + 1}\n".encode())
+    sync_directory(directory)
     return version, {"parent": newest} if newest else {}
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write aside, fsync, rename into place."""
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _prune(directory: Path, keep: int) -> None:
@@ -217,13 +205,5 @@ def _remove_leftovers(directory: Path) -> None:
     for name in os.listdir(directory):
         match = _PART.fullmatch(name)
         orphan = match is not None and not Checkpoint(directory, int(match[1])).model.exists()
-        if orphan or name.startswith(_TEMPORARY):
+        if orphan or name.startswith(TEMPORARY):
             (directory / name).unlink(missing_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -41,7 +41,7 @@ def main() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing was published", err=True)
+        click.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except (RecordedPairsError, TrainingError, NetworkError, CheckpointError, SettingsError) as error:
         click.echo(f"Error: {error}", err=True)
@@ -187,18 +187,22 @@ def train_offline_command(
         raise click.UsageError("--epochs 0 publishes a base model untouched; there is none")
     if holdout is None:
         holdout = 0.0 if group_by else 0.1
-    with _progress_bar() as progress:
-        result = train_offline(
-            pairs,
-            output,
-            Recipe(**recipe),
-            base=base,
-            export_io=export_io if base else "canonical",
-            holdout=holdout,
-            group_by=group_by,
-            skip_bad=skip_bad,
-            progress=progress,
-        )
+    try:
+        with _progress_bar() as progress:
+            result = train_offline(
+                pairs,
+                output,
+                Recipe(**recipe),
+                base=base,
+                export_io=export_io if base else "canonical",
+                holdout=holdout,
+                group_by=group_by,
+                skip_bad=skip_bad,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        click.echo("nothing was published", err=True)
+        raise
     if as_json:
         _print_json(_result_json(result))
     else:

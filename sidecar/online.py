@@ -20,6 +20,7 @@ import numpy as np
 from onnx_builder.network import Float32, Network, NetworkError
 from onnx_builder.read import from_bytes
 from onnx_builder.write import to_bytes
+from sidecar.files import write_whole
 from sidecar.journal import Entry, Journal, JournalError, first_position, journal_segments, read_journal
 from sidecar.learner import RECENT_PAIRS, Learner, RecentPairs, Run, held_out_at
 from sidecar.pairs import Packer, Pair, PairError, decode_pair
@@ -250,9 +251,7 @@ def _keep_base(state_directory: Path, digest: str, base: Network) -> None:
     """The base model beside the journal: the state can be made again when the file that it came from is gone."""
     path = _base_path(state_directory, digest)
     if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(to_bytes(base))
-        temporary.replace(path)
+        write_whole(path, to_bytes(base))
 
 
 def _first_kept(state_directory: Path) -> int:

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from sidecar.client import Pipeline
 from sidecar.journal import journal_segments
 from sidecar.pairs import MAX_LINE_BYTES
+from sidecar.pipeline import Pipeline
 from sidecar.recorded import STDIN, ArrayMember, RecordedPairsError, journal_lines, open_lines, read_lines
 from sidecar.wire import Answer
 
@@ -190,7 +190,7 @@ def _lines_of(name: str) -> Iterator[tuple[str, int, bytes]]:
     if name == STDIN:
         yield from read_lines(sys.stdin.buffer, "standard input")
     elif os.path.isdir(name):
-        yield from journal_lines(Path(name))
+        yield from _journal_so_far(Path(name))
     elif name.endswith((".jsonl", ".jsonl.gz")):
         with open_lines(name) as stream:
             yield from read_lines(stream, name)
@@ -210,9 +210,9 @@ def _journal_so_far(directory: Path) -> Iterator[tuple[str, int, bytes]]:
     """The journal as it is now: what a sidecar adds while it gets its own pairs again would never end."""
     ends = {}
     for segment in journal_segments(directory)[-1:]:
-        with _open(segment) as stream:
+        with open_lines(segment) as stream:
             ends[str(segment)] = sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b""))
-    for name, number, line in _journal_lines(directory):
+    for name, number, line in journal_lines(directory):
         if number > ends.get(name, number):
             return
         yield name, number, line

@@ -25,6 +25,7 @@ import numpy as np
 from sidecar.anchor import read_anchor, write_anchor
 from sidecar.base_model import BaseModel, load_or_fresh
 from sidecar.checkpoints import LATEST, STABLE, CheckpointError, check_writable, linked
+from sidecar.files import write_whole
 from sidecar.gate import Evidence
 from sidecar.journal import JournalError, compress_closed, prune
 from sidecar.learner import Run
@@ -519,9 +520,7 @@ def _read_trained(state_directory: Path) -> int:
 
 
 def _write_trained(state_directory: Path, trained: int) -> None:
-    temporary = state_directory / f"{_PUBLISHED}.tmp"
-    temporary.write_text(f"{trained}\n", encoding="ascii")
-    temporary.replace(state_directory / _PUBLISHED)
+    write_whole(state_directory / _PUBLISHED, f"{trained}\n".encode())
 
 
 def _training_settings(settings: Settings) -> TrainingSettings:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from onnx_builder.network import Array
-from sidecar.journal import sync_directory
+from sidecar.files import sync_directory, write_whole
 
 _log = logging.getLogger(__name__)
 _SNAPSHOT = re.compile(r"snapshot_(\d{12,})\.npz")
@@ -34,18 +34,9 @@ def snapshots(state_directory: Path) -> list[tuple[int, Path]]:
 def write_snapshot(state_directory: Path, position: int, state: Mapping[str, Array]) -> Path:
     """Write a snapshot, whole or not at all, and delete all but the newest two. Raises OSError."""
     path = state_directory / f"snapshot_{position:012d}.npz"
-    temporary = path.with_suffix(".tmp")
     archive = io.BytesIO()
     np.savez(archive, allow_pickle=False, **state)
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(archive.getbuffer())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, archive.getbuffer())
     sync_directory(state_directory)
     for _, old in snapshots(state_directory)[KEPT:]:
         old.unlink()

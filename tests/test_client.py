@@ -20,8 +20,10 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 
 import sidecar.client
-from sidecar.client import Complaints, FeedbackClient, Pipeline
+from sidecar import FeedbackClient
+from sidecar.client import Complaints
 from sidecar.pairs import MAX_LINE_BYTES
+from sidecar.pipeline import Pipeline
 
 OK = b'{"ok":true,"step":1,"trained":false}\n'
 REFUSED = b'{"ok":false,"error":"features: expected 80 numbers, got 2"}\n'
