@@ -18,6 +18,7 @@ import click
 from onnx_builder.network import ActivationName, NetworkError
 from sidecar import __version__
 from sidecar.checkpoints import CheckpointError
+from sidecar.journal import JournalError
 from sidecar.learning.recipe import Progress, Recipe, TrainingError, no_progress
 from sidecar.recorded import RecordedPairsError
 from sidecar.settings import Settings, SettingsError, option_of, read_settings
@@ -25,6 +26,7 @@ from sidecar.settings import Settings, SettingsError, option_of, read_settings
 if TYPE_CHECKING:  # imported where used: they load onnxruntime, and --help should not
     from sidecar.base_model import BaseScaler, ExportIo
     from sidecar.offline import Result
+    from sidecar.publishing import Published
     from sidecar.scores import Metrics
 
 EXIT_CHECK_SAYS_NO, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -43,7 +45,7 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except (RecordedPairsError, TrainingError, NetworkError, CheckpointError, SettingsError) as error:
+    except (RecordedPairsError, TrainingError, NetworkError, CheckpointError, JournalError, SettingsError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except MemoryError:
@@ -113,6 +115,8 @@ _share = click.FloatRange(min=0, max=1, max_open=True)
     show_default=True,
     help="base: publish with the base model's inputs, output and fixed batch, its JSON's scaling left outside.",
 )
+@click.option("--stream", is_flag=True, help="Train in order, once, as the online sidecar does, with its settings.")
+@click.option("--until", type=click.IntRange(min=0), help="With --stream: the last position to train on.  [default: the last]")
 @click.option(
     "--epochs",
     type=click.IntRange(min=0),
@@ -162,6 +166,8 @@ def train_offline_command(
     base_model: Path | None,
     base_scaler: BaseScaler,
     export_io: ExportIo,
+    stream: bool,
+    until: int | None,
     **recipe: Any,
 ) -> int:
     """Train a model on recorded PAIRS, fresh or from a base model, and publish it as a checkpoint.
@@ -183,6 +189,13 @@ def train_offline_command(
         base = load_or_fresh(base_model, scaler=base_scaler, export_io=export_io, activation=activation)
     elif base_scaler != "none" or export_io != "canonical":
         raise click.UsageError("--base-scaler and --export-io need --base-model")
+    if until is not None and not stream:
+        raise click.UsageError("--until needs --stream")
+    if stream:
+        from sidecar.streaming import train_stream
+
+        published = train_stream(pairs, output, until=until, base=base, export_io=export_io, holdout=holdout)
+        return _print_published(published, as_json)
     if base is None and recipe["epochs"] == 0:
         raise click.UsageError("--epochs 0 publishes a base model untouched; there is none")
     if holdout is None:
@@ -537,6 +550,28 @@ def _print_result(result: Result) -> None:
 def _print_skipped(skipped: int, first: str) -> None:
     if skipped:
         click.echo(f"{skipped} bad rows skipped; the first: {first}")
+
+
+def _print_published(published: Published, as_json: bool) -> int:
+    measured = published.metrics
+    if as_json:
+        _print_json(
+            {
+                "checkpoint": str(published.checkpoint.model),
+                "version": published.checkpoint.version,
+                "sha256": published.sha256,
+                "metrics": {"held_out": {"ema": measured.as_json()}} if measured else {},
+                "gate": published.gate._asdict(),
+                "parity_max_abs_diff": published.parity_max_abs_diff,
+            }
+        )
+    else:
+        if measured:
+            click.echo(_HEADER + "\n" + _row("held out", "EMA", measured) + "\n")
+        click.echo(f"gate: {published.gate.verdict} ({published.gate.reason})")
+        click.echo(f"parity with onnxruntime: {published.parity_max_abs_diff:.2g} score points at most")
+        click.echo(f"checkpoint: {published.checkpoint.model}")
+    return EXIT_CHECK_SAYS_NO if published.gate.verdict == "unstable" else 0
 
 
 def _print_fields(fields: dict[str, Any], indent: str = "") -> None:

@@ -31,7 +31,7 @@ from sidecar.wire import Answer, read_request, refused
 _log = logging.getLogger(__name__)
 
 
-class StateError(ValueError):
+class StateError(JournalError):
     """A state directory that cannot be used; the message names it and says why."""
 
 
@@ -179,9 +179,9 @@ class OnlineTraining:
                 if learner is None or entry.position >= learner.position:
                     recorded = Run.from_json(entry.run)
                     if learner is None:
-                        learner = Learner(recorded, self._kept_base(recorded))
+                        learner = Learner(recorded, kept_base(self._directory, recorded))
                     else:
-                        learner.begin(recorded, self._kept_base(recorded))
+                        learner.begin(recorded, kept_base(self._directory, recorded))
                 continue
             if learner is None:  # pairs that were recorded while no base model could be used
                 learner = Learner(run, base)
@@ -218,14 +218,16 @@ class OnlineTraining:
         if entry.position >= learner.position:
             learner.take(packed, pair.true_score, held_out_at(pair, packed.tobytes()))
 
-    def _kept_base(self, run: Run) -> Network | None:
-        if run.base is None:
-            return None
-        path = _base_path(self._directory, run.base)
-        try:
-            return from_bytes(path.read_bytes())
-        except (OSError, NetworkError) as error:
-            raise StateError(f"{path}: the base model of a recorded run cannot be read: {error}") from error
+
+def kept_base(state_directory: Path, run: Run) -> Network | None:
+    """The base model of a recorded run, as it was kept beside the journal. Raises StateError where it cannot be read."""
+    if run.base is None:
+        return None
+    path = _base_path(state_directory, run.base)
+    try:
+        return from_bytes(path.read_bytes())
+    except (OSError, NetworkError) as error:
+        raise StateError(f"{path}: the base model of a recorded run cannot be read: {error}") from error
 
 
 def last_run(state_directory: Path) -> Run | None:

@@ -190,6 +190,11 @@ def test_killed_at_random_moments_it_ends_where_it_would_have_ended(serve, base_
     assert kills > 5
     assert journalled(tmp_path / "killed") == lines
     assert published(tmp_path / "killed")[-1] == published(tmp_path / "whole")[-1]
+    state = tmp_path / "killed" / "checkpoints" / "state"
+    for checkpoint in checkpoints(tmp_path / "killed" / "checkpoints")[-3:]:
+        last = json.loads(checkpoint.description.read_text())["journal"]["last"]
+        again = run("train-offline", "--stream", state, "--until", last, "--output", tmp_path / "again", "--json")
+        assert Path(json.loads(again.stdout)["checkpoint"]).read_bytes() == checkpoint.model.read_bytes()
     versions = [checkpoint.version for checkpoint in checkpoints(tmp_path / "killed" / "checkpoints")]
     assert versions == sorted(set(versions))
     for checkpoint in checkpoints(tmp_path / "killed" / "checkpoints"):
