@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import selectors
 import signal
 import socket
@@ -32,6 +33,7 @@ from sidecar.learner import Run
 from sidecar.listening import ListenError, identity_of, listen, remove
 from sidecar.online import OnlineTraining, StateError, digest_of, last_run
 from sidecar.publishing import Published, Terms, publish_network
+from sidecar.scores import metrics
 from sidecar.settings import Settings, SettingsError, env_of
 from sidecar.status import Phase, Status
 from sidecar.trainer import TrainingSettings
@@ -106,6 +108,7 @@ class Server:
         self._paused = ""
         self._announce = ""
         self._last_loss: float | None = None
+        self._step_seconds: float | None = None
         self._published_at = time.monotonic()
         self._trained_at_publish = _read_trained(settings.state)
         self._accepted_at_publish = 0
@@ -245,8 +248,11 @@ class Server:
     def _answers(self, lines: list[bytes]) -> list[Answer]:
         if not lines:
             return []
-        errors = self._online.counts.journal_errors
+        errors, steps, started = self._online.counts.journal_errors, self._online.learner.trainer.step, time.perf_counter()
         answers = self._online.accept(lines)
+        steps = self._online.learner.trainer.step - steps
+        if steps > 0:
+            self._step_seconds = (time.perf_counter() - started) / steps
         self._paused = ""
         if self._online.counts.journal_errors > errors:
             self._paused = next(str(answer.error) for answer in answers if answer.retryable is True)
@@ -389,6 +395,8 @@ class Server:
         elif trainer.ema is None:
             phase = "initializing"
         counts = online.counts
+        recent = trainer.prequential.rows()
+        watched = metrics(recent[:, 0], recent[:, 1]) if len(recent) else None
         self.status = replace(
             self.status,
             phase=phase,
@@ -403,6 +411,9 @@ class Server:
                 "duplicate": counts.duplicate, "rejected": counts.rejected,
             },
             loss=self._last_loss,
+            prequential_rmse=float(watched.rmse) if watched else None,
+            prequential_plcc=float(watched.plcc) if watched and not math.isnan(watched.plcc) else None,
+            step_seconds=self._step_seconds,
             replay_size=len(trainer.replay),
             replay_capacity=trainer.replay.capacity,
             replay_evictions=trainer.replay.evictions,

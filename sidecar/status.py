@@ -22,7 +22,7 @@ class Status:
     Counts are of this process; positions, steps and versions of the state. loss: mean squared error of the last group before
     its first step, in score points squared. prequential_*: of the last 1000 pairs, each predicted before it trained; rmse in
     score points. feature_drift: the largest moving mean of a standardised feature, in deviations. step_seconds: mean of the
-    last group's steps. What is None has no value yet.
+    last steps, with all that is done for their pairs. What is None has no value yet.
     """
 
     phase: Phase = "initializing"

@@ -1,7 +1,7 @@
 """`train-offline --stream`: pairs in their order through the online learner, from a sidecar's journal or from files.
 
-From a state directory it takes the runs that are recorded there, and makes the bytes of the checkpoint that the sidecar published
-at the same position: so a checkpoint can be audited.
+From a state directory it takes the runs that are recorded there, and makes the bytes of the checkpoint that the sidecar
+published at the same position: so a checkpoint can be audited.
 """
 
 from __future__ import annotations

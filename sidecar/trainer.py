@@ -25,6 +25,7 @@ from sidecar.learning.replay import ReplayBuffer
 
 FIRST_PAIRS = 256
 """A fresh head is fitted to so many first pairs; the units of a base model are final once so many have trained."""
+PREQUENTIAL_PAIRS = 1000
 MEASURED_AT = (64, FIRST_PAIRS)
 """Training pairs after which a base model's units are measured again."""
 RATE_UNIT = 100.0
@@ -73,7 +74,8 @@ class Trainer:
 
     base: takes n_features. live, ema: heads of the last step's weights and of their average; `network` gives either in
     the units of the base. replay: a row is a pair as it came (features, score), and after it as `Head.rows` has it. trained:
-    pairs that have trained. step: steps run; skipped_steps: those left out because their gradient was not finite.
+    pairs that have trained. prequential: what `ema` made of the last 1000 of them before they trained, and their scores.
+    step: steps run; skipped_steps: those left out because their gradient was not finite.
     """
 
     def __init__(self, n_features: int, settings: TrainingSettings, base: Network | None = None) -> None:
@@ -82,6 +84,7 @@ class Trainer:
         self.ema: Head | None = None
         self.step = self.skipped_steps = self.trained = 0
         self.replay = ReplayBuffer(settings.replay_capacity, 2 * n_features + 3)
+        self.prequential = ReplayBuffer(PREQUENTIAL_PAIRS, 2)
         self._conditioning: Conditioning | None = None
         self._new = np.empty((FIRST_PAIRS if base is None else settings.new_pairs, self.replay.width), dtype=np.float32)
         self._waiting = 0
@@ -112,6 +115,7 @@ class Trainer:
         if self._conditioning is None or any(self.trained - len(self._new) < count <= self.trained for count in MEASURED_AT):
             self._measure_units()
         with np.errstate(over="ignore", invalid="ignore"):  # a step whose gradient is not finite is left out
+            self._predict_new()
             return self._train(self.live)
 
     def network(self, head: Head) -> Network:
@@ -125,6 +129,7 @@ class Trainer:
             "counts": np.array([self._waiting, self.trained, self.step, self.skipped_steps, self.replay.added]),
             "waiting": self._new[: self._waiting].copy(),
             "replay": self.replay.rows(),
+            "prequential": self.prequential.rows(),
             "generator": np.frombuffer(json.dumps(self._generator.bit_generator.state).encode(), dtype=np.uint8),
         }
         if self.live is not None:
@@ -159,6 +164,7 @@ class Trainer:
         trainer._waiting, trainer.trained, trainer.step, trainer.skipped_steps, added = state["counts"].tolist()
         trainer._new[: trainer._waiting] = state["waiting"]
         trainer.replay.restore(state["replay"], added)
+        trainer.prequential.add(state["prequential"])
         if "generator" in state:
             trainer._generator.bit_generator.state = json.loads(state["generator"].tobytes())
         return trainer
@@ -222,6 +228,11 @@ class Trainer:
         self._conditioning = condition(live, seen, self.settings.score_min, self.settings.score_max)
         self._begin(self._conditioning.apply(live), self._conditioning.apply(ema), self._average.steps)
         self._put_into_units(self.replay.data[: len(self.replay)])
+
+    def _predict_new(self) -> None:
+        assert self.ema is not None
+        predicted = self.ema.predict(self._new[:, : self.n_features])
+        self.prequential.add(np.column_stack([predicted, self._new[:, self.n_features]]))
 
     def _put_into_units(self, rows: Array) -> None:
         """Fill in the second part of rows, from the first."""

@@ -368,6 +368,7 @@ def test_status_and_probe_look_at_a_running_sidecar(serve, base_path, lines, tmp
         assert time.monotonic() < deadline
     document = json.loads(run("status", "--http", address, "--json").stdout)
     assert document["phase"] == "running"
+    assert 0 < document["prequential_rmse"] < 50
     assert "last_checkpoint_time" not in document
     assert run("probe", "--http", address).returncode == 0
     assert "running" in run("status", "--http", address).stdout

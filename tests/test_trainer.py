@@ -123,6 +123,15 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(example, ba
     assert np.array_equal(trainer.live.parameters, before)
 
 
+def test_new_pairs_are_predicted_before_they_train(example, base):
+    trainer, _ = trained(example, SETTINGS, base, count=16)
+    rows = trainer.prequential.rows()
+    assert np.allclose(rows[:, 0], base.forward(example.features[256:272]), atol=1e-2)
+    assert np.array_equal(rows[:, 1], example.true_score[256:272])
+    trainer, _ = trained(example, SETTINGS, base, count=1200)
+    assert len(trainer.prequential) == 1000
+
+
 def test_live_and_averaged_weights_differ(example, base):
     trainer, _ = trained(example, SETTINGS, base, count=160)
     assert not np.allclose(trainer.live.parameters, trainer.ema.parameters)
