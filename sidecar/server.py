@@ -112,7 +112,7 @@ class Server:
         self._published_at = time.monotonic()
         self._trained_at_publish = _read_trained(settings.state)
         self._accepted_at_publish = 0
-        self._next_sync = self._next_snapshot = self._next_housekeeping = 0.0
+        self._next_sync = self._next_snapshot = self._next_housekeeping = self._next_told = 0.0
 
     def run(self, ready: Callable[[], object] = lambda: None) -> None:
         """Serve. ready: called once the socket accepts."""
@@ -292,7 +292,9 @@ class Server:
         if now >= self._next_housekeeping and self._idle(self._writing):
             self._next_housekeeping = now + HOUSEKEEPING_S
             self._writing = self._worker.submit(self._keep_house)
-        self._tell(accepting=True)
+        if now >= self._next_told:
+            self._next_told = now + TICK_S
+            self._tell(accepting=True)
 
     def _idle(self, future: Future[object] | None) -> bool:
         if future is None or not future.done():
