@@ -34,8 +34,8 @@ from onnx_builder.network import (
 )
 from sidecar.learning.passes import Pass, parameter_views, parameters_of, with_parameters
 
-_CHUNK = 512
-"""Rows that `predict` takes at a time."""
+_SMALL_CHUNK, _CHUNK = 32, 512
+"""Rows that `predict` takes at a time, of few and of many."""
 
 
 class Head:
@@ -123,7 +123,7 @@ class Head:
         """Scores (n,) of raw features (n, n_features), in score points, as the exported graph gives them."""
         n = len(features)
         scores = np.zeros(n, dtype=np.float32)
-        work = self._pass(n if n in self._passes else _CHUNK)
+        work = self._pass(_SMALL_CHUNK if n <= _SMALL_CHUNK else _CHUNK)
         size = len(work.batch)
         for start in range(0, n, size):
             count = min(size, n - start)
