@@ -68,7 +68,7 @@ class OnlineTraining:
         self._train_pairs = train
         self._snapshot_at = self.recovered = 0
         self.learner = Learner(run, base)
-        self._lock = _locked(state_directory)
+        self._lock = locked(state_directory)
         try:
             self.journal = Journal(state_directory, fsync)
             if base is not None and run.base is not None:
@@ -78,6 +78,9 @@ class OnlineTraining:
                 if recorded != run:
                     self.journal.append_run(run.as_json())
                     self.learner.begin(run, base)
+            else:
+                for entry in read_journal(state_directory, self._recent_from()):
+                    self._remember(entry)
         except BaseException:
             self._lock.close()
             raise
@@ -173,8 +176,7 @@ class OnlineTraining:
         learner = self._from_snapshot()
         recorded = learner.run if learner else None
         begun_at = learner.position if learner else 0
-        start = min(begun_at, max(_first_kept(self._directory), self.journal.position - RECENT_PAIRS))
-        for entry in read_journal(self._directory, start):
+        for entry in read_journal(self._directory, min(begun_at, self._recent_from())):
             if entry.run is not None:
                 if learner is None or entry.position >= learner.position:
                     recorded = Run.from_json(entry.run)
@@ -183,8 +185,9 @@ class OnlineTraining:
                     else:
                         learner.begin(recorded, kept_base(self._directory, recorded))
                 continue
-            if learner is None:  # pairs that were recorded while no base model could be used
-                learner = Learner(run, base)
+            if learner is None:  # pairs that were recorded while no base model could be used train under the first run after
+                recorded = first_run(self._directory)
+                learner = Learner(recorded, kept_base(self._directory, recorded)) if recorded else Learner(run, base)
             self._take_again(learner, entry)
         self.learner = learner or self.learner
         if self.learner.run.n_features != run.n_features:
@@ -207,16 +210,28 @@ class OnlineTraining:
         return None
 
     def _take_again(self, learner: Learner, entry: Entry) -> None:
-        if entry.line is None:
-            self._recent.add(None)
-            if entry.position >= learner.position:
-                learner.pass_over()
+        pair = self._remember(entry)
+        if entry.position < learner.position:
             return
-        pair = decode_pair(entry.line)
-        packed = np.array(pair.features, dtype=np.float32)
-        self._recent.add(self._recent.key(pair, packed.tobytes()))
-        if entry.position >= learner.position:
-            learner.take(packed, pair.true_score, held_out_at(pair, packed.tobytes()))
+        if pair is None:
+            learner.pass_over()
+        else:
+            features = np.array(pair.features, dtype=np.float32)
+            learner.take(features, pair.true_score, held_out_at(pair, features.tobytes()))
+
+    def _remember(self, entry: Entry) -> Pair | None:
+        """Know a journalled pair's duplicates; gives the pair, None where it was forgotten or the entry is a run record."""
+        if entry.line is None:
+            if entry.run is None:
+                self._recent.add(None)
+            return None
+        pair: Pair = decode_pair(entry.line)
+        self._recent.add(self._recent.key(pair, np.array(pair.features, dtype=np.float32).tobytes()))
+        return pair
+
+    def _recent_from(self) -> int:
+        """The position from which the journal is needed to know duplicates."""
+        return max(_first_kept(self._directory), self.journal.position - RECENT_PAIRS)
 
 
 def kept_base(state_directory: Path, run: Run) -> Network | None:
@@ -235,9 +250,13 @@ def last_run(state_directory: Path) -> Run | None:
     for _, state in read_snapshots(state_directory):
         with contextlib.suppress(KeyError, TypeError, ValueError):
             return Learner.from_state(state).run
-    for entry in read_journal(state_directory, _first_kept(state_directory)):
-        return Run.from_json(entry.run) if entry.run is not None else None
-    return None
+    return first_run(state_directory)
+
+
+def first_run(state_directory: Path) -> Run | None:
+    """The first run that the journal names, None where it names none."""
+    entries = read_journal(state_directory, _first_kept(state_directory))
+    return next((Run.from_json(entry.run) for entry in entries if entry.run is not None), None)
 
 
 def digest_of(base: Network) -> str:
@@ -253,7 +272,10 @@ def _keep_base(state_directory: Path, digest: str, base: Network) -> None:
     """The base model beside the journal: the state can be made again when the file that it came from is gone."""
     path = _base_path(state_directory, digest)
     if not path.exists():
-        write_whole(path, to_bytes(base))
+        try:
+            write_whole(path, to_bytes(base))
+        except OSError as error:
+            raise StateError(f"{path}: {error.strerror or error}") from error
 
 
 def _first_kept(state_directory: Path) -> int:
@@ -261,8 +283,11 @@ def _first_kept(state_directory: Path) -> int:
     return first_position(segments[0]) if segments else 0
 
 
-def _locked(state_directory: Path) -> IO[bytes]:
-    """The lock file of a state directory, held until it is closed."""
+def locked(state_directory: Path) -> IO[bytes]:
+    """The lock file of a state directory, which is made where it is missing; the lock is held until it is closed.
+
+    Raises StateError where another process holds it, or the directory cannot be made.
+    """
     try:
         state_directory.mkdir(parents=True, exist_ok=True)
         lock = (state_directory / ".lock").open("ab")

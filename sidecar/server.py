@@ -31,7 +31,7 @@ from sidecar.gate import Evidence
 from sidecar.journal import JournalError, compress_closed, prune
 from sidecar.learner import Run
 from sidecar.listening import ListenError, identity_of, listen, remove
-from sidecar.online import OnlineTraining, StateError, digest_of, last_run
+from sidecar.online import OnlineTraining, StateError, digest_of, last_run, locked
 from sidecar.publishing import Published, Terms, publish_network
 from sidecar.scores import metrics
 from sidecar.settings import Settings, SettingsError, env_of
@@ -180,7 +180,11 @@ class Server:
     def _move_aside(self, old: int, new: int) -> None:
         state = self._settings.state
         aside = state.with_name(f"{state.name}.{old}-features-{time.strftime('%Y%m%dT%H%M%S')}")
-        state.rename(aside)
+        try:
+            with locked(state):  # never that of a sidecar that runs
+                state.rename(aside)
+        except OSError as error:
+            raise StateError(f"{state}: cannot be moved aside: {error.strerror or error}") from error
         _log.warning("the state had %d features, %d are set now: moved aside to %s", old, new, aside)
 
     # The event loop.

@@ -17,7 +17,7 @@ from sidecar.gate import Evidence
 from sidecar.journal import read_journal
 from sidecar.learner import Learner, Run, held_out_at
 from sidecar.learning.recipe import TrainingError
-from sidecar.online import digest_of, kept_base
+from sidecar.online import digest_of, first_run, kept_base
 from sidecar.pairs import decode_pair
 from sidecar.publishing import Published, Terms, publish_network
 from sidecar.recorded import read_pairs
@@ -72,20 +72,16 @@ def train_stream(
 
 
 def _from_journal(state_directory: Path, until: int | None, progress: Callable[[int], object]) -> Learner:
-    learner: Learner | None = None
+    first = first_run(state_directory)
+    if first is None:
+        raise TrainingError(f"{state_directory}: no journal with a run in it; expected a sidecar's state directory")
+    learner = Learner(first, kept_base(state_directory, first))
     for entry in read_journal(state_directory):
         if until is not None and entry.position > until:
             break
         if entry.run is not None:
             run = Run.from_json(entry.run)
-            if learner is None:
-                learner = Learner(run, kept_base(state_directory, run))
-            else:
-                learner.begin(run, kept_base(state_directory, run))
-        elif learner is None:
-            raise TrainingError(
-                f"{state_directory}: its journal does not begin with a run; restart its sidecar with a good base model"
-            )
+            learner.begin(run, kept_base(state_directory, run))
         elif entry.line is None:
             learner.pass_over()
         else:
@@ -94,8 +90,6 @@ def _from_journal(state_directory: Path, until: int | None, progress: Callable[[
             learner.take(features, pair.true_score, held_out_at(pair, features.tobytes()))
             if learner.position % 1000 == 0:
                 progress(1000)
-    if learner is None:
-        raise TrainingError(f"{state_directory}: a directory without a journal; expected a sidecar's state directory")
     if until is not None and learner.position <= until:
         raise TrainingError(f"{state_directory}: its last position is {learner.position - 1}; {until} is asked for")
     return learner

@@ -30,8 +30,8 @@ MEASURED_AT = (64, FIRST_PAIRS)
 """Training pairs after which a base model's units are measured again."""
 RATE_UNIT = 100.0
 """The learning rate that is set is multiplied by this: 1e-4 is 0.01 in the units that the head trains in (see
-`learning/conditioning.py`). Measured in `benchmarks/fine_tuning.py`: half of it learns slower from every base model, twice as
-much makes live weights unsteady at one step a batch."""
+`learning/conditioning.py`). Measured in `benchmarks/fine_tuning.py`: half of it learns slower from every base model, with
+twice as much the live weights are less steady."""
 
 
 @dataclass(frozen=True)

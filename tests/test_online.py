@@ -272,3 +272,18 @@ def test_the_state_can_be_moved(tmp_path, run, base, lines, start):
     online.close()
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert_same_state(start(tmp_path / "there", run, base), online)
+
+
+def test_pairs_recorded_without_training_know_duplicates_and_train_under_the_first_run_after(tmp_path, run, base, lines, start):
+    failed = start(tmp_path, replace(run, base=None), None, "everysec", False)
+    failed.accept(lines[:100])
+    failed.close()
+    failed = start(tmp_path, replace(run, base=None), None, "everysec", False)
+    assert [answer["duplicate"] for answer in said(failed.accept(lines[90:100]))] == [True] * 10
+    failed.close()
+    good = start(tmp_path, run, base)
+    assert good.recovered == 100
+    good.close()
+    changed = replace(run, settings=replace(SETTINGS, learning_rate=1e-3))
+    later = start(tmp_path, changed, base)
+    assert np.array_equal(later.learner.trainer.ema.parameters, good.learner.trainer.ema.parameters)

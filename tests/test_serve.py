@@ -301,7 +301,7 @@ def test_a_client_that_takes_no_answers_holds_up_nobody(serve, base_path, lines)
     assert sidecar.stop() == 0
 
 
-def test_a_stale_socket_is_replaced_and_a_live_one_is_not(serve, base_path, tmp_path):
+def test_a_stale_socket_is_replaced_and_a_live_one_is_not(serve, base_path, lines, tmp_path):
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(tmp_path / "s.sock"))
     stale.close()
@@ -313,6 +313,12 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(serve, base_path, tmp_
     third = run("serve", "--socket", tmp_path / "t.sock", "--checkpoint-dir", tmp_path / "checkpoints", "--http", "")
     assert third.returncode == 2
     assert "another sidecar holds this state directory" in third.stderr
+    sidecar.send(lines[:5])
+    elsewhere = ("--socket", tmp_path / "t.sock", "--checkpoint-dir", tmp_path / "checkpoints", "--http", "")
+    fourth = run("serve", *elsewhere, "--n-features", 5, "--base-model", tmp_path / "none.onnx")
+    assert fourth.returncode == 2
+    assert "another sidecar holds this state directory" in fourth.stderr
+    assert journalled(tmp_path) == lines[:5]
     assert sidecar.send([b"{}"])[0]["ok"] is False
     assert sidecar.stop() == 0
 

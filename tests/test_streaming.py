@@ -60,7 +60,7 @@ def test_until_stops_after_a_position(state, tmp_path):
     [
         (["{state}", "--until", "600"], "its last position is 599; 600 is asked for"),
         (["{state}", "--until", "100"], "101 pairs make no checkpoint yet; a fresh head needs 256"),
-        (["{empty}"], "a directory without a journal"),
+        (["{empty}"], "no journal with a run in it"),
     ],
 )
 def test_what_cannot_be_made_is_told(state, tmp_path, arguments, message):
