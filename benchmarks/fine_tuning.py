@@ -72,8 +72,8 @@ def measured(network: Network, pairs: RecordedPairs, settings: TrainingSettings)
 def one_pass(pairs: RecordedPairs, base: Network | None, settings: TrainingSettings) -> np.ndarray:
     """(live, EMA) × (RMSE, PLCC) on the last tenth, after the pairs before it."""
     trainer = Trainer(pairs.features.shape[1], settings, base)
-    for row in np.flatnonzero(pairs.position[: int(len(pairs) * STREAM)] >= HOLDOUT):
-        trainer.add(pairs.features[row], pairs.true_score[row])
+    rows = np.flatnonzero(pairs.position[: int(len(pairs) * STREAM)] >= HOLDOUT)
+    trainer.add(pairs.features[rows], pairs.true_score[rows])
     return np.array([measured(trainer.network(head), pairs, settings) for head in (trainer.live, trainer.ema)])
 
 

@@ -21,7 +21,7 @@ _NAME = "anchor.npy"
 
 
 def read_anchor(state_directory: Path) -> Array | None:
-    """Raw pairs (n, n_features + 1), features and then the score; None where there are none, or they cannot be read."""
+    """Held-out pairs as `Learner.held_out` has them; None where there are none, or they cannot be read."""
     path = state_directory / _NAME
     try:
         with path.open("rb") as stream:
@@ -31,7 +31,7 @@ def read_anchor(state_directory: Path) -> Array | None:
     except (OSError, ValueError, EOFError) as error:
         _log.warning("%s cannot be read: %s", path, error)
         return None
-    return anchor if anchor.ndim == 2 and anchor.dtype == np.float32 else None
+    return anchor if anchor.ndim == 2 and anchor.dtype == np.float64 else None
 
 
 def write_anchor(state_directory: Path, held_out: Array) -> None:

@@ -15,12 +15,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
+from sidecar.log import Complaints
 from sidecar.pairs import MAX_LINE_BYTES
 from sidecar.pipeline import LONGEST_WAIT_S, Pipeline
 from sidecar.wire import Answer
@@ -29,31 +30,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from prometheus_client import CollectorRegistry, Counter
 
-_LOG_INTERVAL_S = 60.0
 _GLANCE_S = 0.1  # how soon a close is seen while an answer is awaited
 _NO_REASON = "no reason given"
 
 _logger = logging.getLogger(__name__)
-
-
-class Complaints:
-    """Warnings, each kind the first time and then at most once a minute, with how many were kept back."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._last: dict[str, tuple[float, int]] = {}
-
-    def warn(self, kind: str, text: str, *arguments: object) -> None:
-        now = self._clock()
-        with self._lock:
-            said_at, kept_back = self._last.get(kind, (-math.inf, 0))
-            if now - said_at < _LOG_INTERVAL_S:
-                self._last[kind] = said_at, kept_back + 1
-                return
-            self._last[kind] = now, 0
-        more = f" (and {kept_back} more like this since the last such line)" if kept_back else ""
-        _logger.warning(text + "%s", *arguments, more)
 
 
 class FeedbackClient:
@@ -111,7 +91,7 @@ class FeedbackClient:
         self._pause_s = self._retry_s[0]
         self._hold_until = -math.inf
         self._hurried = False
-        self._complaints = Complaints()
+        self._complaints = Complaints(_logger)
 
     def send(
         self,

@@ -5,19 +5,19 @@ Its state is a function of the runs and of the pairs: of the same journal, every
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
-from collections import deque
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from onnx_builder.network import Array, Network
 from sidecar.learning.replay import ReplayBuffer
 from sidecar.pairs import Pair, holdout_position
-from sidecar.trainer import Trainer, TrainingSettings
+from sidecar.trainer import Group, Trainer, TrainingSettings
 
 HELD_OUT_PAIRS = 1000
 RECENT_PAIRS = 4096
@@ -48,33 +48,42 @@ class Run:
         return cls(document["n_features"], settings, document["holdout_fraction"], document["base"], document["kernel"])
 
 
-class Outcome(NamedTuple):
-    """What became of a pair. loss: of the group that it completed, before its first step, in score points squared."""
-
-    held_out: bool
-    loss: float | None
-
-
 class Learner:
     """One run of training: a trainer, and what is kept out of it.
 
-    base: the network that `run.base` names. held_out: raw pairs (features, score) that never train. position: of the next
-    pair. started: the position at which the weights began.
+    base: the network that `run.base` names. held_out: raw pairs that never train, each a row of its features, its score, and
+    where it stands for the hold-out, by which its group is known again. position: of the next pair; first: of its first one,
+    which is not 0 where retention has removed the pairs before.
     """
 
-    def __init__(self, run: Run, base: Network | None = None) -> None:
+    def __init__(self, run: Run, base: Network | None = None, first: int = 0) -> None:
         self.run = run
+        self.first = self.position = first
         self.trainer = Trainer(run.n_features, run.settings, base)
-        self.held_out = ReplayBuffer(HELD_OUT_PAIRS, run.n_features + 1)
-        self.position = 0
+        self.held_out = ReplayBuffer(HELD_OUT_PAIRS, run.n_features + 2, np.float64)
 
-    def take(self, features: Array, score: float, position: float) -> Outcome:
-        """Take the next pair: features (n_features,), score in points, and where it stands for the hold-out, in [0, 1)."""
-        self.position += 1
-        if position < self.run.holdout_fraction:
-            self.held_out.add(np.append(features, np.float32(score))[None])
-            return Outcome(True, None)
-        return Outcome(False, self.trainer.add(features, score))
+    def take(self, features: Array, scores: Array, positions: Sequence[float]) -> list[Group]:
+        """Take the next pairs; gives the groups that they completed, each with the place of its last pair among these.
+
+        features: (n, n_features); scores: (n,), in points; positions: n numbers in [0, 1), where each stands for the hold-out.
+        """
+        self.position += len(positions)
+        fraction = self.run.holdout_fraction
+        train = [place for place, position in enumerate(positions) if position >= fraction]
+        if len(train) == len(positions):
+            return self.trainer.add(features, scores)
+        held_out = [place for place, position in enumerate(positions) if position < fraction]
+        rows = np.column_stack([features[held_out], scores[held_out], [positions[place] for place in held_out]])
+        self.held_out.add(rows)
+        return [group._replace(place=train[group.place]) for group in self.trainer.add(features[train], scores[train])]
+
+    def until_fit(self, positions: Sequence[float]) -> int | None:
+        """How many of the next pairs, of these, a fresh head's fit would wait for; None where they do not bring it about."""
+        wanted = self.trainer.until_fit
+        if not wanted or wanted > len(positions):
+            return None
+        train = (place for place, position in enumerate(positions, 1) if position >= self.run.holdout_fraction)
+        return next(itertools.islice(train, wanted - 1, None), None)
 
     def begin(self, run: Run, base: Network | None) -> None:
         """Go on under another run: with its base's weights where it has another base, else with the present ones."""
@@ -90,7 +99,7 @@ class Learner:
 
     def state(self) -> dict[str, Array]:
         """All that what comes next depends on, as copies by name."""
-        run = json.dumps({**self.run.as_json(), "position": self.position}).encode()
+        run = json.dumps({**self.run.as_json(), "first": self.first, "position": self.position}).encode()
         return {
             "run": np.frombuffer(run, dtype=np.uint8),
             "held_out": self.held_out.rows(),
@@ -102,57 +111,53 @@ class Learner:
     def from_state(cls, state: Mapping[str, Array]) -> Learner:
         """A learner that goes on from a `state`. Raises KeyError, TypeError, ValueError or NetworkError for another."""
         document = json.loads(state["run"].tobytes())
-        learner = cls(Run.from_json(document))
+        learner = cls(cls.run_of(state), first=document["first"])
+        learner.position = document["position"]
         learner.trainer = Trainer.from_state(learner.run.n_features, learner.run.settings, state)
         learner.held_out.restore(state["held_out"], int(state["held_out_added"]))
-        learner.position = document["position"]
         return learner
+
+    @staticmethod
+    def run_of(state: Mapping[str, Array]) -> Run:
+        """The run of a `state`. Raises as `from_state`."""
+        return Run.from_json(json.loads(state["run"].tobytes()))
 
 
 class RecentPairs:
     """The last journalled pairs by name and content, to tell a duplicate: equal non-empty job_id and float32 values."""
 
     def __init__(self) -> None:
-        self._keys: deque[bytes | None] = deque()
-        self._counts: dict[bytes, int] = {}
-        self._dropped: deque[bytes | None] = deque(maxlen=RECENT_PAIRS)
+        self._count = 0
+        self._numbers: dict[bytes, int] = {}  # of each pair that has a job_id
 
     def key(self, pair: Pair, packed: bytes) -> bytes | None:
         """What two duplicates have in common; None for a pair without a job_id. packed: its float32 features."""
-        if not pair.job_id:
-            return None
-        values = packed + np.float32(pair.true_score).tobytes()
-        return hashlib.blake2b(values + str(pair.job_id).encode(), digest_size=16).digest()
+        return packed + _FLOAT.pack(pair.true_score) + pair.job_id.encode() if pair.job_id else None
 
     def __contains__(self, key: bytes | None) -> bool:
-        return key is not None and key in self._counts
+        return key is not None and self._numbers.get(key, -RECENT_PAIRS - 1) >= self._count - RECENT_PAIRS
 
     def add(self, key: bytes | None) -> None:
-        """A pair was journalled; the oldest is forgotten."""
-        self._keys.append(key)
+        """A pair is to be journalled."""
         if key is not None:
-            self._counts[key] = self._counts.get(key, 0) + 1
-        if len(self._keys) > RECENT_PAIRS:
-            oldest = self._keys.popleft()
-            self._dropped.append(oldest)
-            self._drop(oldest)
+            self._numbers[key] = self._count
+        self._count += 1
 
     def take_back(self, keys: Sequence[bytes | None]) -> None:
         """The last pairs, of these keys, were not journalled after all."""
-        for key in reversed(keys):
-            self._keys.pop()
-            self._drop(key)
-            if self._dropped:
-                restored = self._dropped.pop()
-                self._keys.appendleft(restored)
-                if restored is not None:
-                    self._counts[restored] = self._counts.get(restored, 0) + 1
+        self._count -= len(keys)
+        for key in keys:
+            if key is not None:
+                del self._numbers[key]
 
-    def _drop(self, key: bytes | None) -> None:
-        if key is not None:
-            self._counts[key] -= 1
-            if not self._counts[key]:
-                del self._counts[key]
+    def trim(self) -> None:
+        """What was added stays: let go of what is no longer recent, once that is as much again."""
+        if len(self._numbers) > 2 * RECENT_PAIRS:
+            oldest = self._count - RECENT_PAIRS
+            self._numbers = {key: number for key, number in self._numbers.items() if number >= oldest}
+
+
+_FLOAT = struct.Struct("=f")
 
 
 def held_out_at(pair: Pair, packed: bytes) -> float:

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
+import threading
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
+
+REPEATED_S = 60.0
+"""What is said again and again is logged once in so long."""
 
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = {"time": _time(record), "level": record.levelname.lower(), "message": record.getMessage()}
+        line = {"time": _time(record), "level": record.levelname.lower(), "message": record.getMessage(), **_fields(record)}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line, ensure_ascii=False, default=str)
 
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"{_time(record)} {super().format(record)}"
+        fields = "".join(f" {name}={_in_words(value)}" for name, value in _fields(record).items())
+        message, newline, exception = super().format(record).partition("\n")
+        return f"{_time(record)} {message}{fields}{newline}{exception}"
 
 
 def configure(log_format: Literal["text", "json"] = "text", level: str = "info") -> None:
@@ -27,6 +36,44 @@ def configure(log_format: Literal["text", "json"] = "text", level: str = "info")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+def event(logger: logging.Logger, message: str, /, level: int = logging.INFO, **fields: Any) -> None:
+    """Log what happened with its figures: fields of the line in JSON, name=value behind the message in text."""
+    logger.log(level, message, extra={"fields": fields})
+
+
+class Complaints:
+    """Warnings, each kind the first time and then at most once a minute, with how many were kept back."""
+
+    def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._logger, self._clock = logger, clock
+        self._lock = threading.Lock()
+        self._last: dict[str, tuple[float, int]] = {}
+
+    def warn(self, kind: str, text: str, *arguments: object, count: int = 1) -> None:
+        """count: how many times it happened."""
+        now = self._clock()
+        with self._lock:
+            said_at, kept_back = self._last.get(kind, (-math.inf, 0))
+            if now - said_at < REPEATED_S:
+                self._last[kind] = said_at, kept_back + count
+                return
+            self._last[kind] = now, count - 1
+        more = f" (and {kept_back} more like this since the last such line)" if kept_back else ""
+        self._logger.warning(text + "%s", *arguments, more)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    return fields
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return text if text and not any(each.isspace() or each in '"=' for each in text) else json.dumps(text, ensure_ascii=False)
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -6,38 +6,35 @@ give the state that a process which was never stopped would have, bit for bit.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import hashlib
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
-from onnx_builder.network import Float32, Network, NetworkError
-from onnx_builder.read import from_bytes
-from onnx_builder.write import to_bytes
-from sidecar.files import write_whole
-from sidecar.journal import Entry, Journal, JournalError, first_position, journal_segments, read_journal
-from sidecar.learner import RECENT_PAIRS, Learner, RecentPairs, Run, held_out_at
-from sidecar.pairs import Packer, Pair, PairError, decode_pair
+from onnx_builder.network import Float32, Network
+from sidecar.journal import Journal, JournalError
+from sidecar.learner import RECENT_PAIRS, Learner, RecentPairs, Run
+from sidecar.learning.recipe import TrainingError
+from sidecar.pairs import Pair, PairError, PairRows
+from sidecar.rebuild import StateError, first_kept, keep_base, newest_snapshot, rebuild, remember
 from sidecar.settings import Fsync
-from sidecar.snapshot import read_snapshots, snapshots, write_snapshot
+from sidecar.snapshot import snapshots, write_snapshot
+from sidecar.trainer import Group
 from sidecar.wire import Answer, read_request, refused
 
 _log = logging.getLogger(__name__)
-
-
-class StateError(JournalError):
-    """A state directory that cannot be used; the message names it and says why."""
+_MOST_BEHIND = 100_000
+"""Pairs that may wait for a fresh head's fit; then its end is waited for."""
 
 
 @dataclass
 class Counts:
-    """Request lines of this process, by what became of them."""
+    """Request lines of this process, by what became of them. accepted: with those held out."""
 
     accepted: int = 0
     held_out: int = 0
@@ -46,86 +43,125 @@ class Counts:
     journal_errors: int = 0
 
 
+_Taken = tuple[Float32, Float32, list[float]]
+"""Pairs as a learner takes them: features, scores, positions."""
+
+
 class OnlineTraining:
     """Takes request lines, journals and trains on them, and gives their answers.
 
     state_directory: made where it is missing, and locked. run, base: what pairs from now on are trained with; `run.base` is
     `digest_of(base)`, or None for a fresh head. A run that is not the last one of the journal is written down there.
 
-    train: False only records; then nothing is recovered, and `learner` stays as it was made. recovered: pairs that were
-    trained again at the start. Raises StateError where another process holds the directory, or
-    it cannot be used with `run`; JournalError where the journal is damaged or cannot be written.
+    train: False only records; then nothing is recovered, and `learner` stays as it was made. worker: where a fresh head is
+    fitted, which takes a second: until it is there, `accept` only journals the pairs that follow, and `catch_up` trains on them
+    after; None fits at once. progress: told of pairs that were trained again, as they are.
+
+    recovered: how many these were. failed: why a fresh head could not be fitted, else empty. Raises StateError where another
+    process holds the directory, or it cannot be used with `run`; JournalError where the journal is damaged or not writable.
     """
 
     def __init__(
-        self, state_directory: Path, run: Run, base: Network | None = None, fsync: Fsync = "everysec", train: bool = True
+        self,
+        state_directory: Path,
+        run: Run,
+        base: Network | None = None,
+        fsync: Fsync = "everysec",
+        train: bool = True,
+        worker: Executor | None = None,
+        progress: Callable[[int], object] = lambda pairs: None,
     ) -> None:
         self._directory = state_directory
         self.counts = Counts()
         self._recent = RecentPairs()
-        self._packer = Packer(run.n_features, run.settings.score_min, run.settings.score_max)
-        self._row = bytearray(self._packer.row_bytes)
-        self._train_pairs = train
+        self._rows = PairRows(run.n_features, run.settings.score_min, run.settings.score_max)
+        self._train_pairs, self._worker = train, worker
         self._snapshot_at = self.recovered = 0
+        self._fitting: Future[object] | None = None
+        self._behind: deque[_Taken] = deque()
+        self.failed = ""
         self.learner = Learner(run, base)
         self._lock = locked(state_directory)
         try:
             self.journal = Journal(state_directory, fsync)
-            if base is not None and run.base is not None:
-                _keep_base(state_directory, run.base, base)
-            if train:
-                recorded = self._recover(run, base)
-                if recorded != run:
-                    self.journal.append_run(run.as_json())
-                    self.learner.begin(run, base)
-            else:
-                for entry in read_journal(state_directory, self._recent_from()):
-                    self._remember(entry)
+            if base is not None:
+                keep_base(state_directory, base)
+            self._recover(run, base, progress)
         except BaseException:
-            self._lock.close()
+            self.close()
             raise
 
     def accept(self, lines: Sequence[bytes]) -> list[Answer]:
         """The answers to request lines, in their order: all that can be are journalled with one write, then trained on."""
         answers: list[Answer] = []
-        accepted: dict[int, tuple[Float32, float, float]] = {}  # by place among the answers: features, score, hold-out position
         journalled: list[bytes] = []
         keys: list[bytes | None] = []
+        rows, recent, counts = self._rows, self._recent, self.counts
         for line in lines:
             request = read_request(line)
             if isinstance(request, Pair):
                 try:
-                    self._packer.pack(request, self._row)
+                    packed = rows.pack(request)
                 except PairError as error:
                     request = refused(str(error), request.job_id)
             if isinstance(request, Answer):
-                self.counts.rejected += 1
+                counts.rejected += 1
                 answers.append(request)
                 continue
-            packed = bytes(self._row)
-            key = self._recent.key(request, packed)
-            answer = Answer(ok=True, job_id=request.job_id, step=self.learner.trainer.step, trained=False)
-            if key in self._recent:
-                answer.duplicate = True
-            else:
-                self._recent.add(key)
-                keys.append(key)
-                journalled.append(line)
-                features = np.frombuffer(packed, dtype=np.float32)
-                accepted[len(answers)] = features, request.true_score, held_out_at(request, packed)
+            answer = Answer(ok=True, job_id=request.job_id, trained=False)
             answers.append(answer)
+            key = recent.key(request, packed)
+            if key in recent:
+                answer.duplicate = True
+                continue
+            recent.add(key)
+            keys.append(key)
+            rows.keep(request, packed)
+            journalled.append(line)
+        step = self._step
+        groups: Iterator[Group] = iter(())
         if journalled:
             try:
                 self.journal.append(journalled)
             except JournalError as error:
-                self._recent.take_back(keys)
-                self.counts.journal_errors += 1
-                return [self._not_now(answer, str(error)) for answer in answers]
-        self.counts.duplicate += sum(answer.duplicate is True for answer in answers)
-        self.counts.accepted += len(accepted)
-        if self._train_pairs:
-            self._train(answers, accepted)
+                rows.clear()
+                recent.take_back(keys)
+                counts.journal_errors += 1
+                return [_not_now(answer, str(error)) for answer in answers]
+            recent.trim()
+            counts.accepted += len(rows)
+            counts.held_out += sum(position < self.learner.run.holdout_fraction for position in rows.positions)
+            groups = iter(self._train((*rows.arrays(), rows.positions)))
+            rows.clear()
+        counts.duplicate += _fill_in(answers, groups, step)
         return answers
+
+    @property
+    def busy(self) -> bool:
+        """A fresh head is being fitted, on the worker: the learner is not to be looked into."""
+        return self._fitting is not None
+
+    @property
+    def behind(self) -> int:
+        """Journalled pairs that wait to be trained on."""
+        return self.journal.position - self.learner.position if self._fitting is not None or self._behind else 0
+
+    def catch_up(self) -> None:
+        """Train on some of the pairs that a fresh head's fit made wait, where it is done."""
+        if self._fitting is not None and self._fitting.done():
+            error = self._fitting.exception()
+            self._fitting = None
+            if error is not None:
+                self._fail(error)
+        if self._fitting is None and self._behind:
+            self.learner.take(*self._behind.popleft())
+
+    def wait(self) -> None:
+        """Train on all that waits."""
+        while self._fitting is not None or self._behind:
+            if self._fitting is not None:
+                self._fitting.exception()
+            self.catch_up()
 
     def snapshot(self) -> Callable[[], object] | None:
         """What writes the present state down, to be called once, on any thread; None where the last snapshot holds it.
@@ -133,17 +169,22 @@ class OnlineTraining:
         It brings the journal up to here to disk before. Raises OSError when called.
         """
         position = self.learner.position
-        if position == self._snapshot_at:
+        if self.busy or self.failed or not self._train_pairs or position == self._snapshot_at:
             return None
         state = self.learner.state()
         self._snapshot_at = position
         sync = self.journal.syncer()
 
         def write() -> None:
-            sync()
+            if sync is not None:
+                sync()
             write_snapshot(self._directory, position, state)
 
         return write
+
+    def snapshot_failed(self) -> None:
+        """What `snapshot` gave could not be written: the next one is wanted whether or not anything came since."""
+        self._snapshot_at = -1
 
     def needed_from(self) -> int:
         """The first position that a restart may need: that of the older snapshot, and the last pairs for duplicates."""
@@ -152,135 +193,113 @@ class OnlineTraining:
 
     def close(self) -> None:
         """Let go of the directory, as it is."""
-        self.journal.close()
+        if self._fitting is not None:
+            self._fitting.exception()
+        if hasattr(self, "journal"):
+            self.journal.close()
         self._lock.close()
 
-    def _train(self, answers: list[Answer], accepted: dict[int, tuple[Float32, float, float]]) -> None:
-        for place, answer in enumerate(answers):
-            if place in accepted:
-                outcome = self.learner.take(*accepted[place])
-                self.counts.held_out += outcome.held_out
-                if outcome.loss is not None:
-                    answer.trained, answer.loss = True, outcome.loss
-            if answer.ok is True:
-                answer.step = self.learner.trainer.step
+    @property
+    def _step(self) -> int:
+        return 0 if self.busy else self.learner.trainer.step
 
-    def _not_now(self, answer: Answer, error: str) -> Answer:
-        """What a line is answered with where the journal cannot be written: refused lines are refused all the same."""
-        if answer.ok is False:
-            return answer
-        return refused(error, answer.job_id, retryable=True)
-
-    def _recover(self, run: Run, base: Network | None) -> Run | None:
-        """Bring the learner to the end of the journal; gives the last run that is written down."""
-        learner = self._from_snapshot()
-        recorded = learner.run if learner else None
-        begun_at = learner.position if learner else 0
-        for entry in read_journal(self._directory, min(begun_at, self._recent_from())):
-            if entry.run is not None:
-                if learner is None or entry.position >= learner.position:
-                    recorded = Run.from_json(entry.run)
-                    if learner is None:
-                        learner = Learner(recorded, kept_base(self._directory, recorded))
-                    else:
-                        learner.begin(recorded, kept_base(self._directory, recorded))
-                continue
-            if learner is None:  # pairs that were recorded while no base model could be used train under the first run after
-                recorded = first_run(self._directory)
-                learner = Learner(recorded, kept_base(self._directory, recorded)) if recorded else Learner(run, base)
-            self._take_again(learner, entry)
-        self.learner = learner or self.learner
-        if self.learner.run.n_features != run.n_features:
-            raise StateError(
-                f"{self._directory}: its pairs have {self.learner.run.n_features} features, {run.n_features} are set; "
-                "use another state directory"
-            )
-        self._snapshot_at, self.recovered = begun_at, self.learner.position - begun_at
-        return recorded
-
-    def _from_snapshot(self) -> Learner | None:
-        for position, state in read_snapshots(self._directory):
-            if position > self.journal.position:
-                _log.warning("snapshot at position %d is after the journal's end at %d", position, self.journal.position)
-                continue
-            try:
-                return Learner.from_state(state)
-            except (KeyError, TypeError, ValueError) as error:
-                _log.warning("snapshot at position %d cannot be used: %s", position, error)
-        return None
-
-    def _take_again(self, learner: Learner, entry: Entry) -> None:
-        pair = self._remember(entry)
-        if entry.position < learner.position:
-            return
-        if pair is None:
-            learner.pass_over()
+    def _train(self, pairs: _Taken) -> list[Group]:
+        """Train on journalled pairs, or keep them until that can be done."""
+        if not self._train_pairs or self.failed:
+            return []
+        if self._fitting is None and not self._behind:
+            first = self.learner.until_fit(pairs[2]) if self._worker else None
+            if first is None:
+                return self._take(pairs)
+            assert self._worker is not None
+            self._fitting = self._worker.submit(self.learner.take, *_part(pairs, 0, first))
+            pairs = _part(pairs, first, len(pairs[2]))
         else:
-            features = np.array(pair.features, dtype=np.float32)
-            learner.take(features, pair.true_score, held_out_at(pair, features.tobytes()))
+            pairs = _part(pairs, 0, len(pairs[2]))
+        if pairs[2]:
+            self._behind.append(pairs)
+        if self.behind > _MOST_BEHIND:
+            self.wait()
+        return []
 
-    def _remember(self, entry: Entry) -> Pair | None:
-        """Know a journalled pair's duplicates; gives the pair, None where it was forgotten or the entry is a run record."""
-        if entry.line is None:
-            if entry.run is None:
-                self._recent.add(None)
-            return None
-        pair: Pair = decode_pair(entry.line)
-        self._recent.add(self._recent.key(pair, np.array(pair.features, dtype=np.float32).tobytes()))
-        return pair
-
-    def _recent_from(self) -> int:
-        """The position from which the journal is needed to know duplicates."""
-        return max(_first_kept(self._directory), self.journal.position - RECENT_PAIRS)
-
-
-def kept_base(state_directory: Path, run: Run) -> Network | None:
-    """The base model of a recorded run, as it was kept beside the journal. Raises StateError where it cannot be read."""
-    if run.base is None:
-        return None
-    path = _base_path(state_directory, run.base)
-    try:
-        return from_bytes(path.read_bytes())
-    except (OSError, NetworkError) as error:
-        raise StateError(f"{path}: the base model of a recorded run cannot be read: {error}") from error
-
-
-def last_run(state_directory: Path) -> Run | None:
-    """The run that the newest snapshot was under, else the first of the journal; None where there is no state."""
-    for _, state in read_snapshots(state_directory):
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            return Learner.from_state(state).run
-    return first_run(state_directory)
-
-
-def first_run(state_directory: Path) -> Run | None:
-    """The first run that the journal names, None where it names none."""
-    entries = read_journal(state_directory, _first_kept(state_directory))
-    return next((Run.from_json(entry.run) for entry in entries if entry.run is not None), None)
-
-
-def digest_of(base: Network) -> str:
-    """The digest of a base model as it is used: scaling baked in, whatever file it came from."""
-    return hashlib.sha256(to_bytes(base)).hexdigest()
-
-
-def _base_path(state_directory: Path, digest: str) -> Path:
-    return state_directory / f"base_{digest[:16]}.onnx"
-
-
-def _keep_base(state_directory: Path, digest: str, base: Network) -> None:
-    """The base model beside the journal: the state can be made again when the file that it came from is gone."""
-    path = _base_path(state_directory, digest)
-    if not path.exists():
+    def _take(self, pairs: _Taken) -> list[Group]:
         try:
-            write_whole(path, to_bytes(base))
-        except OSError as error:
-            raise StateError(f"{path}: {error.strerror or error}") from error
+            return self.learner.take(*pairs)
+        except TrainingError as error:
+            self._fail(error)
+            return []
+
+    def _fail(self, error: BaseException) -> None:
+        if not isinstance(error, TrainingError | MemoryError):
+            raise error
+        self.failed = f"a fresh head could not be fitted to its first pairs: {error}"
+        self._behind.clear()
+
+    def _recover(self, run: Run, base: Network | None, progress: Callable[[int], object]) -> None:
+        """Bring the learner to the end of the journal, and write down with what it goes on."""
+        directory, position, first = self._directory, self.journal.position, first_kept(self._directory)
+        recent_from = max(first, position - RECENT_PAIRS)
+
+        def seen(pair: Pair | None, packed: bytes) -> None:
+            self._recent.add(self._recent.key(pair, packed) if pair is not None else None)
+
+        if not self._train_pairs:
+            remember(directory, recent_from, run.n_features, seen)
+            return
+        learner = newest_snapshot(directory, position)
+        if learner is None and first:
+            _log.warning("no snapshot can be used: training begins anew with position %d, the first that retention kept", first)
+        begun_at = learner.position if learner else first
+        try:
+            rebuilt = rebuild(directory, learner, run, base, start=recent_from, seen=seen, progress=progress)
+        except TrainingError as error:
+            self._fail(error)
+            return
+        assert rebuilt is not None
+        self.learner = rebuilt
+        before = rebuilt.run
+        if before.n_features != run.n_features:
+            found = f"its pairs have {before.n_features} features, {run.n_features} are set"
+            raise StateError(f"{directory}: {found}; use another state directory")
+        self._snapshot_at, self.recovered = begun_at, rebuilt.position - begun_at
+        if before != run or self.journal.last_run is None:
+            if position and before.kernel != run.kernel:
+                _log.warning("the state comes from %s; on %s its last bits may differ", before.kernel, run.kernel)
+            self.journal.append_run(run.as_json())
+            self.learner.begin(run, base)
 
 
-def _first_kept(state_directory: Path) -> int:
-    segments = journal_segments(state_directory)
-    return first_position(segments[0]) if segments else 0
+def _part(pairs: _Taken, start: int, stop: int) -> _Taken:
+    """Some of the pairs, as copies."""
+    features, scores, positions = pairs
+    return features[start:stop].copy(), scores[start:stop].copy(), positions[start:stop]
+
+
+def _fill_in(answers: list[Answer], groups: Iterator[Group], step: int) -> int:
+    """Say of each answered pair how many steps were run by then, and of a group's last one its loss; gives the duplicates."""
+    duplicates = place = 0
+    group = next(groups, None)
+    for answer in answers:
+        if answer.ok is not True:
+            continue
+        if answer.duplicate is True:
+            duplicates += 1
+        else:
+            if group is not None and group.place == place:
+                answer.trained, step = True, group.step
+                if math.isfinite(group.loss):
+                    answer.loss = group.loss
+                group = next(groups, None)
+            place += 1
+        answer.step = step
+    return duplicates
+
+
+def _not_now(answer: Answer, error: str) -> Answer:
+    """What a line is answered with where the journal cannot be written: refused lines are refused all the same."""
+    if answer.ok is False:
+        return answer
+    return refused(error, answer.job_id, retryable=True)
 
 
 def locked(state_directory: Path) -> IO[bytes]:

@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
 import re
 import struct
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Meta, UnsetType
+
+from onnx_builder.network import Float32
 
 MAX_LINE_BYTES = 1 << 20
 MAX_NAME_CHARACTERS = 256
@@ -23,7 +28,7 @@ class PairError(ValueError):
     """A pair that is refused; the message names the field, the value and what is allowed."""
 
 
-class Pair(msgspec.Struct):
+class Pair(msgspec.Struct, gc=False):
     """A decoded request line: types are checked, numbers are not yet."""
 
     features: list[float]
@@ -79,6 +84,46 @@ class Packer:
             raise PairError(f"features[{index}]: {value:g} does not fit float32") from None
 
 
+class PairRows:
+    """Pairs collected as float32 rows, with their scores and where they stand for the hold-out.
+
+    n_features, score_min, score_max: as of a `Packer`. `pack` checks a pair and `keep` takes it.
+    """
+
+    def __init__(self, n_features: int, score_min: float = -math.inf, score_max: float = math.inf) -> None:
+        self._packer = Packer(n_features, score_min, score_max)
+        self._buffer = bytearray(self._packer.row_bytes)
+        self.scores: list[float] = []
+        self.positions: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def pack(self, pair: Pair) -> bytes:
+        """The float32 features of a pair, native bytes. Raises PairError as `Packer.pack`."""
+        size = self._packer.row_bytes
+        start = len(self.scores) * size
+        if start == len(self._buffer):
+            self._buffer = self._buffer + bytes(start)  # not in place: arrays may still look at the old one
+        self._packer.pack(pair, self._buffer, start)
+        return bytes(memoryview(self._buffer)[start : start + size])
+
+    def keep(self, pair: Pair, packed: bytes) -> None:
+        """Take the pair that was packed last. packed: what `pack` gave."""
+        self.scores.append(pair.true_score)
+        self.positions.append(holdout_position(pair.group, pair.job_id, packed))
+
+    def arrays(self) -> tuple[Float32, Float32]:
+        """Features (n, n_features) and scores (n,); the first valid until the next `pack`."""
+        n_features, count = self._packer.n_features, len(self.scores)
+        features = np.frombuffer(self._buffer, np.float32, count * n_features).reshape(count, n_features)
+        return features, np.array(self.scores, dtype=np.float32)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.scores, self.positions = [], []
+
+
 def check_score(score: float, low: float, high: float) -> None:
     """Raises PairError for a score that is not a number in [low, high]."""
     if not low <= score <= high:
@@ -93,7 +138,15 @@ def holdout_position(group: str | UnsetType, job_id: str | UnsetType, features: 
     superset.
     """
     name = group or job_id
-    data = name.encode() if name else features
+    return _position_of_name(name) if name else _position_of(features)
+
+
+@functools.lru_cache(maxsize=1024)  # the pairs of a group come one after the other
+def _position_of_name(name: str) -> float:
+    return _position_of(name.encode())
+
+
+def _position_of(data: bytes | bytearray) -> float:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") / 2.0**64
 
 

@@ -43,12 +43,12 @@ def write_snapshot(state_directory: Path, position: int, state: Mapping[str, Arr
     return path
 
 
-def read_snapshots(state_directory: Path) -> Iterator[tuple[int, dict[str, Array]]]:
-    """Positions and states, the newest first; one that is damaged is passed over with a warning."""
+def read_snapshots(state_directory: Path, only: str | None = None) -> Iterator[tuple[int, dict[str, Array]]]:
+    """Positions and states, or one array of each, the newest first; one that is damaged is passed over with a warning."""
     for position, path in snapshots(state_directory):
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-                state = {name: archive[name] for name in archive.files}
+                state = {name: archive[name] for name in archive.files if only in (None, name)}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
             _log.warning("%s is damaged and passed over: %s", path, error)
             continue

@@ -9,21 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from sidecar.base_model import BaseModel, ExportIo, require_features
 from sidecar.checkpoints import check_writable
 from sidecar.gate import Evidence
-from sidecar.journal import read_journal
-from sidecar.learner import Learner, Run, held_out_at
+from sidecar.learner import Learner, Run
 from sidecar.learning.recipe import TrainingError
-from sidecar.online import digest_of, first_run, kept_base
-from sidecar.pairs import decode_pair
 from sidecar.publishing import Published, Terms, publish_network
+from sidecar.rebuild import digest_of, first_kept, rebuild
 from sidecar.recorded import read_pairs
 from sidecar.trainer import TrainingSettings
 
 _PARITY_PAIRS = 1024
+_BLOCK_PAIRS = 256
 HOLDOUT_FRACTION = 0.05
 
 
@@ -41,7 +38,7 @@ def train_stream(
     """Train in stream order and publish the EMA weights as a checkpoint in `output`.
 
     paths: one state directory, or files of recorded pairs, to which base, holdout and settings (the online defaults) apply.
-    until: the last position to train on, by default the last there is. progress: told of every thousand pairs.
+    until: the last position to train on, by default the last there is. progress: told of pairs as they are trained on.
 
     Raises JournalError or StateError for a journal that does not hold all that is needed, RecordedPairsError, NetworkError,
     CheckpointError, and TrainingError where there are too few pairs for a checkpoint.
@@ -63,33 +60,22 @@ def train_stream(
         "step": trainer.step,
         "pairs_seen": trainer.trained,
         "settings": run.as_json()["settings"],
-        "journal": {"first": 0, "last": learner.position - 1},
+        "journal": {"first": learner.first, "last": learner.position - 1},
         "data": [str(path) for path in paths],
     }
-    real = trainer.replay.rows()[-_PARITY_PAIRS:, : run.n_features]
-    evidence = Evidence("held-out pairs", held_out[:, :-1], held_out[:, -1])
+    real = trainer.replay.rows(newest=_PARITY_PAIRS)[:, : run.n_features]
+    evidence = Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2])
     return publish_network(trainer.network(trainer.ema), terms, [evidence], real, description)
 
 
 def _from_journal(state_directory: Path, until: int | None, progress: Callable[[int], object]) -> Learner:
-    first = first_run(state_directory)
-    if first is None:
+    first = first_kept(state_directory)
+    if first:
+        gone = f"retention has removed the pairs before position {first}"
+        raise TrainingError(f"{state_directory}: {gone}; what was trained on them cannot be made again")
+    learner = rebuild(state_directory, None, until=until, progress=progress)
+    if learner is None:
         raise TrainingError(f"{state_directory}: no journal with a run in it; expected a sidecar's state directory")
-    learner = Learner(first, kept_base(state_directory, first))
-    for entry in read_journal(state_directory):
-        if until is not None and entry.position > until:
-            break
-        if entry.run is not None:
-            run = Run.from_json(entry.run)
-            learner.begin(run, kept_base(state_directory, run))
-        elif entry.line is None:
-            learner.pass_over()
-        else:
-            pair = decode_pair(entry.line)
-            features = np.array(pair.features, dtype=np.float32)
-            learner.take(features, pair.true_score, held_out_at(pair, features.tobytes()))
-            if learner.position % 1000 == 0:
-                progress(1000)
     if until is not None and learner.position <= until:
         raise TrainingError(f"{state_directory}: its last position is {learner.position - 1}; {until} is asked for")
     return learner
@@ -112,8 +98,9 @@ def _from_files(
     count = len(pairs) if until is None else until + 1
     if count > len(pairs):
         raise TrainingError(f"the last position is {len(pairs) - 1}; {until} is asked for")
-    for row in range(count):
-        learner.take(pairs.features[row], float(pairs.true_score[row]), pairs.position[row])
-        if learner.position % 1000 == 0:
-            progress(1000)
+    positions = pairs.position.tolist()
+    for start in range(0, count, _BLOCK_PAIRS):
+        stop = min(count, start + _BLOCK_PAIRS)
+        learner.take(pairs.features[start:stop], pairs.true_score[start:stop], positions[start:stop])
+        progress(stop - start)
     return learner

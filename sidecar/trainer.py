@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from onnx_builder.network import ActivationName, Array, Network
 from onnx_builder.read import from_bytes
 from onnx_builder.write import to_bytes
 from sidecar.learning.conditioning import Conditioning, condition
+from sidecar.learning.drift import FeatureDrift
 from sidecar.learning.head import Head
 from sidecar.learning.optimizer import Adam, Optimizer, Sgd, clip_gradient, warmed_up
 from sidecar.learning.polyak import PolyakAverage
@@ -62,6 +63,17 @@ class TrainingSettings:
         return max(1, self.batch_size - math.floor(self.batch_size * self.replay_mix + 0.5))
 
 
+class Group(NamedTuple):
+    """A group that new pairs completed. place: of its last pair among those given; step: steps run so far, with its own.
+
+    loss: mean squared error of its first batch before its first step, in score points squared.
+    """
+
+    place: int
+    step: int
+    loss: float
+
+
 class Trainer:
     """Trains a head on groups of new pairs and on pairs drawn again from the replay buffer.
 
@@ -73,9 +85,10 @@ class Trainer:
     256 pairs have trained: that changes how its weights learn, not what they compute.
 
     base: takes n_features. live, ema: heads of the last step's weights and of their average; `network` gives either in
-    the units of the base. replay: a row is a pair as it came (features, score), and after it as `Head.rows` has it. trained:
-    pairs that have trained. prequential: what `ema` made of the last 1000 of them before they trained, and their scores.
-    step: steps run; skipped_steps: those left out because their gradient was not finite.
+    the units of the base. replay: a row is a pair as it came (features, score). trained: pairs that have trained.
+    prequential: what `ema` made of the last 1000 of them before they trained, and their scores. drift: of their features from
+    what the base model's own scaling expects, where it has one, else from the first ones; None before there are any.
+    step: steps run; skipped_steps: those left out because a number would not have been finite after them.
     """
 
     def __init__(self, n_features: int, settings: TrainingSettings, base: Network | None = None) -> None:
@@ -83,40 +96,47 @@ class Trainer:
         self.live: Head | None = None
         self.ema: Head | None = None
         self.step = self.skipped_steps = self.trained = 0
-        self.replay = ReplayBuffer(settings.replay_capacity, 2 * n_features + 3)
+        self.replay = ReplayBuffer(settings.replay_capacity, n_features + 1)
         self.prequential = ReplayBuffer(PREQUENTIAL_PAIRS, 2)
+        self.drift: FeatureDrift | None = None
+        self._drift_is_measured = False  # on pairs, and to be measured again with the units
+        self._rows = ReplayBuffer(settings.replay_capacity, n_features + 2)
+        """The pairs of the replay buffer as `Head.rows` has them."""
         self._conditioning: Conditioning | None = None
-        self._new = np.empty((FIRST_PAIRS if base is None else settings.new_pairs, self.replay.width), dtype=np.float32)
+        self._new = self._room_for(FIRST_PAIRS if base is None else settings.new_pairs)
         self._waiting = 0
         self._generator = np.random.default_rng(settings.seed)
-        self._batch = np.empty((settings.batch_size, self.replay.width), dtype=np.float32)
+        self._structure: bytes
+        """`live` as a graph, with the weights that it began with."""
         self._optimizer: Optimizer
         self._average: PolyakAverage
         if base is not None:
             self._begin(base, base)
+            self.drift = FeatureDrift.of_network(base)
 
-    def add(self, features: Array, score: float) -> float | None:
-        """Take a pair to train on: features (n_features,), score in points.
+    @property
+    def until_fit(self) -> int:
+        """Pairs that complete the first ones of a fresh head, to which it is then fitted; 0 where there is a head."""
+        return 0 if self.live is not None else len(self._new) - self._waiting
 
-        Where it completes a group, the steps are run, and the mean squared error of the first step's batch before that step
-        is given, in score points squared; None otherwise.
-        """
-        new = self._new[self._waiting]
-        new[: self.n_features] = features
-        new[self.n_features] = score
-        self._waiting += 1
-        if self._waiting < len(self._new):
-            return None
-        self._waiting = 0
-        self.trained += len(self._new)
-        if self.live is None:
-            self._fit_fresh()
-            return None
-        if self._conditioning is None or any(self.trained - len(self._new) < count <= self.trained for count in MEASURED_AT):
-            self._measure_units()
-        with np.errstate(over="ignore", invalid="ignore"):  # a step whose gradient is not finite is left out
-            self._predict_new()
-            return self._train(self.live)
+    def add(self, features: Array, scores: Array) -> list[Group]:
+        """Take pairs to train on, in order: features (n, n_features), scores (n,) in points. Gives the groups completed."""
+        groups: list[Group] = []
+        start, count = 0, len(scores)
+        while start < count:
+            stop = min(count, start + len(self._new) - self._waiting)
+            room = self._new[self._waiting : self._waiting + stop - start]
+            room[:, : self.n_features] = features[start:stop]
+            room[:, self.n_features] = scores[start:stop]
+            self._waiting += stop - start
+            start = stop
+            if self._waiting == len(self._new):
+                self._waiting = 0
+                self.trained += len(self._new)
+                loss = self._take_group()
+                if loss is not None:
+                    groups.append(Group(stop - 1, self.step, loss))
+        return groups
 
     def network(self, head: Head) -> Network:
         """The function of `live` or `ema` as a network of the base's own units."""
@@ -134,13 +154,17 @@ class Trainer:
         }
         if self.live is not None:
             state |= {
-                "structure": np.frombuffer(to_bytes(self.live.network()), dtype=np.uint8),
+                "structure": np.frombuffer(self._structure, dtype=np.uint8),
                 "parameters": self.live.parameters.copy(),
                 "average": self._average.parameters.copy(),
                 "average_steps": np.array(self._average.steps),
                 **self._optimizer.state(),
             }
-        return state | self._conditioning.state() if self._conditioning else state
+        if self._conditioning is not None:
+            state |= self._conditioning.state()
+        if self.drift is not None:
+            state |= {**self.drift.state(), "drift_is_measured": np.array(self._drift_is_measured)}
+        return state
 
     @classmethod
     def from_state(cls, n_features: int, settings: TrainingSettings, state: Mapping[str, Array]) -> Trainer:
@@ -158,12 +182,16 @@ class Trainer:
             trainer._average.parameters[:] = state["average"]
             if trainer._optimizer.state().keys() <= state.keys():
                 trainer._optimizer.load(state)
-            trainer._new = np.empty((settings.new_pairs, trainer.replay.width), dtype=np.float32)
+            trainer._new = trainer._room_for(settings.new_pairs)
         if "places" in state:
             trainer._conditioning = Conditioning.from_state(state)
+        if "drift" in state:
+            trainer.drift, trainer._drift_is_measured = FeatureDrift.from_state(state), bool(state["drift_is_measured"])
         trainer._waiting, trainer.trained, trainer.step, trainer.skipped_steps, added = state["counts"].tolist()
         trainer._new[: trainer._waiting] = state["waiting"]
         trainer.replay.restore(state["replay"], added)
+        if trainer.live is not None:
+            trainer._put_into_units_again()
         trainer.prequential.add(state["prequential"])
         if "generator" in state:
             trainer._generator.bit_generator.state = json.loads(state["generator"].tobytes())
@@ -184,17 +212,19 @@ class Trainer:
         """A trainer that begins with a base model's weights and goes on with these pairs."""
         trainer = Trainer(self.n_features, settings, base)
         trainer.replay.restore(self.replay.rows(), self.replay.added)
+        trainer._put_into_units_again()
         return self._with_waiting(trainer)
 
     def _with_waiting(self, trainer: Trainer) -> Trainer:
-        for pair in self._new[: self._waiting]:  # may complete a group, where fewer are wanted now
-            trainer.add(pair[: self.n_features], float(pair[self.n_features]))
+        waiting = self._new[: self._waiting]  # may complete a group, where fewer are wanted now
+        trainer.add(waiting[:, : self.n_features], waiting[:, self.n_features])
         return trainer
 
     def _begin(self, live: Network, ema: Network, averaged_steps: int = 0) -> None:
         """Train these weights from here on; the momentum starts anew."""
         settings = self.settings
         self.live = head = Head(live)
+        self._structure = to_bytes(live)
         parameters, gradient = head.parameters, head.gradient
         self._average = PolyakAverage(parameters, settings.ema_decay, settings.ema_warmup)
         self._average.parameters[:] = Head(ema).parameters
@@ -205,56 +235,86 @@ class Trainer:
         else:
             self._optimizer = Adam(parameters, gradient, settings.weight_decay)
 
+    def _room_for(self, pairs: int) -> Array:
+        return np.empty((pairs, self.n_features + 1), dtype=np.float32)
+
+    def _take_group(self) -> float | None:
+        """Learn from the new pairs, which are complete; gives the loss before the first step, None where there is none."""
+        if self.live is None:
+            self._fit_fresh()
+            return None
+        if self._conditioning is None or any(self.trained - len(self._new) < count <= self.trained for count in MEASURED_AT):
+            self._measure_units()
+        with np.errstate(over="ignore", invalid="ignore"):  # a step after which a number is not finite is left out
+            if self.drift is not None:
+                self.drift.add(self._new[:, : self.n_features])
+            return self._train(self.live)
+
     def _fit_fresh(self) -> None:
-        settings = self.settings
+        settings, new = self.settings, self._new
         recipe = Recipe(
             hidden=settings.hidden, activation=settings.activation, seed=settings.seed,
             score_min=settings.score_min, score_max=settings.score_max,
         )  # fmt: skip
-        features, scores = self._new[:, : self.n_features], self._new[:, self.n_features]
-        fitted = fit(features, scores, np.arange(len(scores)), recipe).ema.network()
+        features = new[:, : self.n_features]
+        fitted = fit(features, new[:, self.n_features], np.arange(len(new)), recipe).ema.network()
         self._conditioning = condition(fitted, features, settings.score_min, settings.score_max)
+        self.drift = FeatureDrift.of_network(fitted)
         self._begin(self._conditioning.apply(fitted), self._conditioning.apply(fitted))
-        self._put_into_units(self._new)
-        self.replay.add(self._new)
-        self._new = np.empty_like(self._new[: settings.new_pairs])
+        self.replay.add(new)
+        self._put_into_units_again()
+        self._new = self._room_for(settings.new_pairs)
 
     def _measure_units(self) -> None:
         """Condition the head anew, on the pairs so far."""
         assert self.live is not None
         assert self.ema is not None
         live, ema = self.network(self.live), self.network(self.ema)
-        seen = np.concatenate([self.replay.rows()[:, : self.n_features], self._new[:, : self.n_features]])
+        seen = np.concatenate([self.replay.rows(), self._new])[:, : self.n_features]
         self._conditioning = condition(live, seen, self.settings.score_min, self.settings.score_max)
+        if self.drift is None or self._drift_is_measured:
+            self.drift, self._drift_is_measured = FeatureDrift.of_pairs(seen), True
         self._begin(self._conditioning.apply(live), self._conditioning.apply(ema), self._average.steps)
-        self._put_into_units(self.replay.data[: len(self.replay)])
+        self._put_into_units_again()
 
-    def _predict_new(self) -> None:
-        assert self.ema is not None
-        predicted = self.ema.predict(self._new[:, : self.n_features])
-        self.prequential.add(np.column_stack([predicted, self._new[:, self.n_features]]))
-
-    def _put_into_units(self, rows: Array) -> None:
-        """Fill in the second part of rows, from the first."""
+    def _put_into_units_again(self) -> None:
+        """Bring the pairs of the replay buffer into the present units, each to its place."""
         assert self.live is not None
-        n = self.n_features
-        self.live.rows(rows[:, :n], rows[:, n], out=rows[:, n + 1 :])
+        count, n = len(self.replay), self.n_features
+        pairs = self.replay.data[:count]
+        self._rows.added = self.replay.added
+        self.live.rows(pairs[:, :n], pairs[:, n], out=self._rows.data[:count])
 
     def _train(self, head: Head) -> float:
         """The steps of the group at hand; gives the loss before the first, in score points squared."""
-        settings, batch, new = self.settings, self._batch, self._new
-        self._put_into_units(new)
-        batch[: len(new)] = new
-        loss = self._step(head, len(new) + self.replay.sample(self._generator, batch[len(new) :]))
+        assert self.ema is not None
+        settings, new = self.settings, self._new
+        rows = head.rows(new[:, : self.n_features], new[:, self.n_features])
+        self.prequential.add(np.column_stack([self.ema.predict_rows(rows), new[:, self.n_features]]))
+        before = head.parameters.copy(), self._average.parameters.copy(), self._average.steps, self._optimizer.state()
+        first_step, skipped = self.step, self.skipped_steps
+
+        batch = head.batch(min(settings.batch_size, len(new) + len(self._rows)))
+        batch[: len(new)] = rows
+        self._rows.sample(self._generator, batch[len(new) :])
+        loss = self._step(head, batch)
         self.replay.add(new)
+        self._rows.add(rows)
         for _ in range(settings.steps_per_batch - 1 if settings.replay_mix else 0):
-            self._step(head, self.replay.sample(self._generator, batch))
+            batch = head.batch(min(settings.batch_size, len(self._rows)))
+            self._rows.sample(self._generator, batch)
+            self._step(head, batch)
+
+        if not math.isfinite(head.parameters.dot(head.parameters)):
+            head.parameters[:], self._average.parameters[:], self._average.steps, momentum = before
+            self._optimizer.load(momentum)
+            self.skipped_steps = skipped + self.step - first_step
         return loss
 
-    def _step(self, head: Head, count: int) -> float:
-        """One gradient step on the batch, unless its gradient is not finite; gives the loss before it, in points squared."""
+    def _step(self, head: Head, batch: Array) -> float:
+        """One gradient step, unless its gradient is not finite; gives the loss before it, in score points squared."""
         settings = self.settings
-        loss = head.loss_and_gradient(self._batch[:count, self.n_features + 1 :])
+        loss = head.loss_and_gradient(batch)
         if clip_gradient(head.gradient, settings.max_grad_norm) < math.inf:
             self._optimizer.step(warmed_up(RATE_UNIT * settings.learning_rate, self.step, settings.warmup_steps))
             self._average.update()

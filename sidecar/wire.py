@@ -40,38 +40,33 @@ class LineTooLongError(ValueError):
 class LineBuffer:
     """Bytes as they arrive, given back as whole lines. Holds at most one line and what came in one read.
 
-    Bytes are searched for a newline once and the pieces of a line joined once, when it is whole: the work is linear in the
-    bytes, however small the pieces are.
+    Bytes are searched for a newline once and copied twice at most: the work is linear in them, however small the pieces are.
     """
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._size = 0
+        self._rest = bytearray()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the line that is not whole yet."""
+        return len(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that are whole now, without their newlines; blank ones are left out.
 
         Raises LineTooLongError where a line is over the limit, after which the buffer is of no more use.
         """
-        head, newline, rest = data.partition(b"\n")
-        if not newline:
-            self._keep(data, [])
-            return []
-        whole = b"".join((*self._pieces, head))
-        self._pieces, self._size = [], 0
-        *lines, rest = [whole, *rest.split(b"\n")]
-        for place, line in enumerate(lines):
-            if len(line) > MAX_LINE_BYTES:
-                raise LineTooLongError(lines[:place])
-        self._keep(rest, lines)
-        return _not_blank(lines)
-
-    def _keep(self, data: bytes, lines: list[bytes]) -> None:
-        if data:
-            self._pieces.append(data)
-            self._size += len(data)
-        if self._size > MAX_LINE_BYTES:
-            raise LineTooLongError(lines)
+        lines: list[bytes] = []
+        if b"\n" in data:
+            *lines, data = data.split(b"\n")
+            if self._rest:
+                lines[0] = bytes(self._rest + lines[0])
+                self._rest.clear()
+        self._rest += data
+        too_long = next((place for place, line in enumerate(lines) if len(line) > MAX_LINE_BYTES), None)
+        if too_long is None and len(self._rest) <= MAX_LINE_BYTES:
+            return _not_blank(lines)
+        raise LineTooLongError(lines[:too_long])
 
 
 def _not_blank(lines: list[bytes]) -> list[bytes]:

@@ -21,7 +21,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 import sidecar.client
 from sidecar import FeedbackClient
-from sidecar.client import Complaints
+from sidecar.log import Complaints
 from sidecar.pairs import MAX_LINE_BYTES
 from sidecar.pipeline import Pipeline
 
@@ -462,7 +462,7 @@ def test_a_sidecar_that_restarted_while_nothing_was_sent(path, make_client):
 
 
 def test_pauses_double_and_begin_anew_after_an_answer(path, make_client, monkeypatch, caplog):
-    monkeypatch.setattr(sidecar.client, "_LOG_INTERVAL_S", 0.0)
+    monkeypatch.setattr(sidecar.log, "REPEATED_S", 0.0)
     client = make_client(retry_s=(0.001, 0.003))
     send(client, "a")
 
@@ -480,7 +480,7 @@ def test_pauses_double_and_begin_anew_after_an_answer(path, make_client, monkeyp
 
 
 def test_the_default_pauses_are_2_s_to_2_min(path, monkeypatch, caplog):
-    monkeypatch.setattr(sidecar.client, "_LOG_INTERVAL_S", 0.0)
+    monkeypatch.setattr(sidecar.log, "REPEATED_S", 0.0)
     with FeedbackClient(path, registry=CollectorRegistry()) as client:
         now = [0.0]
         monkeypatch.setattr(sidecar.client.time, "monotonic", lambda: now[0])
@@ -643,7 +643,7 @@ def test_both_sides_of_a_fork_deliver_their_own(path):
 
 def test_warnings_of_a_kind_come_once_a_minute(caplog):
     now = [0.0]
-    complaints = Complaints(lambda: now[0])
+    complaints = Complaints(logging.getLogger("sidecar.client"), lambda: now[0])
     for now[0], kind in [(0, "a"), (1, "a"), (2, "b"), (59.9, "a"), (60, "a"), (61, "b"), (119, "a"), (500, "a")]:
         complaints.warn(kind, "%s at %g", kind, now[0])
     assert messages(caplog) == [

@@ -96,7 +96,7 @@ def test_segments_are_closed_by_size(tmp_path, monkeypatch):
     journal.close()
     assert len(journal_segments(tmp_path)) == 4
     assert lines(tmp_path) == [(number, pair(number)) for number in range(12)]
-    assert journal.bytes == sum(path.stat().st_size for path in journal_segments(tmp_path))
+    assert journal.disk_bytes == sum(path.stat().st_size for path in journal_segments(tmp_path))
 
 
 def test_closed_segments_are_gzipped_and_read_the_same(tmp_path):
@@ -146,16 +146,16 @@ def fail(monkeypatch, *names):
 def test_a_write_that_fails_half_way_is_undone(tmp_path, monkeypatch):
     journal = Journal(tmp_path)
     journal.append([pair(0)])
-    real = os.write
+    real = os.pwrite
     calls = []
 
-    def short_then_full(descriptor, data):
+    def short_then_full(descriptor, data, offset):
         calls.append(len(data))
         if len(calls) == 1:
-            return real(descriptor, bytes(data)[:5])
+            return real(descriptor, bytes(data)[:5], offset)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(journal_module.os, "write", short_then_full)
+    monkeypatch.setattr(journal_module.os, "pwrite", short_then_full)
     with pytest.raises(JournalError, match="journal: no space left on device"):
         journal.append([pair(1), pair(2)])
     monkeypatch.undo()
@@ -179,7 +179,7 @@ def test_where_it_cannot_be_undone_nothing_is_accepted_until_a_restart(tmp_path,
     journal = Journal(tmp_path)
     journal.append([pair(0)])
     with monkeypatch.context() as patch:
-        fail(patch, "write", "ftruncate")
+        fail(patch, "pwrite", "ftruncate")
         with pytest.raises(JournalError):
             journal.append([pair(1)])
     with pytest.raises(JournalError, match="restart the sidecar"):
@@ -191,20 +191,110 @@ def test_where_it_cannot_be_undone_nothing_is_accepted_until_a_restart(tmp_path,
     assert lines(tmp_path) == [(0, pair(0)), (1, pair(2))]
 
 
-def test_always_brings_each_append_to_disk_and_everysec_waits_for_sync(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("fsync", "at_append"), [("always", 1), ("everysec", 0), ("never", 0)])
+def test_always_brings_each_append_to_disk_and_the_others_leave_it_to_a_syncer(tmp_path, monkeypatch, fsync, at_append):
     synced = []
+    journal = Journal(tmp_path, fsync=fsync)
+    journal.append([pair(0)])
     monkeypatch.setattr(journal_module.os, "fsync", lambda descriptor: synced.append(descriptor))
-    for fsync, expected in (("always", [1, 0]), ("everysec", [0, 1]), ("never", [0, 0])):
-        journal = Journal(tmp_path / fsync, fsync=fsync)
-        journal.append([pair(0)])
-        synced.clear()
-        journal.append([pair(1)])
-        after_append = len(synced)
-        journal.sync()
-        assert [after_append, len(synced) - after_append] == expected, fsync
-        synced.clear()
-        journal.sync()
-        assert not synced
+    journal.append([pair(1)])
+    assert len(synced) == at_append
+    sync = journal.syncer()
+    if sync is not None:
+        sync()
+    assert len(synced) == 1
+    assert journal.syncer() is None
+
+
+def test_what_could_not_be_brought_to_disk_is_written_again_before_anything_else(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    journal.append([pair(0)])
+    journal.syncer()()
+    journal.append([pair(1), pair(2)])
+    with monkeypatch.context() as patch:
+        fail(patch, "fsync")
+        with pytest.raises(OSError, match="No space") as failed:
+            journal.syncer()()
+        journal.sync_failed(failed.value)
+        assert journal.error == "no space left on device"
+        with pytest.raises(JournalError):
+            journal.append([pair(3)])
+        assert not journal.try_again()
+    path = tmp_path / "journal" / "000000000000.jsonl"
+    kept = len(pair(0)) + 1
+    lost = path.read_bytes()[kept:]  # what the kernel calls written, and the disk may not have
+    assert lost == pair(1) + b"\n" + pair(2) + b"\n"
+    written = []
+    real = os.pwrite
+    monkeypatch.setattr(journal_module.os, "pwrite", lambda *call: (written.append((bytes(call[1]), call[2])), real(*call))[1])
+    assert journal.try_again()
+    assert written[0] == (lost, kept)
+    assert journal.error == ""
+    journal.append([pair(3)])
+    journal.close()
+    assert lines(tmp_path) == [(number, pair(number)) for number in range(4)]
+
+
+def test_trying_again_tells_when_there_is_room_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    journal.append_run({"seed": 1})
+    journal.append([pair(0)])
+    before = journal_segments(tmp_path)[0].read_bytes()
+    with monkeypatch.context() as patch:
+        fail(patch, "pwrite")
+        with pytest.raises(JournalError):
+            journal.append([pair(1)])
+        assert not journal.try_again()
+    assert journal.try_again()
+    assert journal_segments(tmp_path)[0].read_bytes() == before
+
+
+def test_each_segment_begins_with_the_run_that_its_pairs_are_trained_under(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 100)
+    journal = Journal(tmp_path)
+    journal.append_run({"seed": 3})
+    for number in range(4):
+        journal.append([pair(number)])
+    journal.close()
+    journal = Journal(tmp_path)
+    for number in range(4, 9):
+        journal.append([pair(number)])
+    journal.roll()
+    with monkeypatch.context() as patch:  # a segment that is begun on a full disk gets it too
+        fail(patch, "pwrite")
+        with pytest.raises(JournalError):
+            journal.append([pair(9)])
+    journal.append([pair(9)])
+    journal.append_run({"seed": 4})
+    journal.roll()
+    journal.append([pair(10)])
+    journal.close()
+    segments = journal_segments(tmp_path)
+    assert len(segments) > 3
+    runs = [path.read_bytes().splitlines()[0] for path in segments]
+    assert runs == [b'#run {"seed":3}'] * (len(segments) - 1) + [b'#run {"seed":4}']
+    assert lines(tmp_path) == [(number, pair(number)) for number in range(11)]
+
+
+def test_a_segment_of_an_earlier_day_is_closed(tmp_path):
+    journal = Journal(tmp_path)
+    journal.append([pair(0)])
+    now = journal_segments(tmp_path)[0].stat().st_mtime
+    journal.roll_daily(now)
+    journal.append([pair(1)])
+    assert len(journal_segments(tmp_path)) == 1
+    journal.roll_daily(now + 86400)
+    journal.roll_daily(now + 86400)  # there is none to close
+    journal.append([pair(2)])
+    journal.close()
+    assert len(journal_segments(tmp_path)) == 2
+    yesterday = journal_segments(tmp_path)[1]
+    os.utime(yesterday, (now - 86400, now - 86400))
+    journal = Journal(tmp_path)
+    journal.roll_daily(now)
+    journal.append([pair(3)])
+    journal.close()
+    assert len(journal_segments(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

@@ -22,16 +22,21 @@ def base(example):
 
 
 def take(learner, example, start, stop):
-    return [learner.take(example.features[i], example.true_score[i], example.position[i]) for i in range(start, stop)]
+    part = slice(start, stop)
+    return learner.take(example.features[part], example.true_score[part], example.position[part].tolist())
 
 
 def test_pairs_below_the_fraction_are_held_out_and_never_train(example, base):
     learner = Learner(RUN, base)
-    outcomes = take(learner, example, 0, 500)
+    groups = take(learner, example, 0, 500)
     expected = example.position[:500] < 0.1
-    assert [outcome.held_out for outcome in outcomes] == expected.tolist()
     assert len(learner.held_out) == expected.sum() > 10
-    assert np.array_equal(learner.held_out.rows()[:, :-1], example.features[:500][expected])
+    rows = learner.held_out.rows()
+    assert np.array_equal(rows[:, :-2], example.features[:500][expected])
+    assert np.array_equal(rows[:, -2], example.true_score[:500][expected])
+    assert np.array_equal(rows[:, -1], example.position[:500][expected])
+    assert [group.place for group in groups] == np.flatnonzero(~expected)[15::16].tolist()
+    assert [group.step for group in groups] == [4 * (number + 1) for number in range(len(groups))]
     assert learner.trainer.trained == (500 - expected.sum()) // 16 * 16
     assert learner.position == 500
 
@@ -78,23 +83,22 @@ def test_other_settings_go_on_with_the_same_weights(example, base, changes, coun
         assert len(after.state()["waiting"]) == len(waiting)
     assert after.trained >= trained
     assert after.replay.added == after.trained
-    losses = [outcome.loss for outcome in take(learner, example, count, count + 200)]
-    assert any(loss is not None for loss in losses)
-    assert np.isfinite([loss for loss in losses if loss is not None]).all()
+    losses = [group.loss for group in take(learner, example, count, count + 200)]
+    assert losses
+    assert np.isfinite(losses).all()
 
 
 def test_another_base_model_begins_anew_and_keeps_the_pairs(example, base):
     learner = Learner(RUN, base)
     take(learner, example, 0, 400)
-    replayed, held_out = learner.trainer.replay.rows()[:, :81], learner.held_out.rows()
+    replayed, held_out = learner.trainer.replay.rows(), learner.held_out.rows()
     other = fit(example.features, example.true_score, np.arange(300), Recipe(epochs=5, seed=1)).ema.network()
     learner.begin(replace(RUN, base="other"), other)
     assert learner.trainer.step == 0
     assert np.allclose(learner.trainer.network(learner.trainer.ema).forward(example.features), other.forward(example.features))
-    assert np.array_equal(learner.trainer.replay.rows()[:, :81], replayed)
+    assert np.array_equal(learner.trainer.replay.rows(), replayed)
     assert np.array_equal(learner.held_out.rows(), held_out)
-    loss = next(outcome.loss for outcome in take(learner, example, 400, 450) if outcome.loss is not None)
-    assert loss < 100
+    assert take(learner, example, 400, 450)[0].loss < 100
 
 
 def pair(job_id, score=1.0, features=(1.0, 2.0)):

@@ -14,7 +14,8 @@ import sidecar.journal as journal_module
 from sidecar.journal import journal_segments, read_journal
 from sidecar.learner import Run
 from sidecar.learning.recipe import Recipe, fit
-from sidecar.online import OnlineTraining, StateError, digest_of
+from sidecar.online import OnlineTraining
+from sidecar.rebuild import StateError, digest_of
 from sidecar.snapshot import snapshots
 from sidecar.trainer import TrainingSettings
 from sidecar.wire import encode
@@ -214,11 +215,11 @@ def test_where_the_journal_is_full_nothing_is_lost_or_doubled(tmp_path, monkeypa
     online.accept(lines[:100])
     before = online.learner.state()
 
-    def full(descriptor, data):
+    def full(descriptor, data, offset):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal_module.os, "write", full)
+        patch.setattr(journal_module.os, "pwrite", full)
         answers = said(online.accept([*lines[100:120], b"junk", lines[5]]))
     assert answers[0] == {"ok": False, "job_id": "j100", "retryable": True, "error": "journal: no space left on device"}
     assert [answer.get("retryable") for answer in answers] == [True] * 20 + [None, True]

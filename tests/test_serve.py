@@ -234,7 +234,7 @@ def test_a_base_model_that_cannot_be_used_leaves_it_up_and_recording(serve, base
     assert checkpoints(tmp_path / "checkpoints") == []
     if content:
         sidecar = serve(base_model=base_path).connect()
-        assert "100 pairs trained again" in sidecar.log.read_text()
+        assert "trained_again=100 " in sidecar.log.read_text()
         assert sidecar.send([lines[100]])[0]["step"] > 0
         assert sidecar.stop() == 0
         assert len(checkpoints(tmp_path / "checkpoints")) == 1

@@ -22,7 +22,7 @@ def base(example):
 
 
 def feed(trainer, example, start, stop):
-    return [trainer.add(example.features[i], example.true_score[i]) for i in range(start, stop)]
+    return trainer.add(example.features[start:stop], example.true_score[start:stop])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

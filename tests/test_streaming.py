@@ -77,7 +77,7 @@ def test_a_journal_whose_beginning_is_gone_says_so(state, tmp_path):
     segment.rename(segment.with_name("000000000100.jsonl"))
     done = stream(state, "--output", tmp_path / "c")
     assert done.returncode == 2
-    assert "the journal begins at position 100; pairs from 0 on are needed, and retention has removed them" in done.stderr
+    assert "retention has removed the pairs before position 100; what was trained on them cannot be made again" in done.stderr
 
 
 def test_until_is_for_streams(tmp_path):

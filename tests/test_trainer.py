@@ -23,7 +23,9 @@ def base(example):
 
 def trained(example, settings, base=None, count=600, start=256):
     trainer = Trainer(80, settings, base)
-    losses = [trainer.add(example.features[i], example.true_score[i]) for i in range(start, start + count)]
+    losses = [None] * count
+    for group in trainer.add(example.features[start : start + count], example.true_score[start : start + count]):
+        losses[group.place] = group.loss
     return trainer, losses
 
 
@@ -116,9 +118,8 @@ def test_a_raw_base_of_another_scale_learns_at_the_default_rate(example):
 def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(example, base):
     trainer, _ = trained(example, SETTINGS, base, count=64)
     before = trainer.live.parameters.copy()
-    trainer.replay.data[:] = np.nan
-    for i in range(16):
-        trainer.add(example.features[i], example.true_score[i])
+    trainer._rows.data[:] = np.nan
+    trainer.add(example.features[:16], example.true_score[:16])
     assert trainer.skipped_steps == 4
     assert np.array_equal(trainer.live.parameters, before)
 

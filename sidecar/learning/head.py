@@ -104,6 +104,10 @@ class Head:
         self._in_units_of_loss(rows[:, -1])
         return rows
 
+    def batch(self, n: int) -> Array:
+        """The buffer (n, n_features + 2) that `loss_and_gradient` works on: rows put there need no copy."""
+        return self._pass(n).batch
+
     def loss_and_gradient(self, rows: Array) -> float:
         """Mean squared error of rows (n, n_features + 2), in the units of `rows`; its gradient goes to `self.gradient`.
 
@@ -111,7 +115,8 @@ class Head:
         """
         n = len(rows)
         work = self._pass(n)
-        np.copyto(work.batch, rows)
+        if rows is not work.batch:
+            np.copyto(work.batch, rows)
         for operation in work.forward_to_error:
             operation()
         loss = float(work.error.dot(work.error)) * n / 4
@@ -134,6 +139,16 @@ class Head:
                 constant(work.result)
             scores[start : start + count] = work.result[:count]
         return scores
+
+    def predict_rows(self, rows: Array) -> Array:
+        """Scores (n,) of training rows (n, n_features + 2), in score points; valid until the next call."""
+        work = self._pass(len(rows))
+        np.copyto(work.batch, rows)
+        for operation in work.forward:
+            operation()
+        for constant in self._range:
+            constant(work.result)
+        return work.result
 
     def _in_units_of_loss(self, scores: Array) -> Array:
         """Score points to units of the loss, in place; the same float32 operations for scores and bounds."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,17 +11,17 @@ from onnx_builder.network import Array
 
 
 class ReplayBuffer:
-    """A ring of at most `capacity` rows of `width` float32 values in one array made once; the oldest rows drop out.
+    """A ring of at most `capacity` rows of `width` numbers in one array made once; the oldest rows drop out.
 
     Lin: Self-improving reactive agents based on reinforcement learning, planning and teaching (1992).
     """
 
-    def __init__(self, capacity: int, width: int) -> None:
+    def __init__(self, capacity: int, width: int, dtype: type[np.floating[Any]] = np.float32) -> None:
         if capacity < 1 or width < 1:
             raise ValueError(f"a replay buffer needs room for at least one row of one value, got {capacity} × {width}")
         self.capacity, self.width = capacity, width
         self.added = 0
-        self.data: NDArray[np.float32] = np.zeros((capacity, width), dtype=np.float32)
+        self.data: Array = np.zeros((capacity, width), dtype=dtype)
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
@@ -44,16 +46,29 @@ class ReplayBuffer:
         size = len(self)
         count = min(len(out), size)
         if count:
-            chosen = generator.choice(size, count, replace=False, shuffle=False)
-            self.data.take(chosen, axis=0, out=out[:count], mode="clip")
+            self.data.take(_distinct(generator, size, count), axis=0, out=out[:count], mode="clip")
         return count
 
-    def rows(self) -> NDArray[np.float32]:
-        """A copy of all rows (len(self), width), oldest first."""
+    def rows(self, newest: int | None = None) -> Array:
+        """A copy of all rows (len(self), width), or of so many of the newest, oldest first."""
         at = self.added % self.capacity if self.added > self.capacity else 0
-        return np.concatenate([self.data[at : len(self)], self.data[:at]])
+        skip = 0 if newest is None else max(0, len(self) - newest)
+        return np.concatenate([self.data[at + skip : len(self)], self.data[max(0, at + skip - len(self)) : at]])
 
     def restore(self, rows: Array, added: int) -> None:
         """Go on as a buffer that was given `added` rows so far and holds `rows`, oldest first."""
         self.added = added - len(rows)
         self.add(rows)
+
+
+def _distinct(generator: np.random.Generator, size: int, count: int) -> NDArray[np.intp]:
+    """`count` numbers below `size`, each set of them equally likely.
+
+    Of a large buffer so few are mostly distinct: drawing until they are takes a third of the time of `Generator.choice`.
+    """
+    if count * count > size:
+        return generator.choice(size, count, replace=False, shuffle=False)
+    while True:
+        drawn = generator.integers(size, size=count, dtype=np.intp)
+        if len(set(drawn.tolist())) == count:
+            return drawn

@@ -1,0 +1,76 @@
+"""Feature drift: how far the features that arrive have moved from those that the head was made for.
+
+A producer that sends its features in another order, or one of them in another unit, shows here at once; slow drift of the
+content shows as a slow rise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnx_builder.network import Array, Dense, Elementwise, LayerNormalization, Network
+from sidecar.learning.scaler import measure_scaling
+
+HORIZON_PAIRS = 1000
+_MOST_DEVIATIONS = 10.0
+"""One wild pair moves a mean by at most a hundredth of a deviation."""
+
+
+class FeatureDrift:
+    """The exponential moving mean of each standardised feature; it begins at 0, where no drift is.
+
+    mean, deviation: (n_features,), of the features that the head was made for.
+    """
+
+    def __init__(self, mean: Array, deviation: Array) -> None:
+        self.mean, self.deviation = np.asarray(mean, dtype=np.float64), np.asarray(deviation, dtype=np.float64)
+        self.moving: Array = np.zeros_like(self.mean)
+
+    @classmethod
+    def of_pairs(cls, features: Array) -> FeatureDrift:
+        """Drift away from these features (n, n_features), n ≥ 1; one that is constant there has its own size as a unit."""
+        scaling = measure_scaling(features, np.zeros(len(features)), np.arange(len(features)))
+        return cls(scaling.offset, 1 / scaling.factor.astype(np.float64))
+
+    @classmethod
+    def of_network(cls, network: Network) -> FeatureDrift | None:
+        """Drift away from what a network's own input scaling expects; None where it has none."""
+        slope, shift = np.ones(network.n_features), np.zeros(network.n_features)
+        scaled = False
+        for step in network.steps:
+            if isinstance(step, Dense | LayerNormalization) or not isinstance(step, Elementwise):
+                break
+            function = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}[step.operator]
+            scaled = True
+            with np.errstate(all="ignore"):
+                shift = function(shift, step.value)
+                slope = function(slope, step.value) if step.operator in ("Mul", "Div") else slope
+        if not scaled or not np.isfinite(slope).all() or not np.isfinite(shift).all() or not slope.all():
+            return None
+        return cls(-shift / slope, np.abs(1 / slope))
+
+    def add(self, features: Array) -> None:
+        """Take the features (n, n_features) of the next pairs."""
+        moved = (features - self.mean) / self.deviation
+        np.minimum(np.maximum(moved, -_MOST_DEVIATIONS, out=moved), _MOST_DEVIATIONS, out=moved)
+        weight = 1 - (1 - 1 / HORIZON_PAIRS) ** len(features)
+        self.moving += weight * (moved.mean(axis=0) - self.moving)
+
+    @property
+    def largest(self) -> float:
+        """The largest moving mean of a feature, in deviations."""
+        return float(np.abs(self.moving).max())
+
+    def state(self) -> dict[str, Array]:
+        """Its numbers by name; `from_state` makes an equal one of them."""
+        return {"drift": np.stack([self.mean, self.deviation, self.moving])}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Array]) -> FeatureDrift:
+        """What gave this `state`."""
+        mean, deviation, moving = state["drift"]
+        drift = cls(mean, deviation)
+        drift.moving = moving.copy()
+        return drift
