@@ -26,13 +26,13 @@ ROUNDS = 7
 LINES = 30_000
 
 
-def checked(loads: Callable[[bytes], dict], packer: Packer, buffer: bytearray) -> Callable[[bytes], None]:
+def checked(loads: Callable[[bytes], dict], packer: Packer) -> Callable[[bytes], None]:
     def decode(line: bytes) -> None:
         row = loads(line)
         features, score = row["features"], row["true_score"]
         if set(map(type, features)) - {float, int} or type(score) not in (float, int) or not 0 <= score <= 100:
             raise ValueError(line)
-        packer._struct.pack_into(buffer, 0, *features)
+        packer._pack(*features)
 
     return decode
 
@@ -45,11 +45,10 @@ def main() -> None:
         lines = [line for _, _, line in read_lines(stream, options.pairs)]
     lines = (lines * (LINES // len(lines) + 1))[:LINES]
     packer = Packer(len(decode_pair(lines[0]).features))
-    buffer = bytearray(packer.row_bytes)
     ways: dict[str, Callable[[bytes], None]] = {
-        "msgspec (in use)": lambda line: packer.pack(decode_pair(line), buffer),
-        "orjson": checked(orjson.loads, packer, buffer),
-        "json": checked(json.loads, packer, buffer),
+        "msgspec (in use)": lambda line: packer.pack(decode_pair(line)),
+        "orjson": checked(orjson.loads, packer),
+        "json": checked(json.loads, packer),
     }
     rates: dict[str, list[float]] = {name: [] for name in (*ways, "read_pairs, .jsonl", "read_pairs, .jsonl.gz")}
     with tempfile.TemporaryDirectory() as directory:

@@ -158,7 +158,7 @@ class Checkpointing:
         figures: dict[str, Any] = published.metrics.as_json() if published.metrics else {}
         event(
             _log, "checkpoint published", version=published.checkpoint.name, gate=verdict, reason=published.gate.reason,
-            **figures, parity_max_abs_diff=published.parity_max_abs_diff,
+            **figures, parity_max_abs_diff=published.parity_max_abs_diff, seconds=round(published.seconds, 4),
         )  # fmt: skip
         return str(published.checkpoint.model)
 

@@ -20,7 +20,7 @@ from onnx_builder.network import Float32, Network
 from sidecar.journal import Journal, JournalError
 from sidecar.learner import RECENT_PAIRS, Learner, RecentPairs, Run
 from sidecar.learning.recipe import TrainingError
-from sidecar.pairs import Pair, PairError, PairRows
+from sidecar.pairs import Packer, Pair, PairError, PairRows
 from sidecar.rebuild import StateError, first_kept, keep_base, newest_snapshot, rebuild, remember
 from sidecar.settings import Fsync
 from sidecar.snapshot import snapshots, write_snapshot
@@ -74,7 +74,7 @@ class OnlineTraining:
         self._directory = state_directory
         self.counts = Counts()
         self._recent = RecentPairs()
-        self._rows = PairRows(run.n_features, run.settings.score_min, run.settings.score_max)
+        self._packer = Packer(run.n_features, run.settings.score_min, run.settings.score_max)
         self._train_pairs, self._worker = train, worker
         self._snapshot_at = self.recovered = 0
         self._fitting: Future[object] | None = None
@@ -96,12 +96,12 @@ class OnlineTraining:
         answers: list[Answer] = []
         journalled: list[bytes] = []
         keys: list[bytes | None] = []
-        rows, recent, counts = self._rows, self._recent, self.counts
+        rows, recent, counts = PairRows(self._packer.n_features), self._recent, self.counts
         for line in lines:
             request = read_request(line)
             if isinstance(request, Pair):
                 try:
-                    packed = rows.pack(request)
+                    packed = self._packer.pack(request)
                 except PairError as error:
                     request = refused(str(error), request.job_id)
             if isinstance(request, Answer):
@@ -116,7 +116,7 @@ class OnlineTraining:
                 continue
             recent.add(key)
             keys.append(key)
-            rows.keep(request, packed)
+            rows.add(request, packed)
             journalled.append(line)
         step = self._step
         groups: Iterator[Group] = iter(())
@@ -124,7 +124,6 @@ class OnlineTraining:
             try:
                 self.journal.append(journalled)
             except JournalError as error:
-                rows.clear()
                 recent.take_back(keys)
                 counts.journal_errors += 1
                 return [_not_now(answer, str(error)) for answer in answers]
@@ -132,7 +131,6 @@ class OnlineTraining:
             counts.accepted += len(rows)
             counts.held_out += sum(position < self.learner.run.holdout_fraction for position in rows.positions)
             groups = iter(self._train((*rows.arrays(), rows.positions)))
-            rows.clear()
         counts.duplicate += _fill_in(answers, groups, step)
         return answers
 
@@ -214,8 +212,6 @@ class OnlineTraining:
             assert self._worker is not None
             self._fitting = self._worker.submit(self.learner.take, *_part(pairs, 0, first))
             pairs = _part(pairs, first, len(pairs[2]))
-        else:
-            pairs = _part(pairs, 0, len(pairs[2]))
         if pairs[2]:
             self._behind.append(pairs)
         if self.behind > _MOST_BEHIND:
@@ -270,9 +266,8 @@ class OnlineTraining:
 
 
 def _part(pairs: _Taken, start: int, stop: int) -> _Taken:
-    """Some of the pairs, as copies."""
     features, scores, positions = pairs
-    return features[start:stop].copy(), scores[start:stop].copy(), positions[start:stop]
+    return features[start:stop], scores[start:stop], positions[start:stop]
 
 
 def _fill_in(answers: list[Answer], groups: Iterator[Group], step: int) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import re
 import struct
 from typing import Annotated, Any
@@ -65,63 +64,50 @@ class Packer:
     def __init__(self, n_features: int, score_min: float = 0.0, score_max: float = 100.0) -> None:
         self.n_features = n_features
         self.score_min, self.score_max = score_min, score_max
-        self._struct = struct.Struct(f"={n_features}f")
-        self.row_bytes = self._struct.size
+        self._pack = struct.Struct(f"={n_features}f").pack
 
-    def pack(self, pair: Any, buffer: bytearray | memoryview, offset: int = 0) -> None:
-        """Write the features of a pair into `buffer` at `offset`, `row_bytes` of it.
+    def pack(self, pair: Pair) -> bytes:
+        """The features of a pair as float32, native bytes.
 
-        Raises PairError, having written nothing that matters, for a wrong number of features, one too large for
-        float32, or a score out of range.
+        Raises PairError for a wrong number of features, one too large for float32, or a score out of range.
         """
-        if len(pair.features) != self.n_features:
-            raise PairError(f"features: expected {self.n_features} numbers, got {len(pair.features)}")
+        features = pair.features
+        if len(features) != self.n_features:
+            raise PairError(f"features: expected {self.n_features} numbers, got {len(features)}")
         check_score(pair.true_score, self.score_min, self.score_max)
         try:
-            self._struct.pack_into(buffer, offset, *pair.features)
+            return self._pack(*features)
         except OverflowError:
-            index, value = next((i, v) for i, v in enumerate(pair.features) if not _fits(v))
+            index, value = next((i, v) for i, v in enumerate(features) if not _fits(v))
             raise PairError(f"features[{index}]: {value:g} does not fit float32") from None
 
 
 class PairRows:
-    """Pairs collected as float32 rows, with their scores and where they stand for the hold-out.
+    """Packed pairs, with their scores and where they stand for the hold-out: what a learner takes."""
 
-    n_features, score_min, score_max: as of a `Packer`. `pack` checks a pair and `keep` takes it.
-    """
-
-    def __init__(self, n_features: int, score_min: float = -math.inf, score_max: float = math.inf) -> None:
-        self._packer = Packer(n_features, score_min, score_max)
-        self._buffer = bytearray(self._packer.row_bytes)
-        self.scores: list[float] = []
-        self.positions: list[float] = []
+    def __init__(self, n_features: int) -> None:
+        self._n_features = n_features
+        self.clear()
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    def pack(self, pair: Pair) -> bytes:
-        """The float32 features of a pair, native bytes. Raises PairError as `Packer.pack`."""
-        size = self._packer.row_bytes
-        start = len(self.scores) * size
-        if start == len(self._buffer):
-            self._buffer = self._buffer + bytes(start)  # not in place: arrays may still look at the old one
-        self._packer.pack(pair, self._buffer, start)
-        return bytes(memoryview(self._buffer)[start : start + size])
-
-    def keep(self, pair: Pair, packed: bytes) -> None:
-        """Take the pair that was packed last. packed: what `pack` gave."""
+    def add(self, pair: Pair, packed: bytes) -> None:
+        """Take a pair. packed: its float32 features."""
+        self._packed.append(packed)
         self.scores.append(pair.true_score)
         self.positions.append(holdout_position(pair.group, pair.job_id, packed))
 
     def arrays(self) -> tuple[Float32, Float32]:
-        """Features (n, n_features) and scores (n,); the first valid until the next `pack`."""
-        n_features, count = self._packer.n_features, len(self.scores)
-        features = np.frombuffer(self._buffer, np.float32, count * n_features).reshape(count, n_features)
+        """Features (n, n_features) and scores (n,)."""
+        features = np.frombuffer(b"".join(self._packed), np.float32).reshape(len(self), self._n_features)
         return features, np.array(self.scores, dtype=np.float32)
 
     def clear(self) -> None:
         """Begin anew."""
-        self.scores, self.positions = [], []
+        self._packed: list[bytes] = []
+        self.scores: list[float] = []
+        self.positions: list[float] = []
 
 
 def check_score(score: float, low: float, high: float) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,13 +41,14 @@ class Terms:
 
 
 class Published(NamedTuple):
-    """What came of it. metrics: on the first set of evidence, None where that is empty."""
+    """What came of it. metrics: on the first set of evidence, None where that is empty; seconds: that it took, with checks."""
 
     checkpoint: Checkpoint
     sha256: str
     gate: Gate
     metrics: Metrics | None
     parity_max_abs_diff: float
+    seconds: float
 
 
 class ParityError(NetworkError):
@@ -62,6 +64,7 @@ def publish_network(
     description: what the JSON says besides what is known here. Raises ParityError, NetworkError (the graph cannot be built) or
     CheckpointError (it cannot be written); nothing is published then.
     """
+    started = time.monotonic()
     from onnx_builder.parity import parity  # onnxruntime takes longer to load than a sidecar to start
 
     head = Head(network)
@@ -95,7 +98,7 @@ def publish_network(
     if terms.base and terms.export_io == "base" and terms.base.scaling:
         about |= scaling_as_json(terms.base.scaling)
     checkpoint = publish(terms.directory, model, about, stable=gate.verdict == "stable", keep=terms.keep)
-    return Published(checkpoint, hashlib.sha256(model).hexdigest(), gate, measured, difference)
+    return Published(checkpoint, hashlib.sha256(model).hexdigest(), gate, measured, difference, time.monotonic() - started)
 
 
 def _references(terms: Terms, n_features: int) -> list[tuple[str, Predict]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from onnx_builder.write import to_bytes
 from sidecar.files import write_whole
 from sidecar.journal import WHAT_TO_DO, Entry, JournalError, first_position, journal_segments, read_journal
 from sidecar.learner import Learner, Run
-from sidecar.pairs import Pair, PairError, PairRows, decode_pair
+from sidecar.pairs import Packer, Pair, PairError, PairRows, decode_pair
 from sidecar.snapshot import read_snapshots
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def rebuild(
         if run is None:
             return None
         learner = Learner(run, base, first=first_kept(state_directory))
-    rows = PairRows(learner.run.n_features)
+    packer, rows = Packer(learner.run.n_features, -math.inf, math.inf), PairRows(learner.run.n_features)
 
     def train() -> None:
         if rows:
@@ -74,10 +75,10 @@ def rebuild(
                 train()
                 learner.pass_over()
         else:
-            pair, packed = _pair(state_directory, entry, rows)
+            pair, packed = _pair(state_directory, entry, packer)
             seen(pair, packed)
             if ahead:
-                rows.keep(pair, packed)
+                rows.add(pair, packed)
                 if len(rows) == _BLOCK_PAIRS:
                     train()
     train()
@@ -86,10 +87,10 @@ def rebuild(
 
 def remember(state_directory: Path, start: int, n_features: int, seen: Seen) -> None:
     """Tell `seen` of the pairs from position `start` on. Raises JournalError where the journal is damaged."""
-    rows = PairRows(n_features)
+    packer = Packer(n_features, -math.inf, math.inf)
     for entry in read_journal(state_directory, start):
         if entry.line is not None:
-            seen(*_pair(state_directory, entry, rows))
+            seen(*_pair(state_directory, entry, packer))
         elif entry.run is None:
             seen(None, b"")
 
@@ -101,11 +102,11 @@ def _begin(learner: Learner, entry: Entry, state_directory: Path) -> None:
         learner.begin(run, kept_base(state_directory, run) if run.base != learner.run.base else None)
 
 
-def _pair(state_directory: Path, entry: Entry, rows: PairRows) -> tuple[Pair, bytes]:
+def _pair(state_directory: Path, entry: Entry, packer: Packer) -> tuple[Pair, bytes]:
     assert entry.line is not None
     try:
         pair: Pair = decode_pair(entry.line)
-        return pair, rows.pack(pair)
+        return pair, packer.pack(pair)
     except PairError as error:
         where = f"{state_directory / 'journal'}: the pair at position {entry.position}"
         raise JournalError(f"{where} is damaged: {error}; {WHAT_TO_DO}") from error

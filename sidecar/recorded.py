@@ -20,12 +20,12 @@ from typing import IO, Any, Literal, NamedTuple, cast
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from onnx_builder.network import Float32
 from sidecar.journal import journal_segments
-from sidecar.pairs import MAX_LINE_BYTES, Packer, Pair, PairError, check_score, decode_pair, holdout_position
+from sidecar.pairs import MAX_LINE_BYTES, Packer, Pair, PairError, PairRows, check_score, decode_pair, holdout_position
 
 STDIN = "-"
 _BLOCK_ROWS = 8192
@@ -208,45 +208,25 @@ class _Builder:
 
     def __init__(self, checks: _Checks) -> None:
         self._checks = checks
-        self._buffer = bytearray()
-        self._last_group: str | UnsetType = UNSET
-        self._last_position = 0.0
-        self._start()
-
-    def _start(self) -> None:
-        self._scores: list[float] = []
-        self._positions: list[float] = []
+        self._rows: PairRows | None = None
         self._labels: list[str] = []
 
     def add(self, pair: Any, label: str = "") -> None:
         """Raises PairError for a pair that does not pass, and is then as it was before."""
         packer = self._checks.packer_for(len(pair.features))
-        if not self._buffer:
-            self._buffer = bytearray(packer.row_bytes * _BLOCK_ROWS)
-        start = len(self._scores) * packer.row_bytes
-        packer.pack(pair, self._buffer, start)
-        if not pair.group or pair.group != self._last_group:
-            self._last_group = pair.group
-            self._last_position = holdout_position(pair.group, pair.job_id, self._buffer[start : start + packer.row_bytes])
-        self._scores.append(pair.true_score)
-        self._positions.append(self._last_position)
+        packed = packer.pack(pair)
+        self._rows = self._rows or PairRows(packer.n_features)
+        self._rows.add(pair, packed)
         self._labels.append(label)
 
     def full(self) -> bool:
-        return len(self._scores) == _BLOCK_ROWS
+        return len(self._labels) == _BLOCK_ROWS
 
     def take(self) -> Iterator[_Block]:
-        """The block collected so far, where there is one; its features are valid until the next `add`."""
-        if self._scores and self._checks.packer is not None:
-            n_features = self._checks.packer.n_features
-            features = np.frombuffer(self._buffer, dtype=np.float32, count=len(self._scores) * n_features)
-            yield _Block(
-                features.reshape(-1, n_features),
-                np.array(self._scores, dtype=np.float32),
-                np.array(self._positions),
-                self._labels,
-            )
-            self._start()
+        """The block collected so far, where there is one."""
+        if self._rows:
+            yield _Block(*self._rows.arrays(), np.array(self._rows.positions), self._labels)
+            self._rows, self._labels = None, []
 
 
 def _read_json_lines(lines: Iterable[tuple[str, int, bytes]], checks: _Checks) -> Iterator[_Block]:

@@ -290,7 +290,9 @@ class Trainer:
         assert self.ema is not None
         settings, new = self.settings, self._new
         rows = head.rows(new[:, : self.n_features], new[:, self.n_features])
-        self.prequential.add(np.column_stack([self.ema.predict_rows(rows), new[:, self.n_features]]))
+        predicted = np.empty((len(new), 2), dtype=np.float32)
+        predicted[:, 0], predicted[:, 1] = self.ema.predict_rows(rows), new[:, self.n_features]
+        self.prequential.add(predicted)
         before = head.parameters.copy(), self._average.parameters.copy(), self._average.steps, self._optimizer.state()
         first_step, skipped = self.step, self.skipped_steps
 
@@ -300,9 +302,10 @@ class Trainer:
         loss = self._step(head, batch)
         self.replay.add(new)
         self._rows.add(rows)
-        for _ in range(settings.steps_per_batch - 1 if settings.replay_mix else 0):
-            batch = head.batch(min(settings.batch_size, len(self._rows)))
-            self._rows.sample(self._generator, batch)
+        batch = head.batch(min(settings.batch_size, len(self._rows)))
+        further = settings.steps_per_batch - 1 if settings.replay_mix else 0
+        for places in self._rows.draw(self._generator, further, len(batch)):
+            self._rows.data.take(places, axis=0, out=batch, mode="clip")
             self._step(head, batch)
 
         if not math.isfinite(head.parameters.dot(head.parameters)):

@@ -57,16 +57,18 @@ class LineBuffer:
         Raises LineTooLongError where a line is over the limit, after which the buffer is of no more use.
         """
         lines: list[bytes] = []
+        may_be_too_long = len(self._rest) + len(data) > MAX_LINE_BYTES
         if b"\n" in data:
             *lines, data = data.split(b"\n")
             if self._rest:
                 lines[0] = bytes(self._rest + lines[0])
                 self._rest.clear()
         self._rest += data
-        too_long = next((place for place, line in enumerate(lines) if len(line) > MAX_LINE_BYTES), None)
-        if too_long is None and len(self._rest) <= MAX_LINE_BYTES:
-            return _not_blank(lines)
-        raise LineTooLongError(lines[:too_long])
+        if may_be_too_long:
+            too_long = next((place for place, line in enumerate(lines) if len(line) > MAX_LINE_BYTES), None)
+            if too_long is not None or len(self._rest) > MAX_LINE_BYTES:
+                raise LineTooLongError(lines[:too_long])
+        return _not_blank(lines)
 
 
 def _not_blank(lines: list[bytes]) -> list[bytes]:

@@ -553,7 +553,8 @@ def test_when_all_places_are_taken_the_oldest_connections_make_room(server, monk
             assert ask(server, "/healthz")[0] == 200
             assert len(connection_threads()) <= MAX_CONNECTIONS
         for client in slow[: 2 * MAX_CONNECTIONS]:
-            assert client.recv(100) == b""
+            with contextlib.suppress(ConnectionResetError):  # where it was closed over what it had sent
+                assert client.recv(100) == b""
         slow[-1].sendall(b"\r\n")
         assert slow[-1].recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
 

@@ -15,8 +15,7 @@ from sidecar.pairs import Packer, PairError, decode_pair, holdout_position
 
 def read(line: bytes, n_features: int = 2) -> list[float]:
     packer = Packer(n_features)
-    buffer = bytearray(packer.row_bytes)
-    packer.pack(decode_pair(line), buffer)
+    buffer = packer.pack(decode_pair(line))
     return np.frombuffer(buffer, dtype=np.float32).tolist()
 
 

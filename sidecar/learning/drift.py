@@ -27,6 +27,9 @@ class FeatureDrift:
     def __init__(self, mean: Array, deviation: Array) -> None:
         self.mean, self.deviation = np.asarray(mean, dtype=np.float64), np.asarray(deviation, dtype=np.float64)
         self.moving: Array = np.zeros_like(self.mean)
+        reach = _MOST_DEVIATIONS * self.deviation
+        with np.errstate(over="ignore"):
+            self._low, self._high = (self.mean - reach).astype(np.float32), (self.mean + reach).astype(np.float32)
 
     @classmethod
     def of_pairs(cls, features: Array) -> FeatureDrift:
@@ -53,10 +56,10 @@ class FeatureDrift:
 
     def add(self, features: Array) -> None:
         """Take the features (n, n_features) of the next pairs."""
-        moved = (features - self.mean) / self.deviation
-        np.minimum(np.maximum(moved, -_MOST_DEVIATIONS, out=moved), _MOST_DEVIATIONS, out=moved)
-        weight = 1 - (1 - 1 / HORIZON_PAIRS) ** len(features)
-        self.moving += weight * (moved.mean(axis=0) - self.moving)
+        near = np.maximum(features, self._low)
+        np.minimum(near, self._high, out=near)
+        moved = (np.add.reduce(near, axis=0, dtype=np.float64) / len(features) - self.mean) / self.deviation
+        self.moving += (1 - (1 - 1 / HORIZON_PAIRS) ** len(features)) * (moved - self.moving)
 
     @property
     def largest(self) -> float:

@@ -55,7 +55,7 @@ class Head:
         end = 1 + max(p for p, step in enumerate(network.steps) if p in trained or isinstance(step, Activation))
         self._network = network
         self._body, tail = network.steps[first:end], network.steps[end:]
-        self._scaling = [_in_place(step, dtype) for step in network.steps[:first]]
+        self._scaling = _scaling(network.steps[:first], network.n_features, dtype)
         self._range = [_in_place(step, dtype) for step in tail]
         self.score_offset, self.score_scale, *bounds = _output_range(tail)
         self._bounds = np.sort(self._in_units_of_loss(np.array(bounds, dtype=dtype)))
@@ -94,11 +94,11 @@ class Head:
         features: (n, n_features), raw; scores: (n,), in score points; out: an array to fill instead of a new one.
         """
         rows = np.empty((len(features), self.n_features + 2), dtype=self.dtype) if out is None else out
-        scaled = rows[:, : self.n_features]
-        scaled[...] = features
+        scaled = np.array(features, dtype=self.dtype)
         with np.errstate(over="ignore"):  # the largest float32 features give infinity, which a fresh head's Clip takes
             for operation in self._scaling:
                 operation(scaled)
+        rows[:, : self.n_features] = scaled
         rows[:, -2] = 1
         rows[:, -1] = scores
         self._in_units_of_loss(rows[:, -1])
@@ -167,14 +167,45 @@ class Head:
         return work
 
 
+def _scaling(steps: tuple[Step, ...], n_features: int, dtype: type[np.floating[Any]]) -> list[Callable[[Array], Any]]:
+    """Steps in front of the first trained layer as functions that change rows (n, n_features) in place.
+
+    A chain of constants and clips (a base model's scaling, a fresh head's clip, the units of conditioning) is always
+    clip((x − centre) · factor, low, high): two or four passes over the rows instead of one a step.
+    """
+    centre, factor = np.zeros(n_features), np.ones(n_features)
+    low, high = np.full(n_features, -np.inf), np.full(n_features, np.inf)
+    with np.errstate(all="ignore"):
+        for step in steps:
+            if isinstance(step, Clip):
+                low, high = (np.clip(bound, step.low, step.high) for bound in (low, high))
+            elif isinstance(step, Elementwise):
+                function, value = _UFUNCS[step.operator], step.value.astype(np.float64)
+                if step.operator in ("Mul", "Div"):
+                    factor = function(factor, value)
+                else:
+                    centre = centre + (value if step.operator == "Sub" else -value) / factor
+                low, high = function(low, value), function(high, value)
+        chain = [array.astype(dtype) for array in (centre, factor)]
+    regular = np.isfinite(chain).all() and (chain[1] > 0).all() and not np.isnan([low, high]).any()
+    if not steps or not regular or any(isinstance(step, Activation) for step in steps):
+        return [_in_place(step, dtype) for step in steps]
+    operations = [(np.subtract, centre), (np.multiply, factor)]
+    operations += [(f, bound) for f, bound in ((np.maximum, low), (np.minimum, high)) if np.isfinite(bound).any()]
+    return [_with_constant(function, value.astype(dtype)) for function, value in operations]
+
+
+def _with_constant(function: np.ufunc, value: Array) -> Callable[[Array], Any]:
+    return lambda x: function(x, value, out=x)
+
+
 def _in_place(step: Step, dtype: type[np.floating[Any]]) -> Callable[[Array], Any]:
     """A step without parameters as a function that changes an array in place."""
     if isinstance(step, Elementwise):
-        function, value = _UFUNCS[step.operator], step.value.astype(dtype)
-        return lambda x: function(x, value, out=x)
+        return _with_constant(_UFUNCS[step.operator], step.value.astype(dtype))
     if isinstance(step, Clip):
-        low, high = dtype(step.low), dtype(step.high)
-        return lambda x: np.clip(x, low, high, out=x)
+        low, high = (np.array(bound, dtype=dtype) for bound in (step.low, step.high))
+        return lambda x: np.minimum(np.maximum(x, low, out=x), high, out=x)
     assert isinstance(step, Activation)
     return lambda x: np.copyto(x, activate(step, x))
 

