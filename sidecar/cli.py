@@ -370,6 +370,43 @@ def promote_command(version: int, checkpoint_dir: Path, state_dir: Path | None, 
         click.echo(f"stable.onnx is {checkpoint.name}")
 
 
+@cli.command("forget")
+@click.argument("groups", nargs=-1, required=True, metavar="GROUP...")
+@click.option(
+    "--checkpoint-dir",
+    type=click.Path(path_type=Path),
+    envvar="VMAFX_SIDECAR_CHECKPOINT_DIR",
+    default=Settings.checkpoint_dir,
+    show_default=True,
+)
+@click.option("--state-dir", type=click.Path(path_type=Path), envvar="VMAFX_SIDECAR_STATE_DIR")
+@_json_option
+def forget_command(groups: tuple[str, ...], checkpoint_dir: Path, state_dir: Path | None, as_json: bool) -> None:
+    """Remove every recorded pair of a GROUP for good, while the sidecar is stopped.
+
+    Of pairs without a group, GROUP is the job_id. The next start trains on what is left, as if the pairs had never come.
+    Checkpoints that were published before stay as they are: those that learned from the pairs are named.
+
+    \b
+    Example:
+      vmafx-sidecar forget clip-7-crf-23 --checkpoint-dir checkpoints
+    """
+    from sidecar.forget import forget
+
+    forgotten = forget(groups, state_dir or checkpoint_dir / "state", checkpoint_dir)
+    if as_json:
+        _print_json(dataclasses.asdict(forgotten))
+        return
+    for group, count in forgotten.pairs.items():
+        click.echo(f"{group}: {count:,} pairs removed")
+    if forgotten.anchor:
+        click.echo(f"{forgotten.anchor} of them from the anchor of the stability gate too")
+    if forgotten.first is not None:
+        click.echo(f"the next start trains again on what is left, from position {forgotten.from_position:,}")
+    if forgotten.checkpoints:
+        click.echo(f"learned from them, and cannot be made again from the journal: {', '.join(forgotten.checkpoints)}")
+
+
 @cli.command("replay")
 @_pairs_argument
 @click.option(

@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, cast
 
@@ -83,7 +83,7 @@ def read_journal(state_directory: Path, start: int = 0) -> Iterator[Entry]:
         if end is not None and end <= start:
             continue
         position = first_position(segment)
-        for line in _lines(segment):
+        for line in segment_lines(segment):
             run = None
             if line.startswith(b"#"):
                 if line.startswith(RUN):
@@ -113,7 +113,7 @@ def _run_record(segment: Path, position: int, line: bytes) -> dict[str, Any]:
     return cast(dict[str, Any], run)
 
 
-def _lines(segment: Path) -> Iterator[bytes]:
+def segment_lines(segment: Path) -> Iterator[bytes]:
     """Whole lines without their newline; what follows the last newline is left out."""
     rest = b""
     try:
@@ -167,7 +167,7 @@ class Journal:
 
     def _open_last(self, segment: Path) -> None:
         self.position = first_position(segment)
-        for line in _lines(segment):
+        for line in segment_lines(segment):
             if line.startswith(RUN):
                 self.last_run = line + b"\n"
             else:
@@ -359,16 +359,30 @@ def compress_closed(state_directory: Path) -> None:
     """Gzip all segments but the last. Takes long; safe beside a `Journal` that is written to. Raises OSError."""
     for segment in journal_segments(state_directory)[:-1]:
         if segment.suffix != ".gz":
-            zipped, temporary = Path(f"{segment}.gz"), Path(f"{segment}.gz.tmp")
-            with segment.open("rb") as plain, temporary.open("wb") as raw:
-                with gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=_GZIP_LEVEL, filename="", mtime=0) as stream:
-                    shutil.copyfileobj(plain, stream, _READ_BYTES)
-                raw.flush()
-                os.fsync(raw.fileno())
-            shutil.copystat(segment, temporary)
-            os.replace(temporary, zipped)
-            sync_directory(segment.parent)
+            with segment.open("rb") as plain:
+                write_segment(Path(f"{segment}.gz"), iter(lambda: plain.read(_READ_BYTES), b""), like=segment)
             segment.unlink()
+
+
+def write_segment(path: Path, pieces: Iterable[bytes], like: Path) -> None:
+    """Write a segment, gzipped where its name says so, whole or not at all. like: whose times it gets, by which retention goes.
+
+    Raises OSError.
+    """
+    temporary = Path(f"{path}.tmp")
+    with temporary.open("wb") as raw:
+        with _gzipped(raw) if path.suffix == ".gz" else contextlib.nullcontext(raw) as stream:
+            for piece in pieces:
+                stream.write(piece)
+        raw.flush()
+        os.fsync(raw.fileno())
+    shutil.copystat(like, temporary)
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def _gzipped(raw: IO[bytes]) -> gzip.GzipFile:
+    return gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=_GZIP_LEVEL, filename="", mtime=0)
 
 
 def prune(state_directory: Path, needed_from: int, oldest: float, max_bytes: int) -> list[Path]:
