@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 
 from onnx_builder import Activation, Clip, Dense, Elementwise, Network
+from onnx_builder.write import to_bytes
+from sidecar.learning.recipe import Recipe, fit
 from sidecar.recorded import RecordedPairs, read_pairs
+from tests.running import Sidecar
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "recorded-80.jsonl.gz"
@@ -26,6 +29,43 @@ SHARED = ROOT.parent / "shared"
 def example() -> RecordedPairs:
     """2,496 real pairs of 80 features, from eight sources."""
     return read_pairs([EXAMPLE], group_by="source")
+
+
+@pytest.fixture(scope="session")
+def lines(example: RecordedPairs) -> list[bytes]:
+    """The same pairs as request lines, in groups of twelve."""
+    return [
+        json.dumps({"job_id": f"j{i}", "group": f"g{i // 12}", "features": x, "true_score": y}).encode()
+        for i, (x, y) in enumerate(zip(example.features.tolist(), example.true_score.tolist(), strict=True))
+    ]
+
+
+@pytest.fixture(scope="session")
+def base(example: RecordedPairs) -> Network:
+    """A head that has seen the first hundred pairs."""
+    return fit(example.features, example.true_score, np.arange(100), Recipe(epochs=5)).ema.network()
+
+
+@pytest.fixture(scope="session")
+def base_path(base: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "base.onnx"
+    path.write_bytes(to_bytes(base))
+    return path
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Sidecar]]:
+    """Starts sidecars in a directory, with settings by name, and ends those that a test leaves running."""
+    started: list[Sidecar] = []
+
+    def start(directory: Path = tmp_path, **settings: Any) -> Sidecar:
+        directory.mkdir(exist_ok=True)
+        started.append(Sidecar(directory, **settings))
+        return started[-1]
+
+    yield start
+    for sidecar in started:
+        sidecar.end()
 
 
 @pytest.fixture

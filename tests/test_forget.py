@@ -14,17 +14,11 @@ from sidecar.anchor import read_anchor, write_anchor
 from sidecar.forget import forget
 from sidecar.journal import JournalError, compress_closed, journal_segments, read_journal
 from sidecar.learner import Run
-from sidecar.learning.recipe import Recipe, fit
 from sidecar.online import OnlineTraining
 from sidecar.rebuild import StateError, digest_of
 from sidecar.snapshot import snapshots
 from sidecar.trainer import TrainingSettings
 from tests.conftest import run
-
-
-@pytest.fixture(scope="module")
-def base(example):
-    return fit(example.features, example.true_score, np.arange(100), Recipe(epochs=5)).ema.network()
 
 
 @pytest.fixture(scope="module")

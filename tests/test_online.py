@@ -24,21 +24,8 @@ SETTINGS = TrainingSettings(replay_capacity=300)
 
 
 @pytest.fixture(scope="module")
-def base(example):
-    return fit(example.features, example.true_score, np.arange(100), Recipe(epochs=5)).ema.network()
-
-
-@pytest.fixture(scope="module")
 def run(base):
     return Run(80, SETTINGS, 0.1, digest_of(base))
-
-
-@pytest.fixture(scope="module")
-def lines(example):
-    return [
-        json.dumps({"job_id": f"j{i}", "group": f"g{i // 12}", "features": x, "true_score": y}).encode()
-        for i, (x, y) in enumerate(zip(example.features.tolist(), example.true_score.tolist(), strict=True))
-    ]
 
 
 @pytest.fixture

@@ -13,109 +13,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from onnx_builder.write import to_bytes
 from sidecar.checkpoints import STABLE, checkpoints, linked
 from sidecar.journal import read_journal
-from sidecar.learning.recipe import Recipe, fit
 from tests.conftest import run
-
-PATIENCE_S = 60
-
-
-@pytest.fixture(scope="module")
-def lines(example):
-    return [
-        json.dumps({"job_id": f"j{i}", "group": f"g{i // 12}", "features": x, "true_score": y}).encode()
-        for i, (x, y) in enumerate(zip(example.features.tolist(), example.true_score.tolist(), strict=True))
-    ]
-
-
-@pytest.fixture(scope="module")
-def base_path(example, tmp_path_factory):
-    network = fit(example.features, example.true_score, np.arange(100), Recipe(epochs=5)).ema.network()
-    path = tmp_path_factory.mktemp("base") / "base.onnx"
-    path.write_bytes(to_bytes(network))
-    return path
-
-
-class Sidecar:
-    """A running `serve`, and a client of it."""
-
-    def __init__(self, directory: Path, **settings: object) -> None:
-        self.directory, self.socket_path, self.log = directory, directory / "s.sock", directory / "log"
-        self.checkpoint_dir = directory / "checkpoints"
-        options = {"socket": self.socket_path, "checkpoint_dir": self.checkpoint_dir, "http": "", **settings}
-        arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "sidecar", "serve", *arguments], stderr=log)
-        self.client: socket.socket | None = None
-        self.unread = b""
-
-    def connect(self) -> Sidecar:
-        if self.client is not None:
-            self.client.close()
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            self.client = socket.socket(socket.AF_UNIX)
-            self.client.settimeout(PATIENCE_S)
-            try:
-                self.client.connect(str(self.socket_path))
-            except OSError:
-                self.client.close()
-                assert self.process.poll() is None, self.log.read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            else:
-                return self
-
-    def send(self, lines: list[bytes]) -> list[dict]:
-        """The answers to lines, sent without waiting."""
-        self.client.sendall(b"".join(line + b"\n" for line in lines))
-        return self.answers(len(lines))
-
-    def answers(self, count: int) -> list[dict]:
-        while self.unread.count(b"\n") < count:
-            data = self.client.recv(1 << 16)
-            assert data, self.log.read_text()
-            self.unread += data
-        *lines, self.unread = self.unread.split(b"\n")
-        assert len(lines) == count
-        return [json.loads(line) for line in lines]
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        if self.client is not None:
-            self.client.close()
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE_S)
-
-
-@pytest.fixture
-def serve(tmp_path):
-    started = []
-
-    def start(directory=tmp_path, **settings):
-        directory.mkdir(exist_ok=True)
-        started.append(Sidecar(directory, **settings))
-        return started[-1]
-
-    yield start
-    for sidecar in started:
-        if sidecar.client is not None:
-            sidecar.client.close()
-        if sidecar.process.poll() is None:
-            sidecar.process.kill()
-            sidecar.process.wait()
-
-
-def journalled(directory):
-    return [entry.line for entry in read_journal(directory / "checkpoints" / "state") if entry.run is None]
-
-
-def published(directory):
-    return [checkpoint.model.read_bytes() for checkpoint in checkpoints(directory / "checkpoints")]
+from tests.running import PATIENCE_S, journalled
 
 
 def test_it_answers_trains_and_publishes_at_shutdown(serve, base_path, lines, tmp_path):
@@ -129,7 +32,7 @@ def test_it_answers_trains_and_publishes_at_shutdown(serve, base_path, lines, tm
     assert journalled(tmp_path) == lines[:300]
     assert run("verify", tmp_path / "checkpoints").returncode == 0
     about = json.loads((tmp_path / "checkpoints" / "model_v000001.json").read_text())
-    assert about["journal"] == {"first": 0, "last": 299}
+    assert about["journal"] == {"directory": str(tmp_path / "checkpoints" / "state"), "first": 0, "last": 299}
     assert about["base_model"]["path"] == str(base_path)
     assert about["step"] == answers[-1]["step"]
 
@@ -158,65 +61,6 @@ def test_sigusr1_publishes_now_and_the_next_answer_says_so(serve, base_path, lin
     assert "checkpoint" not in sidecar.send([lines[-1]])[0]
     assert linked(tmp_path / "checkpoints", STABLE).model == model
     assert sidecar.stop() == 0
-
-
-@pytest.mark.parametrize("with_base", [True, False])
-def test_killed_at_random_moments_it_ends_where_it_would_have_ended(serve, base_path, lines, tmp_path, with_base):
-    settings = {"base_model": base_path if with_base else tmp_path / "none.onnx", "snapshot_interval": 0.05, "min_samples": 50}
-    settings["checkpoint_interval"] = 0.1
-    whole = serve(tmp_path / "whole", **settings, socket=tmp_path / "w.sock")
-    whole.socket_path = tmp_path / "w.sock"
-    whole.connect().send(lines)
-    assert whole.stop() == 0
-
-    chance, answered, kills = random.Random(5), 0, 0
-    while answered < len(lines):
-        sidecar = serve(tmp_path / "killed", **settings).connect()
-        stop = len(lines) if kills == 12 else min(len(lines), answered + chance.randrange(50, 400))
-        while answered < stop:
-            size = min(chance.randrange(1, 64), stop - answered)
-            answers = sidecar.send(lines[answered : answered + size])
-            assert all(answer["ok"] for answer in answers)
-            answered += size
-        if answered == len(lines):
-            assert sidecar.stop() == 0
-            break
-        # In mid-line, in a checkpoint, in a snapshot: some bytes are on their way, and no answer is waited for.
-        cut = lines[answered] + b"\n" + lines[answered + 1][: chance.randrange(len(lines[0]))]
-        sidecar.client.sendall(cut[: chance.randrange(len(cut))])
-        time.sleep(chance.random() * 0.15)
-        assert sidecar.stop(signal.SIGKILL) == -signal.SIGKILL
-        kills += 1
-    assert kills > 5
-    assert journalled(tmp_path / "killed") == lines
-    assert published(tmp_path / "killed")[-1] == published(tmp_path / "whole")[-1]
-    state = tmp_path / "killed" / "checkpoints" / "state"
-    for checkpoint in checkpoints(tmp_path / "killed" / "checkpoints")[-3:]:
-        last = json.loads(checkpoint.description.read_text())["journal"]["last"]
-        again = run("train-offline", "--stream", state, "--until", last, "--output", tmp_path / "again", "--json")
-        assert Path(json.loads(again.stdout)["checkpoint"]).read_bytes() == checkpoint.model.read_bytes()
-    versions = [checkpoint.version for checkpoint in checkpoints(tmp_path / "killed" / "checkpoints")]
-    assert versions == sorted(set(versions))
-    for checkpoint in checkpoints(tmp_path / "killed" / "checkpoints"):
-        assert checkpoint.digest.is_file()
-        assert checkpoint.description.is_file()
-    assert run("verify", tmp_path / "killed" / "checkpoints").returncode == 0
-
-
-def test_four_connections_are_journalled_in_one_order(serve, base_path, lines, tmp_path):
-    sidecar = serve(base_model=base_path).connect()
-    clients = [socket.socket(socket.AF_UNIX) for _ in range(4)]
-    for number, client in enumerate(clients):
-        client.connect(str(sidecar.socket_path))
-        client.sendall(b"".join(line + b"\n" for line in lines[number:400:4]))
-    for client in clients:
-        received = b""
-        while received.count(b"\n") < 100:
-            received += client.recv(1 << 16)
-        assert received.count(b'"ok":true') == 100
-        client.close()
-    assert sidecar.stop() == 0
-    assert sorted(journalled(tmp_path)) == sorted(lines[:400])
 
 
 @pytest.mark.parametrize("content", ["junk", None])

@@ -1,0 +1,83 @@
+"""A running `serve` process for tests, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sidecar.checkpoints import checkpoints
+from sidecar.journal import read_journal
+
+PATIENCE_S = 60
+
+
+class Sidecar:
+    """A running `serve`, and a client of it."""
+
+    def __init__(self, directory: Path, **settings: object) -> None:
+        self.directory, self.socket_path, self.log = directory, directory / "s.sock", directory / "log"
+        self.checkpoint_dir = directory / "checkpoints"
+        options = {"socket": self.socket_path, "checkpoint_dir": self.checkpoint_dir, "http": "", **settings}
+        arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen([sys.executable, "-m", "sidecar", "serve", *arguments], stderr=log)
+        self.client: socket.socket | None = None
+        self.unread = b""
+
+    def connect(self) -> Sidecar:
+        if self.client is not None:
+            self.client.close()
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            self.client = socket.socket(socket.AF_UNIX)
+            self.client.settimeout(PATIENCE_S)
+            try:
+                self.client.connect(str(self.socket_path))
+            except OSError:
+                self.client.close()
+                assert self.process.poll() is None, self.log.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            else:
+                return self
+
+    def send(self, lines: list[bytes]) -> list[dict]:
+        """The answers to lines, sent without waiting."""
+        self.client.sendall(b"".join(line + b"\n" for line in lines))
+        return self.answers(len(lines))
+
+    def answers(self, count: int) -> list[dict]:
+        while self.unread.count(b"\n") < count:
+            data = self.client.recv(1 << 16)
+            assert data, self.log.read_text()
+            self.unread += data
+        *lines, self.unread = self.unread.split(b"\n")
+        assert len(lines) == count
+        return [json.loads(line) for line in lines]
+
+    def end(self) -> None:
+        """Leave nothing of it behind, however it stands."""
+        if self.client is not None:
+            self.client.close()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        if self.client is not None:
+            self.client.close()
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+
+def journalled(directory):
+    return [entry.line for entry in read_journal(directory / "checkpoints" / "state") if entry.run is None]
+
+
+def published(directory):
+    return [checkpoint.model.read_bytes() for checkpoint in checkpoints(directory / "checkpoints")]
