@@ -30,7 +30,7 @@ from sidecar.scores import plcc, rmse
 from sidecar.trainer import Trainer, TrainingSettings
 
 HOLDOUT, STREAM = 0.05, 0.9
-RECOMMENDED = TrainingSettings(learning_rate=2e-4, steps_per_batch=16)
+RECOMMENDED = TrainingSettings(learning_rate=2e-4, steps_per_batch=16, warmup_steps=400)
 MODELS = [
     ("vmaf_tiny_v1", 6, "none"),
     ("vmaf_tiny_v2", 6, "none"),

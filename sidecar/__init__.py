@@ -8,6 +8,8 @@ if TYPE_CHECKING:
 
 # One BLAS thread is faster at the size of a head's matrices, and sums in one order. Must be set before numpy loads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# onnxruntime's wheels send usage figures to their makers unless told not to, and a sidecar speaks to nobody.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

@@ -23,6 +23,7 @@ from sidecar.learning.optimizer import Adam, Optimizer, Sgd, clip_gradient, warm
 from sidecar.learning.polyak import PolyakAverage
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.replay import ReplayBuffer
+from sidecar.scores import rmse
 
 FIRST_PAIRS = 256
 """A fresh head is fitted to so many first pairs; the units of a base model are final once so many have trained."""
@@ -33,6 +34,12 @@ RATE_UNIT = 100.0
 """The learning rate that is set is multiplied by this: 1e-4 is 0.01 in the units that the head trains in (see
 `learning/conditioning.py`). Measured in `benchmarks/fine_tuning.py`: half of it learns slower from every base model, with
 twice as much the live weights are less steady."""
+
+
+FAR_OFF = 0.1
+"""A base model whose error on its first pairs is this share of the range of scores (10 points of 100), or more, has little to
+lose: its learning rate is not warmed up. A better one's warm-up starts at a share of the rate, in proportion. Measured in
+`benchmarks/online_learning.py`: else fr_regressor_v3, 19 points off, spends its first thousand pairs on the warm-up."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ class Trainer:
     the units of the base. replay: a row is a pair as it came (features, score). trained: pairs that have trained.
     prequential: what `ema` made of the last 1000 of them before they trained, and their scores. drift: of their features from
     what the base model's own scaling expects, where it has one, else from the first ones; None before there are any.
+    warmup_start: the share of the learning rate that warm-up begins with, None before a base model's first group.
     step: steps run; skipped_steps: those left out because a number would not have been finite after them.
     """
 
@@ -96,6 +104,7 @@ class Trainer:
         self.live: Head | None = None
         self.ema: Head | None = None
         self.step = self.skipped_steps = self.trained = 0
+        self.warmup_start: float | None = 0.0 if base is None else None
         self.replay = ReplayBuffer(settings.replay_capacity, n_features + 1)
         self.prequential = ReplayBuffer(PREQUENTIAL_PAIRS, 2)
         self.drift: FeatureDrift | None = None
@@ -160,6 +169,8 @@ class Trainer:
                 "average_steps": np.array(self._average.steps),
                 **self._optimizer.state(),
             }
+        if self.warmup_start is not None:
+            state["warmup_start"] = np.array(self.warmup_start)
         if self._conditioning is not None:
             state |= self._conditioning.state()
         if self.drift is not None:
@@ -185,6 +196,7 @@ class Trainer:
             trainer._new = trainer._room_for(settings.new_pairs)
         if "places" in state:
             trainer._conditioning = Conditioning.from_state(state)
+        trainer.warmup_start = float(state["warmup_start"]) if "warmup_start" in state else None
         if "drift" in state:
             trainer.drift, trainer._drift_is_measured = FeatureDrift.from_state(state), bool(state["drift_is_measured"])
         trainer._waiting, trainer.trained, trainer.step, trainer.skipped_steps, added = state["counts"].tolist()
@@ -293,6 +305,8 @@ class Trainer:
         predicted = np.empty((len(new), 2), dtype=np.float32)
         predicted[:, 0], predicted[:, 1] = self.ema.predict_rows(rows), new[:, self.n_features]
         self.prequential.add(predicted)
+        if self.warmup_start is None:
+            self.warmup_start = self._how_far_off(predicted)
         before = head.parameters.copy(), self._average.parameters.copy(), self._average.steps, self._optimizer.state()
         first_step, skipped = self.step, self.skipped_steps
 
@@ -314,12 +328,18 @@ class Trainer:
             self.skipped_steps = skipped + self.step - first_step
         return loss
 
+    def _how_far_off(self, predicted: Array) -> float:
+        """From 0 to 1, of predictions and true scores (n, 2)."""
+        off = rmse(predicted[:, 0], predicted[:, 1]) / (FAR_OFF * (self.settings.score_max - self.settings.score_min))
+        return min(1.0, off) if math.isfinite(off) else 1.0
+
     def _step(self, head: Head, batch: Array) -> float:
         """One gradient step, unless its gradient is not finite; gives the loss before it, in score points squared."""
         settings = self.settings
         loss = head.loss_and_gradient(batch)
         if clip_gradient(head.gradient, settings.max_grad_norm) < math.inf:
-            self._optimizer.step(warmed_up(RATE_UNIT * settings.learning_rate, self.step, settings.warmup_steps))
+            peak = RATE_UNIT * settings.learning_rate
+            self._optimizer.step(warmed_up(peak, self.step, settings.warmup_steps, self.warmup_start or 0.0))
             self._average.update()
         else:
             self.skipped_steps += 1

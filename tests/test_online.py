@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import sidecar.journal as journal_module
-from sidecar.journal import journal_segments, read_journal
+import sidecar.online as online_module
+import sidecar.trainer as trainer_module
+from sidecar.journal import JournalError, journal_segments, read_journal
 from sidecar.learner import Run
-from sidecar.learning.recipe import Recipe, fit
+from sidecar.learning.recipe import Recipe, TrainingError, fit
 from sidecar.online import OnlineTraining
 from sidecar.rebuild import StateError, digest_of
 from sidecar.snapshot import snapshots
@@ -275,3 +279,120 @@ def test_pairs_recorded_without_training_know_duplicates_and_train_under_the_fir
     changed = replace(run, settings=replace(SETTINGS, learning_rate=1e-3))
     later = start(tmp_path, changed, base)
     assert np.array_equal(later.learner.trainer.ema.parameters, good.learner.trainer.ema.parameters)
+
+
+def test_a_fresh_head_is_fitted_on_the_worker_while_pairs_are_journalled_and_answered(tmp_path, run, lines, start):
+    run = replace(run, base=None)
+    with ThreadPoolExecutor(1) as worker:
+        hold = threading.Event()
+        worker.submit(hold.wait)  # so that the fit cannot begin
+        online = start(tmp_path / "worker", run, None, "everysec", True, worker)
+        answers = []
+        for at in range(0, 700, 50):
+            answers += said(online.accept(lines[at : at + 50]))
+        assert online.busy
+        assert online.snapshot() is None
+        assert [(answer["ok"], answer["step"], answer["trained"]) for answer in answers] == [(True, 0, False)] * 700
+        assert online.journal.position == 700
+        assert online.behind > 400
+        hold.set()
+        while online.behind:
+            online.catch_up()
+    assert not online.busy
+    at_once = start(tmp_path / "at once", run)
+    at_once.accept(lines[:700])
+    assert_same_state(online, at_once)
+    assert said(online.accept(lines[700:720]))[-1]["step"] == online.learner.trainer.step > 0
+    assert_same_counts(online, at_once, 20)
+
+
+def assert_same_counts(one, other, more):
+    assert one.counts.accepted == other.counts.accepted + more
+    assert one.counts.held_out >= other.counts.held_out > 0
+
+
+def test_pairs_that_wait_for_a_fit_are_bounded(tmp_path, run, lines, start, monkeypatch):
+    monkeypatch.setattr(online_module, "_MOST_BEHIND", 300)
+    with ThreadPoolExecutor(1) as worker:
+        online = start(tmp_path, replace(run, base=None), None, "everysec", True, worker)
+        for at in range(0, 1000, 100):
+            online.accept(lines[at : at + 100])
+            assert online.behind <= 300
+        online.wait()
+        assert online.behind == 0
+        assert online.learner.position == 1000
+
+
+def test_a_fit_that_fails_leaves_it_recording(tmp_path, run, lines, start, monkeypatch):
+    def diverges(*arguments):
+        raise TrainingError("training diverged at step 1")
+
+    run = replace(run, base=None)
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as worker:
+        patch.setattr(trainer_module, "fit", diverges)
+        online = start(tmp_path, run, None, "everysec", True, worker)
+        online.accept(lines[:400])
+        online.wait()
+        assert online.failed == "a fresh head could not be fitted to its first pairs: training diverged at step 1"
+        assert [answer["ok"] for answer in said(online.accept(lines[400:500]))] == [True] * 100
+        assert online.snapshot() is None
+        online.close()
+        online = start(tmp_path, run, None, "everysec", True, worker)
+        assert online.failed
+        online.close()
+    online = start(tmp_path, run)
+    assert not online.failed
+    assert online.recovered == 500
+
+
+def test_a_damaged_line_stops_the_start_with_its_position_and_what_to_do(tmp_path, run, base, lines, start):
+    online = start(tmp_path, run, base)
+    online.accept(lines[:60])
+    online.close()
+    path = journal_segments(tmp_path)[0]
+    path.write_bytes(path.read_bytes().replace(lines[33], lines[33].replace(b"[", b"(")))
+    with pytest.raises(JournalError, match=r"the pair at position 33 is damaged: not JSON.*move the state directory away"):
+        start(tmp_path, run, base)
+
+
+def test_where_all_snapshots_are_damaged_and_the_beginning_is_gone_it_begins_anew(tmp_path, run, base, lines, start, caplog):
+    online = start(tmp_path, run, base)
+    online.accept(lines[:100])
+    online.journal.roll()
+    online.accept(lines[100:300])
+    online.snapshot()()
+    online.close()
+    journal_segments(tmp_path)[0].unlink()
+    for _, path in snapshots(tmp_path):
+        path.write_bytes(b"junk")
+    again = start(tmp_path, run, base)
+    assert (again.recovered, again.learner.first, again.learner.position) == (200, 100, 300)
+    assert "training begins anew with position 100, the first that retention kept" in caplog.text
+
+
+def test_another_processor_is_told(tmp_path, run, base, lines, start, caplog):
+    online = start(tmp_path, replace(run, kernel="numpy 9 on a toaster"), base)
+    online.accept(lines[:50])
+    online.close()
+    start(tmp_path, replace(run, kernel="numpy 10"), base).close()
+    assert "the state comes from numpy 9 on a toaster; on numpy 10 its last bits may differ" in caplog.text
+
+
+def test_recovery_tells_of_its_progress(tmp_path, run, base, lines, start):
+    online = start(tmp_path, run, base)
+    online.accept(lines[:1000])
+    online.close()
+    told = []
+    start(tmp_path, run, base, "everysec", True, None, told.append).close()
+    assert sum(told) == 1000
+    assert len(told) > 3
+
+
+def test_a_snapshot_that_failed_is_written_again(tmp_path, run, base, lines, start):
+    online = start(tmp_path, run, base)
+    online.accept(lines[:50])
+    assert online.snapshot() is not None
+    assert online.snapshot() is None
+    online.snapshot_failed()
+    online.snapshot()()
+    assert snapshots(tmp_path)[0][0] == 50

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnx_builder import Activation, Dense, Network
+from onnx_builder import Activation, Dense, Elementwise, Network
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.scores import rmse
 from sidecar.trainer import FIRST_PAIRS, Trainer, TrainingSettings
@@ -122,6 +122,28 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(example, ba
     trainer.add(example.features[:16], example.true_score[:16])
     assert trainer.skipped_steps == 4
     assert np.array_equal(trainer.live.parameters, before)
+
+
+@pytest.mark.parametrize(("optimizer", "weight_decay"), [("sgd", 1e30), ("sgd", 0), ("adam", 0)])
+def test_steps_that_would_make_a_weight_infinite_are_left_out_and_counted(example, base, optimizer, weight_decay):
+    settings = replace(SETTINGS, optimizer=optimizer, weight_decay=weight_decay, learning_rate=1e35)
+    trainer, _ = trained(example, settings, base, count=64)
+    assert np.isfinite(trainer.live.parameters).all()
+    assert np.isfinite(trainer.ema.parameters).all()
+    assert trainer.skipped_steps == trainer.step == 16
+
+
+def test_a_base_far_off_is_not_warmed_up_and_a_good_one_is(example, base):
+    far = replace(base, steps=(*base.steps[:-1], Elementwise("Sub", np.asarray(50, dtype=np.float32))))
+    shares = {}
+    for name, each in {"good": base, "far": far, "fresh": None}.items():
+        trainer, _ = trained(example, SETTINGS, each, count=320)
+        shares[name] = trainer.warmup_start
+        assert Trainer.from_state(80, SETTINGS, trainer.state()).warmup_start == trainer.warmup_start
+    error = base.forward(example.features[256:272]) - example.true_score[256:272]
+    assert shares["good"] == pytest.approx(np.sqrt(np.mean(error**2)) / 10, rel=1e-3)
+    assert shares["far"] == 1
+    assert shares["fresh"] == 0
 
 
 def test_new_pairs_are_predicted_before_they_train(example, base):

@@ -127,9 +127,9 @@ class Adam:
 Optimizer = Sgd | Adam
 
 
-def warmed_up(peak: float, step: int, warmup_steps: int) -> float:
-    """Learning rate of step 0, 1, …: linear from peak / warmup_steps to `peak`, then constant."""
-    return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
+def warmed_up(peak: float, step: int, warmup_steps: int, start: float = 0.0) -> float:
+    """Learning rate of step 0, 1, …: linear from a share of the peak, `start`, to all of it in warmup_steps, then constant."""
+    return peak * min(1.0, start + (1 - start) * (step + 1) / warmup_steps) if warmup_steps else peak
 
 
 def cosine_decay(step: int, total_steps: int) -> float:
