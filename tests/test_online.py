@@ -296,8 +296,7 @@ def test_a_fresh_head_is_fitted_on_the_worker_while_pairs_are_journalled_and_ans
         assert online.journal.position == 700
         assert online.behind > 400
         hold.set()
-        while online.behind:
-            online.catch_up()
+        online.wait()
     assert not online.busy
     at_once = start(tmp_path / "at once", run)
     at_once.accept(lines[:700])
