@@ -1,9 +1,10 @@
 """Sizes of an image, or of a tree of Python packages beside it: `measure.py IMAGE` or `measure.py DIRECTORY`.
 
-IMAGE: a directory in OCI layout, as `buildah push NAME oci:DIRECTORY` makes. The last layer is the application's, those below it
-are the base's. Sizes in MB of 1,000,000 bytes: of the layers' tar files, and of the same compressed: of a whole layer as it was
-pushed, of a part of it with zlib's level 6. DIRECTORY is measured as if it were in a layer. Exit code 1 where an image is larger
-than LIMITS.
+IMAGE: a directory in OCI layout, as `buildah push NAME oci:DIRECTORY` makes. The last layer is the application's, those below
+it are the base's. DIRECTORY is measured as if it were in a layer.
+
+Sizes are in MB of 1,000,000 bytes: of the layers' tar files and, compressed, of the layers as they were pushed; packages are
+compressed one by one with zlib's level 6. Exit code 1 where an image is larger than LIMITS.
 """
 
 from __future__ import annotations
