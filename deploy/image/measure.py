@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Sizes of an image, or of a tree of Python packages beside it: `measure.py IMAGE` or `measure.py DIRECTORY`.
 
 IMAGE: a directory in OCI layout, as `buildah push NAME oci:DIRECTORY` makes. The last layer is the application's, those below

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Tries an image: `smoke.py DIRECTORY RUN...`, where RUN and a command run that command in the image.
 
 RUN mounts DIRECTORY at /mnt/vmafx-models, shares the host's network, and makes all but that and /tmp read-only:
