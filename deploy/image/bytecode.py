@@ -1,0 +1,55 @@
+"""Compiles the image's bytecode: `bytecode.py OUT BASE`.
+
+OUT: the tree that is laid over the base image, with the packages in it. BASE: a copy of the base image's /usr/lib/python3.11,
+at that path below BASE. All packages are compiled, and of the standard library, which the base image has as source alone, the
+modules that the commands import: otherwise each start compiles them, since nothing can be written.
+
+The files hold no times (PEP 552) and are not compared with their sources, which cannot change in an image.
+"""
+
+from __future__ import annotations
+
+import compileall
+import importlib
+import pkgutil
+import py_compile
+import sys
+import sysconfig
+from pathlib import Path
+
+MODE = py_compile.PycInvalidationMode.UNCHECKED_HASH
+STANDARD_LIBRARY = "usr/lib/python3.11"
+
+
+def main(out: Path, base: Path) -> None:
+    if sys.version_info[:2] != (3, 11):
+        sys.exit(f"Python of the builder: {sys.version.split()[0]}; expected 3.11, as in the base image")
+    packages = out / "usr/local/lib/python3.11/dist-packages"
+    sys.dont_write_bytecode = True
+    for stale in packages.rglob("*.pyc"):
+        stale.unlink()
+    if not compileall.compile_dir(packages, quiet=1, stripdir=str(out), invalidation_mode=MODE, maxlevels=99):
+        sys.exit(f"{packages}: a module does not compile")
+    for name in sorted(imported_by_the_commands(packages)):
+        source = base / STANDARD_LIBRARY / name
+        if not source.exists():
+            continue  # an extension module, or one of a Python of another patch level
+        compiled = out / STANDARD_LIBRARY / Path(name).parent / "__pycache__" / f"{source.stem}.cpython-311.pyc"
+        compiled.parent.mkdir(parents=True, exist_ok=True)
+        py_compile.compile(str(source), str(compiled), f"/{STANDARD_LIBRARY}/{name}", doraise=True, invalidation_mode=MODE)
+
+
+def imported_by_the_commands(packages: Path) -> set[str]:
+    """Paths of the standard library's modules that are loaded once all of ours are; this also tries what was kept."""
+    sys.path.insert(0, str(packages))
+    for name in ("sidecar", "onnx_builder"):
+        for module in pkgutil.walk_packages(importlib.import_module(name).__path__, name + "."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    library = Path(sysconfig.get_path("stdlib"))
+    files = [Path(path) for module in list(sys.modules.values()) if (path := getattr(module, "__file__", None))]
+    return {str(path.relative_to(library)) for path in files if path.is_relative_to(library) and path.suffix == ".py"}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

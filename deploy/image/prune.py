@@ -1,0 +1,51 @@
+"""Takes out of an installed tree what no command of vmafx-sidecar runs: `prune.py DIRECTORY`, a `pip install --target`.
+
+A pattern that matches nothing stops the build, so that the table follows the packages. What is kept is tried by
+`deploy/image/check`: the packages' own tests run in the finished image.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+NEVER_RUN = {
+    "bin": "commands of the dependencies",
+    "*.dist-info/RECORD": "lists files that are not there any more",
+    "**/*.pyi": "for type checkers",
+    "numpy/**/tests": "tests, as the next one",
+    "numpy/conftest.py": "",
+    "numpy/_core/_simd.*.so": "for numpy's tests of its SIMD code alone",
+    "numpy/_core/include": "for building extension modules, as the next ones",
+    "numpy/_core/lib": "",
+    "numpy/random/lib": "",
+    "numpy/**/*.pxd": "",
+    "numpy/distutils": "",
+    "numpy/f2py": "",
+    "onnx/backend": "tests and their data",
+    "onnx/reference": "an evaluator in Python; onnxruntime and numpy are the evaluators here",
+    "onnx/**/*.cc": "sources of the extension module, as the next ones",
+    "onnx/**/*.h": "",
+    "onnx/**/*.proto": "",
+    "onnxruntime/capi/libonnxruntime.so.*": "for programs in C; the Python module has all of it linked in",
+    "onnxruntime/quantization": "converts models, as the next ones",
+    "onnxruntime/tools": "",
+    "onnxruntime/transformers": "",
+}
+
+
+def prune(tree: Path) -> None:
+    for pattern in NEVER_RUN:
+        found = list(tree.glob(pattern))
+        if not found:
+            sys.exit(f"{tree}: nothing matches {pattern!r}; the package has changed: correct NEVER_RUN in {__file__}")
+        for path in found:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    prune(Path(sys.argv[1]))
