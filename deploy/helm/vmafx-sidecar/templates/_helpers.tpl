@@ -1,0 +1,121 @@
+{{- /* Names, labels, and the settings of the program. */ -}}
+
+{{- /* At most 52 characters: the pods' labels add the 11 of a revision to a StatefulSet's name. */ -}}
+{{- define "vmafx-sidecar.fullname" -}}
+{{- $name := contains .Chart.Name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) -}}
+{{- $name | trunc 52 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "vmafx-sidecar.trainingName" -}}
+{{- .Values.operator.trainingName | default .Release.Name | trunc 49 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "vmafx-sidecar.claim" -}}
+{{- .Values.persistence.models.existingClaim | default (printf "%s-models" (include "vmafx-sidecar.fullname" .)) -}}
+{{- end }}
+
+{{- define "vmafx-sidecar.selectorLabels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "vmafx-sidecar.labels" -}}
+{{ include "vmafx-sidecar.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- /* "true" where the sidecar is to be an init container that goes on running, else "". */ -}}
+{{- define "vmafx-sidecar.native" -}}
+{{- $choice := .Values.sidecar.trainer.nativeSidecar -}}
+{{- if or (eq $choice "always") (and (eq $choice "auto") (semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version)) -}}
+true
+{{- end -}}
+{{- end }}
+
+{{- /* The environment variable of each setting. stateDir has one too; the pod's name is added to it (_pod.tpl). */ -}}
+{{- define "vmafx-sidecar.variables" -}}
+activation: VMAFX_SIDECAR_ACTIVATION
+baseModelPath: VMAFX_BASE_MODEL_PATH
+baseScaler: VMAFX_SIDECAR_BASE_SCALER
+batchSize: VMAFX_SIDECAR_BATCH_SIZE
+checkpointDir: VMAFX_SIDECAR_CHECKPOINT_DIR
+checkpointIntervalSeconds: VMAFX_SIDECAR_CKPT_INTERVAL_S
+cuda: VMAFX_SIDECAR_CUDA
+emaDecay: VMAFX_SIDECAR_EMA_DECAY
+emaWarmup: VMAFX_SIDECAR_EMA_WARMUP
+exportIo: VMAFX_SIDECAR_EXPORT_IO
+hidden: VMAFX_SIDECAR_HIDDEN
+holdoutFraction: VMAFX_SIDECAR_HOLDOUT_FRACTION
+http: VMAFX_SIDECAR_HTTP
+journalFsync: VMAFX_SIDECAR_JOURNAL_FSYNC
+journalMaxBytes: VMAFX_SIDECAR_JOURNAL_MAX_BYTES
+journalRetentionDays: VMAFX_SIDECAR_JOURNAL_RETENTION_DAYS
+keepCheckpoints: VMAFX_SIDECAR_KEEP_CHECKPOINTS
+learningRate: VMAFX_SIDECAR_LR
+logFormat: VMAFX_SIDECAR_LOG_FORMAT
+logLevel: VMAFX_SIDECAR_LOG_LEVEL
+maxGradNorm: VMAFX_SIDECAR_MAX_GRAD_NORM
+minSamplesPerCheckpoint: VMAFX_SIDECAR_MIN_SAMPLES_CKPT
+momentum: VMAFX_SIDECAR_MOMENTUM
+nFeatures: VMAFX_SIDECAR_N_FEATURES
+optimizer: VMAFX_SIDECAR_OPTIMIZER
+replayBufferSize: VMAFX_SIDECAR_REPLAY_CAPACITY
+replayMixRatio: VMAFX_SIDECAR_REPLAY_MIX
+scoreMax: VMAFX_SIDECAR_SCORE_MAX
+scoreMin: VMAFX_SIDECAR_SCORE_MIN
+seed: VMAFX_SIDECAR_SEED
+snapshotIntervalSeconds: VMAFX_SIDECAR_SNAPSHOT_INTERVAL_S
+socketMode: VMAFX_SIDECAR_SOCKET_MODE
+stabilityPlccDelta: VMAFX_SIDECAR_STABILITY_PLCC_DELTA
+stabilityRmseRatio: VMAFX_SIDECAR_STABILITY_RMSE_RATIO
+stepsPerBatch: VMAFX_SIDECAR_STEPS_PER_BATCH
+warmupSteps: VMAFX_SIDECAR_WARMUP_STEPS
+weightDecay: VMAFX_SIDECAR_WEIGHT_DECAY
+{{- end }}
+
+{{- /* The program's defaults of those settings that the chart itself needs to know. */ -}}
+{{- define "vmafx-sidecar.defaults" -}}
+checkpointDir: /mnt/vmafx-models/online
+checkpointIntervalSeconds: "600"
+journalMaxBytes: "10737418240"
+scoreMax: "100"
+scoreMin: "0"
+{{- end }}
+
+{{- /* A value as the text of an environment variable. Numbers as JSON has them: YAML writes 10737418240 as 1.073741824e+10. */ -}}
+{{- define "vmafx-sidecar.text" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end -}}
+{{- end }}
+
+{{- /* (list . "key"): a setting as text, set or not. */ -}}
+{{- define "vmafx-sidecar.setting" -}}
+{{- $trainer := (index . 0).Values.sidecar.trainer -}}
+{{- $key := index . 1 -}}
+{{- if hasKey $trainer $key -}}
+{{- include "vmafx-sidecar.text" (get $trainer $key) -}}
+{{- else -}}
+{{- get (include "vmafx-sidecar.defaults" . | fromYaml) $key -}}
+{{- end -}}
+{{- end }}
+
+{{- define "vmafx-sidecar.port" -}}
+{{- regexFind "[0-9]+$" .Values.sidecar.trainer.http -}}
+{{- end }}
+
+{{- /* What the schema cannot say: one value against another. */ -}}
+{{- define "vmafx-sidecar.check" -}}
+{{- $min := include "vmafx-sidecar.setting" (list . "scoreMin") -}}
+{{- $max := include "vmafx-sidecar.setting" (list . "scoreMax") -}}
+{{- if ge (float64 $min) (float64 $max) -}}
+{{- fail (printf "sidecar.trainer.scoreMin is %s: expected a number under scoreMax, which is %s" $min $max) -}}
+{{- end -}}
+{{- $mount := .Values.persistence.models.mountPath -}}
+{{- range $key := list "checkpointDir" "stateDir" -}}
+{{- $directory := include "vmafx-sidecar.setting" (list $ $key) -}}
+{{- if and $directory (not (hasPrefix (printf "%s/" $mount) $directory)) -}}
+{{- fail (printf "sidecar.trainer.%s is %s: expected a path under persistence.models.mountPath, which is %s; no other is kept" $key $directory $mount) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
