@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.base_model import BaseModel, load_or_fresh
+from sidecar.base_model import BaseModel, load
 from sidecar.checkpointing import Checkpointing
 from sidecar.checkpoints import CheckpointError, check_writable
 from sidecar.connections import MAX_CONNECTIONS, Connections
@@ -165,10 +165,14 @@ class Server:
         settings, last = self._settings, newest_run(self._settings.state)
         base: BaseModel | None = None
         own = settings.base_model.resolve().parent == settings.checkpoint_dir.resolve()
-        goes_on = last is not None and (own or not settings.base_model.exists())
-        if not goes_on:
+        missing = not settings.base_model.exists()
+        goes_on = last is not None and (own or missing)
+        if missing and not (own and goes_on):
+            what = "the state goes on" if goes_on else "a fresh head is fitted to the first pairs"
+            _log.warning("%s=%s: nothing is there; %s", env_of("base_model"), settings.base_model, what)
+        if not goes_on and (not missing or settings.base_model.is_symlink()):  # a link that leads nowhere is a mistake
             try:
-                base = load_or_fresh(
+                base = load(
                     settings.base_model,
                     scaler=settings.base_scaler,
                     export_io=settings.export_io,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import http.client
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -13,10 +16,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sidecar.checkpoints import STABLE, checkpoints, linked
 from sidecar.journal import read_journal
+from sidecar.settings import Settings
 from tests.conftest import run
 from tests.running import PATIENCE_S, journalled
 
@@ -260,3 +265,225 @@ def test_noise_does_not_move_stable_and_promote_does(serve, base_path, lines, tm
     assert damaged.returncode == 2
     assert "is not promoted: digest" in damaged.stderr
     assert linked(checkpoint_dir, STABLE).version == 1
+
+
+def events(sidecar, message=None):
+    """Lines of a JSON log."""
+    lines = [json.loads(line) for line in sidecar.log.read_text().splitlines()]
+    return [line for line in lines if message in (None, line["message"])]
+
+
+def test_the_log_has_a_line_an_event_with_its_figures(serve, base_path, lines, tmp_path):
+    sidecar = serve(base_model=base_path, log_format="json", holdout_fraction=0.2).connect()
+    sidecar.send([*lines[:600], *[b"junk"] * 50, b'{"features": [1], "true_score": 1}', *[b'{"features": []}'] * 5])
+    assert sidecar.stop() == 0
+    (starting,) = events(sidecar, "starting")
+    assert starting["level"] == "info"
+    assert starting["base_model"] == str(base_path)
+    assert starting["learning_rate"] == 1e-4
+    assert len(starting) == 3 + len(dataclasses.fields(Settings))
+    (recovered,) = events(sidecar, "recovered")
+    assert (recovered["position"], recovered["trained_again"]) == (0, 0)
+    (published,) = events(sidecar, "checkpoint published")
+    assert published["version"] == "model_v000001"
+    assert published["gate"] == "stable"
+    assert published["pairs"] > 30
+    assert published["rmse"] > 0
+    (stopped,) = events(sidecar, "stopped")
+    assert (stopped["position"], stopped["accepted"], stopped["rejected"]) == (600, 600, 56)
+    refused = [line["message"] for line in events(sidecar) if line["message"].startswith("a pair was refused")]
+    assert refused == [  # each kind once, however often it comes
+        "a pair was refused: not JSON: invalid character at byte 0: 'junk'",
+        "a pair was refused: features: expected 80 numbers, got 1",
+        "a pair was refused: true_score: missing",
+    ]
+
+
+def test_what_was_refused_as_text_in_the_log_stays_on_its_line(serve, base_path):
+    sidecar = serve(base_model=base_path).connect()
+    sidecar.send([b'{"features": ["\\n2026 ERROR forged \\u001b[31m"], "true_score": 1}', b"\x1b[31m\rforged"])
+    assert sidecar.stop() == 0
+    assert "\x1b" not in sidecar.log.read_text()
+    assert not any(line.startswith("2026 ERROR") for line in sidecar.log.read_text().splitlines())
+
+
+def http_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def get(address, path):
+    """Code and body, None where nothing listens yet."""
+    connection = http.client.HTTPConnection(address, timeout=PATIENCE_S)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except ConnectionError:
+        return None
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def long_journal(serve, lines, tmp_path):
+    """What a kill leaves when no snapshot was written: a fresh head, and 30,000 pairs to train on again."""
+    sidecar = serve(base_model=tmp_path / "none.onnx", snapshot_interval=3600).connect()
+    for again in range(12):
+        sidecar.send([line.replace(b'"job_id": "', b'"job_id": "%d-' % again) for line in lines])
+    sidecar.stop(signal.SIGKILL)
+    sidecar.log.unlink()
+
+
+def test_while_it_recovers_it_is_alive_and_not_ready(serve, long_journal, tmp_path):
+    address, seen = http_address(), []
+    sidecar = serve(base_model=tmp_path / "none.onnx", http=address, snapshot_interval=3600)
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and "listening" not in sidecar.log.read_text():
+        if (ready := get(address, "/readyz")) is not None and ready[0] == 503:
+            assert get(address, "/healthz")[0] == 200
+            status = json.loads(get(address, "/status")[1])
+            seen.append((status["phase"], status["current_samples"]))
+    before = [samples for phase, samples in seen if phase == "initializing"]
+    assert before
+    assert before[-1] > before[0]
+    sidecar.connect()
+    assert get(address, "/readyz")[0] == 200
+    assert sidecar.stop() == 0
+
+
+def test_stopped_while_it_recovers_it_ends_at_once_and_loses_nothing(serve, long_journal, lines, tmp_path):
+    address = http_address()
+    sidecar = serve(base_model=tmp_path / "none.onnx", http=address)
+    while get(address, "/readyz") is None:
+        assert sidecar.process.poll() is None
+    assert sidecar.stop() == 0
+    assert "listening" not in sidecar.log.read_text()
+    assert len(journalled(tmp_path)) == 12 * len(lines)
+    assert not list((tmp_path / "checkpoints" / "state").glob("snapshot*"))
+
+
+def test_drift_and_steps_are_exported(serve, base_path, lines, tmp_path):
+    address = http_address()
+    sidecar = serve(base_model=base_path, http=address).connect()
+    order = np.random.default_rng(0).permutation(80)
+
+    def shuffled(line):
+        pair = json.loads(line)
+        return json.dumps({**pair, "job_id": "s" + pair["job_id"], "features": [pair["features"][i] for i in order]}).encode()
+
+    def drift_after(batch):
+        sidecar.send(batch)
+        deadline = time.monotonic() + PATIENCE_S
+        while json.loads(get(address, "/status")[1])["current_samples"] < len(journalled(tmp_path)):
+            assert time.monotonic() < deadline
+        metrics = get(address, "/metrics")[1]
+        return float(re.search(r"^vmafx_training_feature_drift (\S+)$", metrics, re.MULTILINE)[1])
+
+    assert drift_after(lines[:1000]) < 2
+    assert drift_after([shuffled(line) for line in lines[:1000]]) > 3
+    assert sidecar.stop() == 0
+
+
+def test_a_thousand_idle_connections_and_one_byte_a_time_hold_up_nobody(serve, base_path, lines):
+    sidecar = serve(base_model=base_path).connect()
+    idle = [socket.socket(socket.AF_UNIX) for _ in range(1000)]
+    for client in idle:
+        client.connect(str(sidecar.socket_path))
+        client.send(b'{"job_id": ')
+    for byte in lines[0][:50]:
+        idle[0].send(bytes([byte]))
+        assert all(answer["ok"] or answer["duplicate"] for answer in sidecar.send(lines[:3]))
+    for client in idle:
+        client.close()
+    assert sidecar.stop() == 0
+
+
+def test_checkpoints_are_told_after_a_restart_and_count_their_pairs_across_it(serve, base_path, lines, tmp_path):
+    settings = {"base_model": base_path, "checkpoint_interval": 0, "min_samples": 300}
+    sidecar = serve(**settings).connect()
+    sidecar.send(lines[:200])
+    sidecar.stop(signal.SIGKILL)
+    address = http_address()
+    sidecar = serve(**settings, http=address).connect()
+    assert "last_checkpoint_time" not in json.loads(get(address, "/status")[1])
+    sidecar.send(lines[200:400])  # 200 before the kill and these make 300 new ones
+    deadline = time.monotonic() + PATIENCE_S
+    while not checkpoints(tmp_path / "checkpoints"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert sidecar.stop() == 0
+    sidecar = serve(**settings, http=address).connect()
+    told = json.loads(get(address, "/status")[1])
+    newest = checkpoints(tmp_path / "checkpoints")[-1]
+    created = json.loads(newest.description.read_text())["created_at"]
+    assert told["last_checkpoint_time"] == created.replace("+00:00", "Z")
+    assert told["model_version"] == newest.name
+    assert sidecar.stop() == 0
+
+
+def test_export_io_base_without_a_base_is_told_and_recorded(serve, lines, tmp_path):
+    sidecar = serve(base_model=tmp_path / "none.onnx", export_io="base").connect()
+    assert [answer["trained"] for answer in sidecar.send(lines[:300])] == [False] * 300
+    assert sidecar.stop() == 0
+    assert "VMAFX_SIDECAR_EXPORT_IO=base: needs an ONNX base model; there is none at" in sidecar.log.read_text()
+    assert checkpoints(tmp_path / "checkpoints") == []
+
+
+def noisy(lines, chance):
+    """The same pairs under new names, their scores noise."""
+    return [
+        json.dumps({**json.loads(line), "job_id": f"n{chance.random()}", "true_score": chance.uniform(0, 100)}).encode()
+        for line in lines
+    ]
+
+
+def test_stable_stays_on_the_last_good_one_for_as_long_as_the_noise_lasts(serve, base_path, lines, tmp_path):
+    checkpoint_dir, chance = tmp_path / "checkpoints", random.Random(4)
+    sidecar = serve(base_model=base_path, holdout_fraction=0.2, min_samples=1, checkpoint_interval=3600).connect()
+
+    def publish():
+        before = len(checkpoints(checkpoint_dir))
+        sidecar.process.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + PATIENCE_S
+        while len(checkpoints(checkpoint_dir)) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        return json.loads(checkpoints(checkpoint_dir)[-1].description.read_text())["gate"]
+
+    for at in range(0, 2000, 1000):  # a clean stream moves it
+        sidecar.send(lines[at : at + 1000])
+        assert publish()["verdict"] == "stable"
+        assert linked(checkpoint_dir, STABLE) == checkpoints(checkpoint_dir)[-1]
+    good = linked(checkpoint_dir, STABLE)
+    for _ in range(8):  # more noise than the held-out ring holds
+        sidecar.send(noisy(lines[:1000], chance))
+        assert publish()["verdict"] == "unstable"
+        assert linked(checkpoint_dir, STABLE) == good
+    assert sidecar.stop() == 0
+
+
+def test_real_drift_that_the_anchor_holds_back_is_let_through_by_promote(serve, base_path, lines, tmp_path):
+    checkpoint_dir, settings = tmp_path / "checkpoints", {"base_model": base_path, "holdout_fraction": 0.2}
+
+    def drifted(line, number):
+        pair = json.loads(line)
+        return json.dumps({**pair, "job_id": f"d{number}", "true_score": 0.5 * pair["true_score"]}).encode()
+
+    def life(batch):
+        sidecar = serve(**settings).connect()
+        sidecar.send(batch)
+        assert sidecar.stop() == 0
+        return json.loads(checkpoints(checkpoint_dir)[-1].description.read_text())["gate"]["verdict"]
+
+    assert life(lines) == "stable"
+    moved = [drifted(line, number) for number, line in enumerate(lines * 3)]
+    assert life(moved[: len(lines)]) == "unstable"
+    assert life(moved[len(lines) : 2 * len(lines)]) == "unstable"
+    newest = checkpoints(checkpoint_dir)[-1].version
+    assert run("promote", newest, "--checkpoint-dir", checkpoint_dir).returncode == 0
+    (checkpoint_dir / "base.onnx").write_bytes(checkpoints(checkpoint_dir)[-1].model.read_bytes())
+    settings["base_model"] = tmp_path / "none.onnx"  # the base model of old knows nothing of the drift
+    assert life(moved[2 * len(lines) :]) == "stable"
+    assert linked(checkpoint_dir, STABLE).version == newest + 1
