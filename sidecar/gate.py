@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from onnx_builder.network import Array
-from sidecar.scores import metrics
+from sidecar.scores import plcc, rmse
 
 MINIMUM_PAIRS = 30
 PLCC_WITHOUT_REFERENCE = 0.9
@@ -42,20 +42,19 @@ def judge(
         return Gate("unverified", f"{len(true)} held-out pairs, fewer than {MINIMUM_PAIRS}")
     if np.ptp(true) == 0:
         return Gate("unverified", f"all {len(true)} held-out pairs have score {true[0]:g}")
-    own = metrics(predicted, true)
-    others = [(name, metrics(scores, true)) for name, scores in references]
-    known = [(m.plcc, name) for name, m in others if not math.isnan(m.plcc)]
+    own_plcc, own_rmse = plcc(predicted, true), rmse(predicted, true)
+    known = [(value, name) for name, scores in references if not math.isnan(value := plcc(scores, true))]
     reference_plcc, plcc_name = max(known, default=(PLCC_WITHOUT_REFERENCE, "no reference model"))
     reasons = []
-    if not own.plcc >= reference_plcc - plcc_delta:
-        reasons.append(f"PLCC {own.plcc:.4f} is under {reference_plcc:.4f} ({plcc_name}) − {plcc_delta:g}")
-    if others:
-        reference_rmse, rmse_name = min((m.rmse, name) for name, m in others)
-        if not own.rmse <= reference_rmse * rmse_ratio:
-            reasons.append(f"RMSE {own.rmse:.3f} is over {reference_rmse:.3f} ({rmse_name}) × {rmse_ratio:g}")
+    if not own_plcc >= reference_plcc - plcc_delta:
+        reasons.append(f"PLCC {own_plcc:.4f} is under {reference_plcc:.4f} ({plcc_name}) − {plcc_delta:g}")
+    if references:
+        reference_rmse, rmse_name = min((rmse(scores, true), name) for name, scores in references)
+        if not own_rmse <= reference_rmse * rmse_ratio:
+            reasons.append(f"RMSE {own_rmse:.3f} is over {reference_rmse:.3f} ({rmse_name}) × {rmse_ratio:g}")
     if reasons:
         return Gate("unstable", f"on {len(true)} held-out pairs, " + "; ".join(reasons))
-    return Gate("stable", f"PLCC {own.plcc:.4f} and RMSE {own.rmse:.3f} on {len(true)} held-out pairs")
+    return Gate("stable", f"PLCC {own_plcc:.4f} and RMSE {own_rmse:.3f} on {len(true)} held-out pairs")
 
 
 class Evidence(NamedTuple):

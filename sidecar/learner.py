@@ -79,8 +79,8 @@ class Learner:
 
     def until_fit(self, positions: Sequence[float]) -> int | None:
         """How many of the next pairs, of these, a fresh head's fit would wait for; None where they do not bring it about."""
-        wanted = self.trainer.until_fit
-        if not wanted or wanted > len(positions):
+        wanted = self.trainer.missing
+        if self.trainer.live is not None or wanted > len(positions):
             return None
         train = (place for place, position in enumerate(positions, 1) if position >= self.run.holdout_fraction)
         return next(itertools.islice(train, wanted - 1, None), None)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from onnx_builder.network import Float32, Network
+from onnx_builder.network import Network
 from sidecar.journal import Journal, JournalError
 from sidecar.learner import RECENT_PAIRS, Learner, RecentPairs, Run
 from sidecar.learning.recipe import TrainingError
@@ -41,10 +41,6 @@ class Counts:
     duplicate: int = 0
     rejected: int = 0
     journal_errors: int = 0
-
-
-_Taken = tuple[Float32, Float32, list[float]]
-"""Pairs as a learner takes them: features, scores, positions."""
 
 
 class OnlineTraining:
@@ -78,7 +74,7 @@ class OnlineTraining:
         self._train_pairs, self._worker = train, worker
         self._snapshot_at = self.recovered = 0
         self._fitting: Future[object] | None = None
-        self._behind: deque[_Taken] = deque()
+        self._behind: deque[PairRows] = deque()
         self.failed = ""
         self.learner = Learner(run, base)
         self._lock = locked(state_directory)
@@ -130,7 +126,7 @@ class OnlineTraining:
             recent.trim()
             counts.accepted += len(rows)
             counts.held_out += sum(position < self.learner.run.holdout_fraction for position in rows.positions)
-            groups = iter(self._train((*rows.arrays(), rows.positions)))
+            groups = iter(self._train(rows))
         counts.duplicate += _fill_in(answers, groups, step)
         return answers
 
@@ -141,18 +137,18 @@ class OnlineTraining:
 
     @property
     def behind(self) -> int:
-        """Journalled pairs that wait to be trained on."""
+        """Journalled pairs that wait to be trained on: for a fresh head's fit, or until their answers are on their way."""
         return self.journal.position - self.learner.position if self._fitting is not None or self._behind else 0
 
     def catch_up(self) -> None:
-        """Train on some of the pairs that a fresh head's fit made wait, where it is done."""
+        """Train on some of the pairs that wait, where they can be trained on."""
         if self._fitting is not None and self._fitting.done():
             error = self._fitting.exception()
             self._fitting = None
             if error is not None:
                 self._fail(error)
         if self._fitting is None and self._behind:
-            self.learner.take(*self._behind.popleft())
+            self._take(self._behind.popleft())
 
     def wait(self) -> None:
         """Train on all that waits."""
@@ -201,26 +197,30 @@ class OnlineTraining:
     def _step(self) -> int:
         return 0 if self.busy else self.learner.trainer.step
 
-    def _train(self, pairs: _Taken) -> list[Group]:
-        """Train on journalled pairs, or keep them until that can be done."""
+    def _train(self, rows: PairRows) -> list[Group]:
+        """Train on journalled pairs where they complete a group, else keep them: their answers need not wait for that."""
         if not self._train_pairs or self.failed:
             return []
-        if self._fitting is None and not self._behind:
-            first = self.learner.until_fit(pairs[2]) if self._worker else None
-            if first is None:
-                return self._take(pairs)
-            assert self._worker is not None
-            self._fitting = self._worker.submit(self.learner.take, *_part(pairs, 0, first))
-            pairs = _part(pairs, first, len(pairs[2]))
-        if pairs[2]:
-            self._behind.append(pairs)
+        if self._fitting is None:
+            for _ in range(min(2, len(self._behind))):  # more than come, so that a fit's backlog grows less
+                self._take(self._behind.popleft())
+            if not self._behind:
+                first = self.learner.until_fit(rows.positions) if self._worker else None
+                if first is not None:
+                    assert self._worker is not None
+                    self._fitting = self._worker.submit(_take, self.learner, rows.part(0, first))
+                    rows = rows.part(first, len(rows))
+                elif len(rows) >= self.learner.trainer.missing:
+                    return self._take(rows)
+        if rows:
+            self._behind.append(rows)
         if self.behind > _MOST_BEHIND:
             self.wait()
         return []
 
-    def _take(self, pairs: _Taken) -> list[Group]:
+    def _take(self, rows: PairRows) -> list[Group]:
         try:
-            return self.learner.take(*pairs)
+            return _take(self.learner, rows)
         except TrainingError as error:
             self._fail(error)
             return []
@@ -265,9 +265,8 @@ class OnlineTraining:
             self.learner.begin(run, base)
 
 
-def _part(pairs: _Taken, start: int, stop: int) -> _Taken:
-    features, scores, positions = pairs
-    return features[start:stop], scores[start:stop], positions[start:stop]
+def _take(learner: Learner, rows: PairRows) -> list[Group]:
+    return learner.take(*rows.arrays(), rows.positions)
 
 
 def _fill_in(answers: list[Answer], groups: Iterator[Group], step: int) -> int:

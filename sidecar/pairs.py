@@ -103,6 +103,14 @@ class PairRows:
         features = np.frombuffer(b"".join(self._packed), np.float32).reshape(len(self), self._n_features)
         return features, np.array(self.scores, dtype=np.float32)
 
+    def part(self, start: int, stop: int) -> PairRows:
+        """Some of them."""
+        rows = PairRows(self._n_features)
+        rows._packed, rows.scores, rows.positions = (
+            self._packed[start:stop], self.scores[start:stop], self.positions[start:stop]
+        )  # fmt: skip
+        return rows
+
     def clear(self) -> None:
         """Begin anew."""
         self._packed: list[bytes] = []

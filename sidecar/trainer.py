@@ -124,9 +124,9 @@ class Trainer:
             self.drift = FeatureDrift.of_network(base)
 
     @property
-    def until_fit(self) -> int:
-        """Pairs that complete the first ones of a fresh head, to which it is then fitted; 0 where there is a head."""
-        return 0 if self.live is not None else len(self._new) - self._waiting
+    def missing(self) -> int:
+        """Pairs that complete the group at hand, or the first pairs of a fresh head, to which it is then fitted."""
+        return len(self._new) - self._waiting
 
     def add(self, features: Array, scores: Array) -> list[Group]:
         """Take pairs to train on, in order: features (n, n_features), scores (n,) in points. Gives the groups completed."""

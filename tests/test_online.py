@@ -51,6 +51,8 @@ def journalled(state):
 
 
 def assert_same_state(one, other):
+    for each in (one, other):
+        each.wait()
     expected, found = one.learner.state(), other.learner.state()
     assert expected.keys() == found.keys()
     for name, array in expected.items():
