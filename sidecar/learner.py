@@ -24,6 +24,14 @@ RECENT_PAIRS = 4096
 """A pair that is equal to one of the last so many, with the same job_id, is a duplicate."""
 
 
+STATE_FORMAT = 1
+"""Of the journal's run records and of snapshots. It grows when a program that knows only the one before would go wrong."""
+
+
+class FormatError(ValueError):
+    """A state that a newer program wrote."""
+
+
 @dataclass(frozen=True)
 class Run:
     """What pairs are trained with: one run lasts until another base model or other settings.
@@ -38,11 +46,13 @@ class Run:
     kernel: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"format": STATE_FORMAT, **asdict(self)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Run:
-        """The run that gave this document. Raises KeyError or TypeError for another."""
+        """The run that gave this document. Raises FormatError for a newer one's, KeyError or TypeError for another."""
+        if document["format"] > STATE_FORMAT:
+            raise FormatError(f"state of format {document['format']}; this program knows up to {STATE_FORMAT}: use a newer one")
         known = {each.name for each in fields(TrainingSettings)}
         settings = TrainingSettings(**{name: value for name, value in document["settings"].items() if name in known})
         return cls(document["n_features"], settings, document["holdout_fraction"], document["base"], document["kernel"])

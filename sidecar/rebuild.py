@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from onnx_builder.network import Network, NetworkError
 from onnx_builder.read import from_bytes
 from onnx_builder.write import to_bytes
 from sidecar.files import write_whole
 from sidecar.journal import WHAT_TO_DO, Entry, JournalError, first_position, journal_segments, read_journal
-from sidecar.learner import Learner, Run
+from sidecar.learner import FormatError, Learner, Run
 from sidecar.pairs import Packer, Pair, PairError, PairRows, decode_pair
 from sidecar.snapshot import read_snapshots
 
@@ -97,7 +97,7 @@ def remember(state_directory: Path, start: int, n_features: int, seen: Seen) -> 
 
 def _begin(learner: Learner, entry: Entry, state_directory: Path) -> None:
     assert entry.run is not None
-    run = Run.from_json(entry.run)
+    run = _run(state_directory, entry.run)
     if run != learner.run:
         learner.begin(run, kept_base(state_directory, run) if run.base != learner.run.base else None)
 
@@ -120,6 +120,8 @@ def newest_snapshot(state_directory: Path, position: int) -> Learner | None:
             continue
         try:
             return Learner.from_state(state)
+        except FormatError as error:
+            raise StateError(f"{state_directory}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             _log.warning("snapshot at position %d cannot be used: %s", at, error)
     return None
@@ -128,15 +130,28 @@ def newest_snapshot(state_directory: Path, position: int) -> Learner | None:
 def newest_run(state_directory: Path) -> Run | None:
     """The run that the newest good snapshot was under, else the first of the journal; None where there is no state."""
     for _, state in read_snapshots(state_directory, only="run"):
-        with contextlib.suppress(KeyError, TypeError, ValueError):
+        try:
             return Learner.run_of(state)
+        except FormatError as error:
+            raise StateError(f"{state_directory}: {error}") from error
+        except (KeyError, TypeError, ValueError):
+            continue
     return first_run(state_directory)
 
 
 def first_run(state_directory: Path) -> Run | None:
     """The first run that the journal names, None where it names none."""
     entries = read_journal(state_directory, first_kept(state_directory))
-    return next((Run.from_json(entry.run) for entry in entries if entry.run is not None), None)
+    return next((_run(state_directory, entry.run) for entry in entries if entry.run is not None), None)
+
+
+def _run(state_directory: Path, record: dict[str, Any]) -> Run:
+    try:
+        return Run.from_json(record)
+    except FormatError as error:
+        raise StateError(f"{state_directory}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise StateError(f"{state_directory}: a run record of the journal is damaged: {error}; {WHAT_TO_DO}") from error
 
 
 def first_kept(state_directory: Path) -> int:

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 import sidecar.journal as journal_module
+import sidecar.learner as learner_module
 import sidecar.online as online_module
 import sidecar.trainer as trainer_module
 from sidecar.journal import JournalError, journal_segments, read_journal
 from sidecar.learner import Run
 from sidecar.learning.recipe import Recipe, TrainingError, fit
 from sidecar.online import OnlineTraining
-from sidecar.rebuild import StateError, digest_of
+from sidecar.rebuild import StateError, digest_of, newest_run
 from sidecar.snapshot import snapshots
 from sidecar.trainer import TrainingSettings
 from sidecar.wire import encode
@@ -397,3 +398,18 @@ def test_a_snapshot_that_failed_is_written_again(tmp_path, run, base, lines, sta
     online.snapshot_failed()
     online.snapshot()()
     assert snapshots(tmp_path)[0][0] == 50
+
+
+@pytest.mark.parametrize("where", ["journal", "snapshot"])
+def test_a_state_of_a_newer_format_is_refused(tmp_path, run, base, lines, start, where, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(learner_module, "STATE_FORMAT", 2)
+        online = start(tmp_path, run, base)
+        online.accept(lines[:100])
+        if where == "snapshot":
+            online.snapshot()()
+        online.close()
+    with pytest.raises(StateError, match="state of format 2; this program knows up to 1: use a newer one"):
+        start(tmp_path, run, base)
+    with pytest.raises(StateError, match="state of format 2"):
+        newest_run(tmp_path)
