@@ -18,9 +18,9 @@ import click
 from onnx_builder.network import ActivationName, NetworkError
 from sidecar import __version__
 from sidecar.checkpoints import CheckpointError
-from sidecar.journal import JournalError
 from sidecar.learning.recipe import Progress, Recipe, TrainingError, no_progress
 from sidecar.recorded import RecordedPairsError
+from sidecar.segments import JournalError
 from sidecar.settings import Settings, SettingsError, option_of, read_settings
 
 if TYPE_CHECKING:  # imported where used: they load onnxruntime, and --help should not
@@ -464,7 +464,7 @@ def status_command(http: str, as_json: bool) -> int:
     Example:
       vmafx-sidecar status
     """
-    from sidecar.http import HttpError, fetch_status, format_status
+    from sidecar.look import HttpError, fetch_status, format_status
 
     try:
         document = fetch_status(http)
@@ -485,7 +485,7 @@ def status_command(http: str, as_json: bool) -> int:
 @_json_option
 def probe_command(http: str, as_json: bool) -> int:
     """Say whether a sidecar accepts pairs: exit code 0 if it does, 1 if not."""
-    from sidecar.http import probe
+    from sidecar.look import probe
 
     try:
         ready, line = probe(http)

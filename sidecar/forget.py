@@ -10,10 +10,10 @@ from sidecar.anchor import read_anchor, write_anchor
 from sidecar.checkpointing import PUBLISHED
 from sidecar.checkpoints import CheckpointError, checkpoints, read_description
 from sidecar.files import sync_directory
-from sidecar.journal import GONE, JournalError, first_position, journal_segments, segment_lines, write_segment
 from sidecar.online import locked
 from sidecar.pairs import PairError, decode_pair, holdout_position
 from sidecar.rebuild import StateError
+from sidecar.segments import GONE, JournalError, first_position, journal_segments, segment_lines, write_segment
 from sidecar.snapshot import snapshots
 
 

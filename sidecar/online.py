@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import IO
 
 from onnx_builder.network import Network
-from sidecar.journal import Journal, JournalError
+from sidecar.journal import Journal
 from sidecar.learner import RECENT_PAIRS, Learner, RecentPairs, Run
 from sidecar.learning.recipe import TrainingError
 from sidecar.pairs import Packer, Pair, PairError, PairRows
 from sidecar.rebuild import StateError, first_kept, keep_base, newest_snapshot, rebuild, remember
+from sidecar.segments import JournalError
 from sidecar.settings import Fsync
 from sidecar.snapshot import snapshots, write_snapshot
 from sidecar.trainer import Group

@@ -13,9 +13,9 @@ from onnx_builder.network import Network, NetworkError
 from onnx_builder.read import from_bytes
 from onnx_builder.write import to_bytes
 from sidecar.files import write_whole
-from sidecar.journal import WHAT_TO_DO, Entry, JournalError, first_position, journal_segments, read_journal
 from sidecar.learner import FormatError, Learner, Run
 from sidecar.pairs import Packer, Pair, PairError, PairRows, decode_pair
+from sidecar.segments import WHAT_TO_DO, Entry, JournalError, first_position, journal_segments, read_journal
 from sidecar.snapshot import read_snapshots
 
 _log = logging.getLogger(__name__)

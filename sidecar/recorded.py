@@ -24,8 +24,8 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from onnx_builder.network import Float32
-from sidecar.journal import journal_segments
 from sidecar.pairs import MAX_LINE_BYTES, Packer, Pair, PairError, PairRows, check_score, decode_pair, holdout_position
+from sidecar.segments import journal_segments
 
 STDIN = "-"
 _BLOCK_ROWS = 8192

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from sidecar.journal import journal_segments
 from sidecar.pairs import MAX_LINE_BYTES
 from sidecar.pipeline import Pipeline
 from sidecar.recorded import STDIN, ArrayMember, RecordedPairsError, journal_lines, open_lines, read_lines
+from sidecar.segments import journal_segments
 from sidecar.wire import Answer
 
 _NPZ_ROWS = 256

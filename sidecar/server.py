@@ -27,13 +27,13 @@ from sidecar.base_model import BaseModel, load
 from sidecar.checkpointing import Checkpointing
 from sidecar.checkpoints import CheckpointError, check_writable
 from sidecar.connections import MAX_CONNECTIONS, Connections
-from sidecar.journal import JournalError, compress_closed, prune
 from sidecar.learner import Run
 from sidecar.listening import ListenError, identity_of, listen, remove
 from sidecar.log import Complaints, event
 from sidecar.online import OnlineTraining, locked
 from sidecar.rebuild import StateError, digest_of, newest_run
 from sidecar.scores import plcc, rmse
+from sidecar.segments import JournalError, compress_closed, prune
 from sidecar.settings import Settings, SettingsError, env_of
 from sidecar.status import Phase, Status
 from sidecar.trainer import TrainingSettings

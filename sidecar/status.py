@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 Phase = Literal["initializing", "running", "paused", "failed"]
+REASON_CHARACTERS = 500
 _NONE: Mapping[str, int] = MappingProxyType({})
 
 
@@ -52,3 +53,9 @@ class Status:
     checkpoint_gate: str | None = None  # of the last: stable, unstable, unverified
     checkpoints: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by gate
     checkpoint_failures: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by stage: build, parity, write
+
+
+def one_line(text: str) -> str:
+    """Text of any origin made fit for a terminal: printable, one line, of bounded length."""
+    line = "".join(each if each.isprintable() else " " for each in text[: REASON_CHARACTERS + 1])
+    return line if len(line) <= REASON_CHARACTERS else line[:-2] + "…"

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from sidecar.checkpoints import checkpoints
-from sidecar.journal import read_journal
+from sidecar.segments import read_journal
 
 PATIENCE_S = 60
 

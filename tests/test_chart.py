@@ -24,9 +24,9 @@ from typing import Any
 import pytest
 
 from sidecar import FeedbackClient, __version__
+from sidecar.address import parse_address
 from sidecar.checkpoints import checkpoints
-from sidecar.http import parse_address
-from sidecar.journal import read_journal
+from sidecar.segments import read_journal
 from sidecar.settings import PATH, Settings, read_settings
 from tests.conftest import EXAMPLE, ROOT, run
 

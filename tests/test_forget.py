@@ -12,10 +12,10 @@ import sidecar.forget as forget_module
 import sidecar.journal as journal_module
 from sidecar.anchor import read_anchor, write_anchor
 from sidecar.forget import forget
-from sidecar.journal import JournalError, compress_closed, journal_segments, read_journal
 from sidecar.learner import Run
 from sidecar.online import OnlineTraining
 from sidecar.rebuild import StateError, digest_of
+from sidecar.segments import JournalError, compress_closed, journal_segments, read_journal
 from sidecar.snapshot import snapshots
 from sidecar.trainer import TrainingSettings
 from tests.conftest import run

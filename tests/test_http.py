@@ -20,21 +20,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import sidecar.http
-from sidecar.http import (
-    MAX_CONNECTIONS,
-    STALL_SECONDS,
-    HttpError,
-    encode_status,
-    fetch_status,
-    format_status,
-    health,
-    metric_families,
-    parse_address,
-    probe,
-    readiness,
-    start_http,
-    status_document,
-)
+import sidecar.look
+from sidecar.address import parse_address
+from sidecar.exposition import STALL_SECONDS, encode_status, health, metric_families, readiness, status_document
+from sidecar.http import MAX_CONNECTIONS, start_http
+from sidecar.look import HttpError, fetch_status, format_status, probe
 from sidecar.status import Status
 
 FULL = Status(
@@ -739,7 +729,7 @@ def test_fetch_status_is_what_the_server_tells(server):
     ],
 )
 def test_what_is_no_sidecar_is_named(impostor, monkeypatch, answer, message):
-    monkeypatch.setattr(sidecar.http, "CLIENT_SECONDS", 0.2)
+    monkeypatch.setattr(sidecar.look, "CLIENT_SECONDS", 0.2)
     address = impostor(answer)
     with pytest.raises(HttpError) as refused:
         fetch_status(address)

@@ -8,7 +8,8 @@ import os
 import pytest
 
 import sidecar.journal as journal_module
-from sidecar.journal import Entry, Journal, JournalError, compress_closed, journal_segments, prune, read_journal
+from sidecar.journal import Journal
+from sidecar.segments import Entry, JournalError, compress_closed, journal_segments, prune, read_journal
 
 
 def pair(number):

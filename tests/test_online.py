@@ -16,11 +16,11 @@ import sidecar.journal as journal_module
 import sidecar.learner as learner_module
 import sidecar.online as online_module
 import sidecar.trainer as trainer_module
-from sidecar.journal import JournalError, journal_segments, read_journal
 from sidecar.learner import Run
 from sidecar.learning.recipe import Recipe, TrainingError, fit
 from sidecar.online import OnlineTraining
 from sidecar.rebuild import StateError, digest_of, newest_run
+from sidecar.segments import JournalError, journal_segments, read_journal
 from sidecar.snapshot import snapshots
 from sidecar.trainer import TrainingSettings
 from sidecar.wire import encode

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from sidecar.checkpoints import STABLE, checkpoints, linked
-from sidecar.journal import read_journal
+from sidecar.segments import read_journal
 from sidecar.settings import Settings
 from tests.conftest import run
 from tests.running import PATIENCE_S, journalled

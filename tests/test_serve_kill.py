@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.checkpoints import checkpoints
-from sidecar.journal import read_journal
+from sidecar.segments import read_journal
 from tests.conftest import run
 from tests.running import PATIENCE_S, Sidecar, journalled, published
 

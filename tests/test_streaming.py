@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from onnx_builder.read import read
-from sidecar.journal import journal_segments
 from sidecar.learner import Run
 from sidecar.online import OnlineTraining
+from sidecar.segments import journal_segments
 from sidecar.trainer import TrainingSettings
 from tests.conftest import EXAMPLE, run
 
