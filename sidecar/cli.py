@@ -341,16 +341,26 @@ def serve_command(**options: str | None) -> None:
     serve(settings)
 
 
+def _directory_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A sidecar's directories, as its own environment variables name them."""
+    path = click.Path(path_type=Path)
+    for option in (
+        click.option("--state-dir", type=path, envvar="VMAFX_SIDECAR_STATE_DIR", help="[default: state in the checkpoint dir]"),
+        click.option(
+            "--checkpoint-dir",
+            type=path,
+            envvar="VMAFX_SIDECAR_CHECKPOINT_DIR",
+            default=Settings.checkpoint_dir,
+            show_default=True,
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @cli.command("promote")
 @click.argument("version", type=click.IntRange(min=1))
-@click.option(
-    "--checkpoint-dir",
-    type=click.Path(path_type=Path),
-    envvar="VMAFX_SIDECAR_CHECKPOINT_DIR",
-    default=Settings.checkpoint_dir,
-    show_default=True,
-)
-@click.option("--state-dir", type=click.Path(path_type=Path), envvar="VMAFX_SIDECAR_STATE_DIR")
+@_directory_options
 @_json_option
 def promote_command(version: int, checkpoint_dir: Path, state_dir: Path | None, as_json: bool) -> None:
     """Verify checkpoint VERSION and point stable.onnx at it, forward or back.
@@ -372,14 +382,7 @@ def promote_command(version: int, checkpoint_dir: Path, state_dir: Path | None, 
 
 @cli.command("forget")
 @click.argument("groups", nargs=-1, required=True, metavar="GROUP...")
-@click.option(
-    "--checkpoint-dir",
-    type=click.Path(path_type=Path),
-    envvar="VMAFX_SIDECAR_CHECKPOINT_DIR",
-    default=Settings.checkpoint_dir,
-    show_default=True,
-)
-@click.option("--state-dir", type=click.Path(path_type=Path), envvar="VMAFX_SIDECAR_STATE_DIR")
+@_directory_options
 @_json_option
 def forget_command(groups: tuple[str, ...], checkpoint_dir: Path, state_dir: Path | None, as_json: bool) -> None:
     """Remove every recorded pair of a GROUP for good, while the sidecar is stopped.

@@ -21,22 +21,19 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sidecar.base_model import BaseModel, load
+from sidecar.base_model import BaseModel
 from sidecar.checkpointing import Checkpointing
 from sidecar.checkpoints import CheckpointError, check_writable
 from sidecar.connections import MAX_CONNECTIONS, Connections
-from sidecar.learner import Run
 from sidecar.listening import ListenError, identity_of, listen, remove
 from sidecar.log import Complaints, event
-from sidecar.online import OnlineTraining, locked
-from sidecar.rebuild import StateError, digest_of, newest_run
+from sidecar.online import OnlineTraining
+from sidecar.rebuild import StateError
 from sidecar.scores import plcc, rmse
 from sidecar.segments import JournalError, compress_closed, prune
 from sidecar.settings import Settings, SettingsError, env_of
+from sidecar.starting import where_to_start
 from sidecar.status import Phase, Status
-from sidecar.trainer import TrainingSettings
 from sidecar.wire import Answer
 
 _log = logging.getLogger(__name__)
@@ -143,9 +140,10 @@ class Server:
             raise SettingsError(f"{env_of('http')}={address!r}: {error}") from error
 
     def _recover(self, worker: ThreadPoolExecutor) -> tuple[OnlineTraining, BaseModel | None]:
-        settings = self._settings
-        base, run = self._start_from()
-        started = time.monotonic()
+        settings, started = self._settings, time.monotonic()
+        base, run, self._failed = where_to_start(settings)
+        if self._failed:
+            event(_log, "phase failed: pairs are recorded, none trains", logging.ERROR, reason=self._failed)
 
         def progress(pairs: int) -> None:
             self.status = replace(self.status, progress=time.monotonic(), position=self.status.position + pairs)
@@ -159,51 +157,6 @@ class Server:
             seconds=round(time.monotonic() - started, 3), step=online.learner.trainer.step,
         )  # fmt: skip
         return online, base
-
-    def _start_from(self) -> tuple[BaseModel | None, Run]:
-        """The base model, and the run that pairs are trained under from now on."""
-        settings, last = self._settings, newest_run(self._settings.state)
-        base: BaseModel | None = None
-        own = settings.base_model.resolve().parent == settings.checkpoint_dir.resolve()
-        missing = not settings.base_model.exists()
-        goes_on = last is not None and (own or missing)
-        if missing and not (own and goes_on):
-            what = "the state goes on" if goes_on else "a fresh head is fitted to the first pairs"
-            _log.warning("%s=%s: nothing is there; %s", env_of("base_model"), settings.base_model, what)
-        if not goes_on and (not missing or settings.base_model.is_symlink()):  # a link that leads nowhere is a mistake
-            try:
-                base = load(
-                    settings.base_model,
-                    scaler=settings.base_scaler,
-                    export_io=settings.export_io,
-                    activation=settings.activation,
-                )
-            except ValueError as error:
-                self._failed = str(error)
-        if base is None and settings.export_io == "base" and not self._failed:
-            self._failed = f"{env_of('export_io')}=base: needs an ONNX base model; there is none at {settings.base_model}"
-        n_features = settings.n_features or (last.n_features if last else None)
-        n_features = n_features or (base.network.n_features if base else 80)
-        if base is not None and base.network.n_features != n_features:
-            self._failed = f"base model {base.path} takes {base.network.n_features} features, not {n_features}"
-            base = None
-        if last is not None and last.n_features != n_features:
-            self._move_aside(last.n_features, n_features)
-            last, goes_on = None, False
-        digest = digest_of(base.network) if base else (last.base if last and goes_on else None)
-        if self._failed:
-            event(_log, "phase failed: pairs are recorded, none trains", logging.ERROR, reason=self._failed)
-        return base, Run(n_features, _training_settings(settings), settings.holdout_fraction, digest, _kernel())
-
-    def _move_aside(self, old: int, new: int) -> None:
-        state = self._settings.state
-        aside = state.with_name(f"{state.name}.{old}-features-{time.strftime('%Y%m%dT%H%M%S')}")
-        try:
-            with locked(state):  # never that of a sidecar that runs
-                state.rename(aside)
-        except OSError as error:
-            raise StateError(f"{state}: cannot be moved aside: {error.strerror or error}") from error
-        _log.warning("the state had %d features, %d are set now: moved aside to %s", old, new, aside)
 
     # Request lines.
 
@@ -387,16 +340,3 @@ def _allow_descriptors(count: int) -> None:
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
-
-
-def _training_settings(settings: Settings) -> TrainingSettings:
-    """All of these are settings of `serve`, under the same names."""
-    return TrainingSettings(**{each.name: getattr(settings, each.name) for each in fields(TrainingSettings)})
-
-
-def _kernel() -> str:
-    """What the arithmetic runs on: other wheels or another processor may round otherwise."""
-    model = ""
-    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as stream:
-        model = next((line.partition(":")[2].strip() for line in stream if line.startswith("model name")), "")
-    return f"numpy {np.__version__} {model}".strip()
