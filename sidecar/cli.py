@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
@@ -18,16 +15,25 @@ import click
 from onnx_builder.network import ActivationName, NetworkError
 from sidecar import __version__
 from sidecar.checkpoints import CheckpointError
-from sidecar.learning.recipe import Progress, Recipe, TrainingError, no_progress
+from sidecar.learning.recipe import Recipe, TrainingError
+from sidecar.printing import (
+    HEADER,
+    count_bar,
+    print_fields,
+    print_json,
+    print_published,
+    print_result,
+    print_skipped,
+    progress_bar,
+    result_json,
+    row,
+)
 from sidecar.recorded import RecordedPairsError
 from sidecar.segments import JournalError
 from sidecar.settings import Settings, SettingsError, option_of, read_settings
 
-if TYPE_CHECKING:  # imported where used: they load onnxruntime, and --help should not
+if TYPE_CHECKING:  # imported where used: it loads onnxruntime, and --help should not
     from sidecar.base_model import BaseScaler, ExportIo
-    from sidecar.offline import Result
-    from sidecar.publishing import Published
-    from sidecar.scores import Metrics
 
 EXIT_CHECK_SAYS_NO, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 _DEFAULTS = Recipe()
@@ -195,13 +201,14 @@ def train_offline_command(
         from sidecar.streaming import train_stream
 
         published = train_stream(pairs, output, until=until, base=base, export_io=export_io, holdout=holdout)
-        return _print_published(published, as_json)
+        print_published(published, as_json)
+        return EXIT_CHECK_SAYS_NO if published.gate.verdict == "unstable" else 0
     if base is None and recipe["epochs"] == 0:
         raise click.UsageError("--epochs 0 publishes a base model untouched; there is none")
     if holdout is None:
         holdout = 0.0 if group_by else 0.1
     try:
-        with _progress_bar() as progress:
+        with progress_bar() as progress:
             result = train_offline(
                 pairs,
                 output,
@@ -217,9 +224,9 @@ def train_offline_command(
         click.echo("nothing was published", err=True)
         raise
     if as_json:
-        _print_json(_result_json(result))
+        print_json(result_json(result))
     else:
-        _print_result(result)
+        print_result(result)
     return EXIT_CHECK_SAYS_NO if result.gate.verdict == "unstable" else 0
 
 
@@ -246,10 +253,10 @@ def evaluate_command(model: Path, pairs: tuple[str, ...], as_json: bool, **setti
 
     measured, read = evaluate(model, pairs, **settings)
     if as_json:
-        _print_json({"model": str(model), **measured.as_json(), "skipped": read.skipped})
+        print_json({"model": str(model), **measured.as_json(), "skipped": read.skipped})
         return
-    click.echo(_HEADER + "\n" + _row("evaluated", "", measured))
-    _print_skipped(read.skipped, read.first_skipped)
+    click.echo(HEADER + "\n" + row("evaluated", "", measured))
+    print_skipped(read.skipped, read.first_skipped)
 
 
 @cli.command("inspect")
@@ -268,9 +275,9 @@ def inspect_command(model: Path, as_json: bool) -> None:
 
     about = inspect(model)
     if as_json:
-        _print_json(about)
+        print_json(about)
         return
-    _print_fields(about)
+    print_fields(about)
 
 
 @cli.command("verify")
@@ -291,7 +298,7 @@ def verify_command(paths: tuple[Path, ...], as_json: bool) -> int:
             {"model": str(one.model), "ok": one.ok, "failed": {check: wrong for check, wrong in one.checks.items() if wrong}}
             for one in verified
         ]
-        _print_json({"ok": all(one.ok for one in verified), "models": models})
+        print_json({"ok": all(one.ok for one in verified), "models": models})
     else:
         for one in verified:
             click.echo(f"{one.model}: {'ok' if one.ok else 'FAILED'} ({', '.join(one.checks)})")
@@ -375,7 +382,7 @@ def promote_command(version: int, checkpoint_dir: Path, state_dir: Path | None, 
 
     checkpoint = promote_by_hand(version, checkpoint_dir, state_dir or checkpoint_dir / "state")
     if as_json:
-        _print_json({"version": version, "stable": str(checkpoint.model)})
+        print_json({"version": version, "stable": str(checkpoint.model)})
     else:
         click.echo(f"stable.onnx is {checkpoint.name}")
 
@@ -398,7 +405,7 @@ def forget_command(groups: tuple[str, ...], checkpoint_dir: Path, state_dir: Pat
 
     forgotten = forget(groups, state_dir or checkpoint_dir / "state", checkpoint_dir)
     if as_json:
-        _print_json(dataclasses.asdict(forgotten))
+        print_json(dataclasses.asdict(forgotten))
         return
     for group, count in forgotten.pairs.items():
         click.echo(f"{group}: {count:,} pairs removed")
@@ -434,13 +441,13 @@ def replay_command(pairs: tuple[str, ...], socket: Path, rate: float | None, as_
     from sidecar.replay import ReplayError, replay
 
     try:
-        with _count_bar() as progress:
+        with count_bar() as progress:
             summary = replay(pairs, socket, rate=rate, progress=progress)
     except ReplayError as error:
         click.echo(f"Error: {error}", err=True)
         return EXIT_BAD_INPUT
     if as_json:
-        _print_json(summary.as_json())
+        print_json(summary.as_json())
     else:
         click.echo(
             f"{summary.accepted} accepted, {summary.duplicate} duplicates, {summary.refused + summary.retryable} refused"
@@ -477,7 +484,7 @@ def status_command(http: str, as_json: bool) -> int:
         click.echo(f"Error: {error}", err=True)
         return EXIT_CHECK_SAYS_NO
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
         click.echo(format_status(document))
     return 0
@@ -495,145 +502,7 @@ def probe_command(http: str, as_json: bool) -> int:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--http") from error
     if as_json:
-        _print_json({"ready": ready, "message": line})
+        print_json({"ready": ready, "message": line})
     else:
         click.echo(line)
     return 0 if ready else EXIT_CHECK_SAYS_NO
-
-
-@contextlib.contextmanager
-def _count_bar() -> Iterator[Callable[[int], None]]:
-    """A count of answered pairs on stderr, only where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda answered: None
-        return
-    shown = 0.0
-
-    def show(answered: int) -> None:
-        nonlocal shown
-        if time.monotonic() - shown > 0.1:
-            shown = time.monotonic()
-            click.echo(f"\r{answered:,} answered", nl=False, err=True)
-
-    yield show
-    click.echo("\r", nl=False, err=True)
-
-
-@contextlib.contextmanager
-def _progress_bar() -> Iterator[Callable[[int], Progress]]:
-    """A bar on stderr with the present loss, only where that is a terminal."""
-    with contextlib.ExitStack() as stack:
-
-        def start(total: int) -> Progress:
-            if not sys.stderr.isatty():
-                return no_progress
-            bar: Any = stack.enter_context(
-                click.progressbar(
-                    length=total,
-                    label="training",
-                    file=sys.stderr,
-                    item_show_func=lambda loss: "" if loss is None else f"loss {loss:.3f}",
-                    update_min_steps=max(1, total // 500),
-                )
-            )
-            return lambda pairs, loss: bar.update(pairs, loss)
-
-        yield start
-
-
-def _result_json(result: Result) -> dict[str, Any]:
-    measured: dict[str, dict[str, Any]] = {}
-    for (place, kind), figures in result.metrics.items():
-        measured.setdefault(place, {})[kind] = figures.as_json()
-    document = {
-        "checkpoint": str(result.checkpoint.model),
-        "version": result.checkpoint.version,
-        "sha256": result.sha256,
-        "n_features": result.pairs.features.shape[1],
-        "pairs": {"train": result.n_train, "held_out": result.n_held_out, "skipped": result.pairs.skipped},
-        "metrics": measured,
-        "gate": result.gate._asdict(),
-        "parity_max_abs_diff": result.parity_max_abs_diff,
-        "seconds": result.seconds,
-        "pairs_per_second": result.pairs_per_second,
-        "settings": dataclasses.asdict(result.recipe),
-    }
-    return {**document, "loso": result.validation.as_json()} if result.validation else document
-
-
-_HEADER = f"{'':24} {'weights':8} {'PLCC':>8} {'SROCC':>8} {'RMSE':>8} {'pairs':>9}"
-
-
-def _row(name: str, weights: str, measured: Metrics) -> str:
-    figures = (f"{value:8.{digits}f}" for value, digits in zip(measured[:3], (5, 5, 3), strict=True))
-    return f"{name:24} {weights:8} {' '.join(figures)} {measured.pairs:9}".replace("     nan", "       –")
-
-
-def _print_result(result: Result) -> None:
-    validation = result.validation
-    if validation is not None:
-        click.echo("Each group predicted by a model that was trained on the others:\n" + _HEADER)
-        for fold in validation.folds:
-            click.echo(_row(fold.group, "EMA", fold.metrics))
-        click.echo(_row("all, pooled", "EMA", validation.pooled))
-        click.echo(f"{'mean and lowest PLCC':24} {'':8} {validation.mean_plcc:8.5f} {validation.min_plcc:8.5f}\n")
-    click.echo(_HEADER)
-    for (place, kind), measured in result.metrics.items():
-        click.echo(_row(place.replace("_", " "), "EMA" if kind == "ema" else kind, measured))
-    _print_skipped(result.pairs.skipped, result.pairs.first_skipped)
-    click.echo(f"\n{result.pairs_per_second:,.0f} pairs per second for {result.seconds:.1f} s")
-    click.echo(f"gate: {result.gate.verdict} ({result.gate.reason})")
-    click.echo(f"parity with onnxruntime: {result.parity_max_abs_diff:.2g} score points at most")
-    click.echo(f"checkpoint: {result.checkpoint.model}")
-
-
-def _print_skipped(skipped: int, first: str) -> None:
-    if skipped:
-        click.echo(f"{skipped} bad rows skipped; the first: {first}")
-
-
-def _print_published(published: Published, as_json: bool) -> int:
-    measured = published.metrics
-    if as_json:
-        _print_json(
-            {
-                "checkpoint": str(published.checkpoint.model),
-                "version": published.checkpoint.version,
-                "sha256": published.sha256,
-                "metrics": {"held_out": {"ema": measured.as_json()}} if measured else {},
-                "gate": published.gate._asdict(),
-                "parity_max_abs_diff": published.parity_max_abs_diff,
-            }
-        )
-    else:
-        if measured:
-            click.echo(_HEADER + "\n" + _row("held out", "EMA", measured) + "\n")
-        click.echo(f"gate: {published.gate.verdict} ({published.gate.reason})")
-        click.echo(f"parity with onnxruntime: {published.parity_max_abs_diff:.2g} score points at most")
-        click.echo(f"checkpoint: {published.checkpoint.model}")
-    return EXIT_CHECK_SAYS_NO if published.gate.verdict == "unstable" else 0
-
-
-def _print_fields(fields: dict[str, Any], indent: str = "") -> None:
-    """Names and values in two columns; what is nested stands below its name, indented."""
-    for name, value in fields.items():
-        if isinstance(value, dict) and value:
-            click.echo(f"{indent}{name}")
-            _print_fields(value, indent + "  ")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            for each in value:
-                words = (f"{key} {_words(part)}" for key, part in each.items())
-                click.echo(f"{indent}{name:{24 - len(indent)}} {', '.join(words)}")
-        else:
-            click.echo(f"{indent}{name:{24 - len(indent)}} {_words(value)}")
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, list):
-        joined = ", ".join(map(_words, value))
-        return joined if all(isinstance(each, str) for each in value) else f"({joined})"
-    return "–" if value is None or value == {} else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    click.echo(json.dumps(document, indent=2, allow_nan=False))
