@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from sidecar.pairs import MAX_LINE_BYTES, Pair, PairError, decode_pair
+from sidecar.pairs import MAX_LINE_BYTES, Name, Pair, PairError, decode_pair
 
 
 class Answer(msgspec.Struct, omit_defaults=True):
@@ -95,7 +95,7 @@ def encode(answers: list[Answer]) -> bytes:
 
 
 class _Named(msgspec.Struct):
-    job_id: str | UnsetType = UNSET
+    job_id: Name | UnsetType = UNSET  # one that is too long is not given back: clients bound the length of an answer
 
 
 _encoder = msgspec.json.Encoder()
