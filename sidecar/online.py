@@ -262,7 +262,10 @@ class OnlineTraining:
         if before != run or self.journal.last_run is None:
             if position and before.kernel != run.kernel:
                 _log.warning("the state comes from %s; on %s its last bits may differ", before.kernel, run.kernel)
-            self.journal.append_run(run.as_json())
+            try:
+                self.journal.append_run(run.as_json())
+            except JournalError as error:
+                raise JournalError(f"{directory}: {error}") from error
             self.learner.begin(run, base)
 
 

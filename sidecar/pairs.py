@@ -19,6 +19,8 @@ from onnx_builder.network import Float32
 
 MAX_LINE_BYTES = 1 << 20
 MAX_NAME_CHARACTERS = 256
+MAX_DEPTH = 64
+"""Levels of arrays and objects in one another, the line's own included."""
 
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARACTERS)]
 
@@ -50,9 +52,27 @@ def decode_pair(line: bytes, decoder: msgspec.json.Decoder[Any] = _decoder) -> A
     except msgspec.ValidationError as error:
         raise PairError(_in_plain_words(str(error))) from None
     except UnicodeDecodeError as error:
-        raise PairError(f"not UTF-8: byte 0x{error.object[error.start]:02x}") from None
-    except (msgspec.DecodeError, RecursionError) as error:
+        raise PairError(_not_utf8(error)) from None
+    except RecursionError:
+        raise PairError(_TOO_DEEP) from None
+    except msgspec.DecodeError as error:
         raise PairError(f"not JSON: {_malformed(str(error), line)}") from None
+
+
+def check_other_fields(line: bytes) -> None:
+    """Raises PairError for what `decode_pair` may pass over in fields that are not a `Pair`'s.
+
+    These are bytes that are not UTF-8, and nesting so deep that the decoder may refuse it elsewhere: where it gives up depends
+    on the depth of the calls around it, and what was journalled has to be decoded again wherever the journal is read.
+    """
+    if not line.isascii():
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            raise PairError(_not_utf8(error)) from None
+    nested = line.find(b"[", line.find(b"[") + 1) >= 0 or line.find(b"{", line.find(b"{") + 1) >= 0  # seldom, and soon told
+    if nested and line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
+        raise PairError(_TOO_DEEP)
 
 
 class Packer:
@@ -142,6 +162,22 @@ def _position_of_name(name: str) -> float:
 
 def _position_of(data: bytes | bytearray) -> float:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") / 2.0**64
+
+
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_LEVELS = np.zeros(256, dtype=np.int8)
+_LEVELS[list(b"[{")], _LEVELS[list(b"]}")] = 1, -1
+
+
+def _depth(line: bytes) -> int:
+    """Of a line of JSON."""
+    bare = np.frombuffer(_STRING.sub(b"", line), dtype=np.uint8)
+    return int(np.cumsum(_LEVELS[bare], dtype=np.int32).max())
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8: byte 0x{error.object[error.start]:02x}"
 
 
 def _fits(value: float) -> bool:

@@ -83,6 +83,7 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+SCORE = number(-3.4e38, 3.4e38)  # float32 goes no further
 FLAG = Kind(lambda text: {"0": False, "1": True, "false": False, "true": True}[text.lower()], "0 or 1")
 PATH = Kind(_path, "a path")
 TEXT = Kind(str, "text")
@@ -162,8 +163,8 @@ class Settings:
         None, "VMAFX_SIDECAR_N_FEATURES", "nFeatures", whole(1, 65536), "Length of the feature vector.",
         otherwise="the state's, else the base model's, else 80",
     )  # fmt: skip
-    score_min: float = setting(0.0, "VMAFX_SIDECAR_SCORE_MIN", "scoreMin", number(-math.inf), "Lowest accepted true_score.")
-    score_max: float = setting(100.0, "VMAFX_SIDECAR_SCORE_MAX", "scoreMax", number(-math.inf), "Highest accepted true_score.")
+    score_min: float = setting(0.0, "VMAFX_SIDECAR_SCORE_MIN", "scoreMin", SCORE, "Lowest accepted true_score.")
+    score_max: float = setting(100.0, "VMAFX_SIDECAR_SCORE_MAX", "scoreMax", SCORE, "Highest accepted true_score.")
     holdout_fraction: float = setting(
         0.05, "VMAFX_SIDECAR_HOLDOUT_FRACTION", "holdoutFraction", number(0, 1, under=True),
         "Share of pairs kept out of training for the stability gate.",

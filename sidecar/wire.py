@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from sidecar.pairs import MAX_LINE_BYTES, Pair, PairError, decode_pair
+from sidecar.pairs import MAX_LINE_BYTES, Name, Pair, PairError, check_other_fields, decode_pair
 
 
 class Answer(msgspec.Struct, omit_defaults=True):
@@ -79,6 +79,7 @@ def read_request(line: bytes) -> Pair | Answer:
     """The pair of a request line, or the answer that refuses it."""
     try:
         pair: Pair = decode_pair(line)
+        check_other_fields(line)
     except PairError as error:
         return refused(str(error), _job_id(line))
     return pair
@@ -95,7 +96,7 @@ def encode(answers: list[Answer]) -> bytes:
 
 
 class _Named(msgspec.Struct):
-    job_id: str | UnsetType = UNSET
+    job_id: Name | UnsetType = UNSET  # one that is too long is not given back: clients bound the length of an answer
 
 
 _encoder = msgspec.json.Encoder()

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from sidecar.checkpoints import checkpoints
@@ -81,3 +83,25 @@ def journalled(directory):
 
 def published(directory):
     return [checkpoint.model.read_bytes() for checkpoint in checkpoints(directory / "checkpoints")]
+
+
+def free_address() -> str:
+    """An address for HTTP that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def metrics(address: str) -> dict[str, float]:
+    """What /metrics says, by name and labels: `vmafx_training_pairs_total{result="accepted"}`."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE_S) as response:
+        lines = response.read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+
+def wait_until(holds: Callable[[], object], what: str = "") -> None:
+    """Look again and again, until it holds."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
