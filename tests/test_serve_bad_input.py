@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from onnx_builder.write import to_bytes
 from sidecar.client import FeedbackClient
-from sidecar.http import fetch_status
+from sidecar.look import fetch_status
 from sidecar.pairs import MAX_LINE_BYTES
 from tests.bad_lines import N_FEATURES, ODD, REFUSED
 from tests.conftest import run

@@ -19,8 +19,8 @@ from prometheus_client import CollectorRegistry
 
 from sidecar.checkpoints import LATEST, checkpoints, linked
 from sidecar.client import FeedbackClient
-from sidecar.http import fetch_status
-from sidecar.journal import read_journal
+from sidecar.look import fetch_status
+from sidecar.segments import read_journal
 from sidecar.snapshot import snapshots
 from tests.conftest import run, tree
 from tests.running import PATIENCE_S, free_address, metrics, published, wait_until

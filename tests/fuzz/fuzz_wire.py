@@ -28,11 +28,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnx_builder import Activation, Dense, Network
-from sidecar.journal import read_journal
 from sidecar.learner import RECENT_PAIRS, Run
 from sidecar.online import OnlineTraining
 from sidecar.pairs import MAX_DEPTH, MAX_LINE_BYTES, MAX_NAME_CHARACTERS, decode_pair
 from sidecar.rebuild import digest_of
+from sidecar.segments import read_journal
 from sidecar.trainer import TrainingSettings
 from sidecar.wire import LineBuffer, LineTooLongError, encode
 from tests.fuzz.fuzz_read import bound_memory
@@ -384,6 +384,7 @@ class Fuzz:
         state = self._state() if compared else {}
         before = self._figures()
         answers = encode(online.accept(lines)).split(b"\n")
+        online.wait()
         if answers.pop() != b"" or len(answers) != len(lines):
             raise WrongError(f"{len(lines)} lines have {len(answers)} answers")
         taken = size = 0
