@@ -314,7 +314,30 @@ def test_the_schema_has_the_settings_and_their_defaults():
 
 
 SAMPLES = [
-    *(-1, -0.5, 0, 0.5, 0.999, 1, 1.5, 2, 2.5, 1024, 1025, 65536, 65537, 10_000_000, 10_000_001, 2**53 - 1, 1e-7, 10**12),
+    *(
+        -1,
+        -0.5,
+        0,
+        0.5,
+        0.999,
+        1,
+        1.5,
+        2,
+        2.5,
+        1024,
+        1025,
+        65536,
+        65537,
+        10_000_000,
+        10_000_001,
+        2**53 - 1,
+        1e-7,
+        10**12,
+        3e38,
+        -3e38,
+        4e38,
+        -4e38,
+    ),
     *("none", "json", "canonical", "base", "relu", "leaky_relu", "tanh", "gelu", "sigmoid", "sgd", "adam", "SGD"),
     *("always", "everysec", "never", "text", "debug", "info", "warning", "error", "", "fast"),
     *("0600", "600", "0", "7777", "888", "1777", "/a/b c", "relative", "/", "/a\0b", True, False),
@@ -341,7 +364,7 @@ def works_in_a_pod(setting: Field[Any], text: str) -> bool:
     variable = setting.metadata["env"]
     try:
         # Beside the widest scores: that scoreMin is under scoreMax is checked elsewhere.
-        read_settings({"score_min": "-1e300"} if setting.name == "score_max" else {"score_max": "1e300"}, {variable: text})
+        read_settings({"score_min": "-3.4e38"} if setting.name == "score_max" else {"score_max": "3.4e38"}, {variable: text})
         if setting.name == "http":
             host, port = parse_address(text)
             return host in ("", "0.0.0.0", "::") and port > 0
