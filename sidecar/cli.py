@@ -18,17 +18,17 @@ from sidecar.checkpoints import CheckpointError
 from sidecar.learning.recipe import Recipe, TrainingError
 from sidecar.printing import (
     HEADER,
-    count_bar,
     print_fields,
     print_json,
     print_published,
     print_result,
     print_skipped,
     progress_bar,
+    replay_bar,
     result_json,
     row,
 )
-from sidecar.recorded import RecordedPairsError
+from sidecar.recorded import STDIN, RecordedPairsError
 from sidecar.segments import JournalError
 from sidecar.settings import Settings, SettingsError, option_of, read_settings
 
@@ -438,10 +438,11 @@ def replay_command(pairs: tuple[str, ...], socket: Path, rate: float | None, as_
     Example:
       vmafx-sidecar replay examples/recorded-80.jsonl.gz --socket /tmp/s.sock
     """
-    from sidecar.replay import ReplayError, replay
+    from sidecar.replay import ReplayError, read_requests, replay
 
     try:
-        with count_bar() as progress:
+        known = None if STDIN in pairs else lambda: sum(1 for _ in read_requests(pairs))
+        with replay_bar(known) as progress:
             summary = replay(pairs, socket, rate=rate, progress=progress)
     except ReplayError as error:
         click.echo(f"Error: {error}", err=True)

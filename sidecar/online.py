@@ -54,7 +54,7 @@ class OnlineTraining:
     fitted, which takes a second: until it is there, `accept` only journals the pairs that follow, and `catch_up` trains on them
     after; None fits at once. progress: told of pairs that were trained again, as they are.
 
-    recovered: how many these were. failed: why a fresh head could not be fitted, else empty. Raises StateError where another
+    recovered: how many these were. loss: of the last group, before its first step, in score points squared. failed: why a fresh head could not be fitted, else empty. Raises StateError where another
     process holds the directory, or it cannot be used with `run`; JournalError where the journal is damaged or not writable.
     """
 
@@ -77,6 +77,7 @@ class OnlineTraining:
         self._fitting: Future[object] | None = None
         self._behind: deque[PairRows] = deque()
         self.failed = ""
+        self.loss: float | None = None
         self.learner = Learner(run, base)
         self._lock = locked(state_directory)
         try:
@@ -221,10 +222,13 @@ class OnlineTraining:
 
     def _take(self, rows: PairRows) -> list[Group]:
         try:
-            return _take(self.learner, rows)
+            groups = _take(self.learner, rows)
         except TrainingError as error:
             self._fail(error)
             return []
+        if groups:
+            self.loss = groups[-1].loss
+        return groups
 
     def _fail(self, error: BaseException) -> None:
         if not isinstance(error, TrainingError | MemoryError):

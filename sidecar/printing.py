@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +20,24 @@ if TYPE_CHECKING:  # they load onnxruntime, and --help should not
 
 
 @contextlib.contextmanager
-def count_bar() -> Iterator[Callable[[int], None]]:
-    """A count of answered pairs on stderr, only where that is a terminal."""
+def replay_bar(count: Callable[[], int] | None) -> Iterator[Callable[[int], None]]:
+    """A bar of answered pairs on stderr, only where that is a terminal. count: gives how many there are; None: nobody knows."""
     if not sys.stderr.isatty():
         yield lambda answered: None
         return
-    shown = 0.0
+    total = count() if count else None
+    bar: Any = click.progressbar(
+        length=total, label="answered", file=sys.stderr, show_pos=True, update_min_steps=max(1, (total or 100_000) // 500)
+    )
+    with bar:
+        done = 0
 
-    def show(answered: int) -> None:
-        nonlocal shown
-        if time.monotonic() - shown > 0.1:
-            shown = time.monotonic()
-            click.echo(f"\r{answered:,} answered", nl=False, err=True)
+        def show(answered: int) -> None:
+            nonlocal done
+            bar.update(answered - done)
+            done = answered
 
-    yield show
-    click.echo("\r", nl=False, err=True)
+        yield show
 
 
 @contextlib.contextmanager

@@ -68,7 +68,6 @@ class Server:
         self._stopping = self._publish_now = False
         self._failed = ""
         self._announce = ""
-        self._last_loss: float | None = None
         self._step_seconds: float | None = None
         self._complaints = Complaints(_log)
         self._next_sync = self._next_snapshot = self._next_housekeeping = self._next_told = 0.0
@@ -81,7 +80,8 @@ class Server:
         Raises SettingsError, ListenError, StateError, JournalError or CheckpointError before it serves, where it cannot.
         """
         settings = self._settings
-        event(_log, "starting", **{each.name: _plain(getattr(settings, each.name)) for each in fields(settings)})
+        said = {each.name: _plain(getattr(settings, each.name)) for each in fields(settings)}
+        event(_log, "starting", **{**said, "socket_mode": f"{settings.socket_mode:04o}", "state_dir": str(settings.state)})
         _make_directory(settings.checkpoint_dir)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._signals())
@@ -164,9 +164,7 @@ class Server:
         online = self._online
         rejected, steps, started = online.counts.rejected, self._steps(), time.perf_counter()
         answers = online.accept(lines)
-        if (trained := self._steps() - steps) > 0:
-            self._step_seconds = (time.perf_counter() - started) / trained
-            self._last_loss = next((each.loss for each in reversed(answers) if isinstance(each.loss, float)), self._last_loss)
+        self._note_steps(steps, started)
         if online.counts.rejected > rejected:
             self._complain(answers)
         if self._announce:
@@ -181,6 +179,11 @@ class Server:
                 kind = str(answer.error).partition(":")[0].partition("[")[0]
                 self._complaints.warn(kind, "a pair was refused: %s", answer.error)
 
+    def _note_steps(self, before: int, started: float) -> None:
+        """How long a step takes, of those since there were so many."""
+        if (trained := self._steps() - before) > 0:
+            self._step_seconds = (time.perf_counter() - started) / trained
+
     def _steps(self) -> int:
         return 0 if self._online.busy else self._online.learner.trainer.step
 
@@ -189,7 +192,9 @@ class Server:
     def _turn(self) -> None:
         online, now = self._online, time.monotonic()
         if online.behind:
+            steps, started = self._steps(), time.perf_counter()
             online.catch_up()
+            self._note_steps(steps, started)
         if self._publish_now:
             self._publish_now = False
             self._checkpointing.request()
@@ -295,7 +300,7 @@ class Server:
                 "accepted": counts.accepted - counts.held_out, "held_out": counts.held_out,
                 "duplicate": counts.duplicate, "rejected": counts.rejected,
             },
-            loss=self._last_loss,
+            loss=online.loss,
             prequential_rmse=rmse(seen[:, 0], seen[:, 1]) if len(seen) else None,
             prequential_plcc=None if math.isnan(correlation) else correlation,
             feature_drift=trainer.drift.largest if trainer.drift and trainer.trained else None,
