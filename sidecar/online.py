@@ -51,11 +51,14 @@ class OnlineTraining:
     `digest_of(base)`, or None for a fresh head. A run that is not the last one of the journal is written down there.
 
     train: False only records; then nothing is recovered, and `learner` stays as it was made. worker: where a fresh head is
-    fitted, which takes a second: until it is there, `accept` only journals the pairs that follow, and `catch_up` trains on them
-    after; None fits at once. progress: told of pairs that were trained again, as they are.
+    fitted, which takes a second; None fits at once. progress: told of pairs that were trained again, as they are.
 
-    recovered: how many these were. loss: of the last group, before its first step, in score points squared. failed: why a fresh head could not be fitted, else empty. Raises StateError where another
-    process holds the directory, or it cannot be used with `run`; JournalError where the journal is damaged or not writable.
+    `accept` leaves pairs to `catch_up` where their answers need not wait for it: those that complete no group, and those that
+    come while a fresh head is being fitted.
+
+    recovered: pairs that were trained again. loss: of the last group, before its first step, in score points squared. failed:
+    why a fresh head could not be fitted, else empty. Raises StateError where another process holds the directory, or it cannot
+    be used with `run`; JournalError where the journal is damaged or not writable.
     """
 
     def __init__(
