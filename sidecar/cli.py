@@ -15,6 +15,7 @@ import click
 from onnx_builder.network import ActivationName, NetworkError
 from sidecar import __version__
 from sidecar.checkpoints import CheckpointError
+from sidecar.forms import STDIN, RecordedPairsError
 from sidecar.learning.recipe import Recipe, TrainingError
 from sidecar.printing import (
     HEADER,
@@ -28,7 +29,6 @@ from sidecar.printing import (
     result_json,
     row,
 )
-from sidecar.recorded import STDIN, RecordedPairsError
 from sidecar.segments import JournalError
 from sidecar.settings import Settings, SettingsError, option_of, read_settings
 

@@ -6,17 +6,10 @@ reading with its file and line; with `skip_bad` it is counted instead.
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import gzip
-import os
-import sys
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,16 +17,10 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from onnx_builder.network import Float32
-from sidecar.pairs import MAX_LINE_BYTES, Packer, Pair, PairError, PairRows, check_score, decode_pair, holdout_position
-from sidecar.segments import journal_segments
+from sidecar.forms import Archive, CsvRows, RecordedPairsError, read_form
+from sidecar.pairs import Packer, Pair, PairError, PairRows, check_score, decode_pair, holdout_position
 
-STDIN = "-"
 _BLOCK_ROWS = 8192
-_READ_BYTES = 1 << 20
-
-
-class RecordedPairsError(ValueError):
-    """Recorded pairs that cannot be read; the message names the file, the line and the reason."""
 
 
 @dataclass
@@ -82,7 +69,7 @@ def read_pairs(
     features, true_score, position, group = _Growing(np.float32), _Growing(np.float32), _Growing(np.float64), _Growing(np.int32)
     names: dict[str, int] = {}
     for path in paths:
-        for block in _read(path, checks):
+        for block in _read(str(path), checks):
             features.append(block.features)
             true_score.append(block.true_score)
             position.append(block.position)
@@ -148,59 +135,13 @@ class _Growing:
         return self._array
 
 
-def _read(path: str | Path, checks: _Checks) -> Iterator[_Block]:
-    name = str(path)
-    try:
-        if name == STDIN:
-            yield from _read_json_lines(read_lines(sys.stdin.buffer, "standard input"), checks)
-        elif os.path.isdir(name):
-            yield from _read_json_lines(journal_lines(Path(name)), checks)
-        elif name.endswith((".jsonl", ".jsonl.gz")):
-            with open_lines(name) as stream:
-                yield from _read_json_lines(read_lines(stream, name), checks)
-        elif name.endswith(".npz"):
-            yield from _read_npz(name, checks)
-        elif name.endswith(".csv"):
-            yield from _read_csv(name, checks)
-        elif not os.path.exists(name):
-            raise RecordedPairsError(f"{name}: no such file or directory")
-        else:
-            raise RecordedPairsError(
-                f"{name}: expected .jsonl, .jsonl.gz, .npz, .csv, a state directory, or - for JSON lines on standard input"
-            )
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise RecordedPairsError(f"{name}: damaged or truncated gzip: {error}") from error
-    except OSError as error:
-        raise RecordedPairsError(f"{name}: {error.strerror or error}") from error
-
-
-def open_lines(name: str | Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(name)) if str(name).endswith(".gz") else open(name, "rb")
-
-
-def read_lines(stream: IO[bytes], name: str, torn_end: Literal["read", "drop"] = "read") -> Iterator[tuple[str, int, bytes]]:
-    """(name, number from 1, line) for each line. A last line without a newline is read, or dropped."""
-    number, rest = 0, b""
-    while chunk := stream.read(_READ_BYTES):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            number += 1
-            yield name, number, line
-        if len(rest) > MAX_LINE_BYTES:
-            raise RecordedPairsError(f"{name}: line {number + 1}: longer than {MAX_LINE_BYTES} bytes; is this JSON lines?")
-    if rest and torn_end == "read":
-        yield name, number + 1, rest
-
-
-def journal_lines(directory: Path) -> Iterator[tuple[str, int, bytes]]:
-    segments = journal_segments(directory)
-    if not segments:
-        raise RecordedPairsError(f"{directory}: a directory without a journal; expected a sidecar's state directory")
-    for segment in segments:
-        with open_lines(segment) as stream:
-            for name, number, line in read_lines(stream, str(segment), torn_end="drop" if segment == segments[-1] else "read"):
-                if not line.startswith(b"#"):
-                    yield name, number, line
+def _read(path: str, checks: _Checks) -> Iterator[_Block]:
+    return read_form(
+        path,
+        json_lines=lambda lines: _read_json_lines(lines, checks),
+        archive=lambda archive: _read_npz(path, archive, checks),
+        table=lambda header, rows: _read_csv(path, header, rows, checks),
+    )
 
 
 class _Builder:
@@ -259,28 +200,18 @@ def _label(pair: Any, attribute: str | None, group_by: str) -> str:
     return str(value)
 
 
-def _read_csv(name: str, checks: _Checks) -> Iterator[_Block]:
+def _read_csv(name: str, header: list[str], rows: CsvRows, checks: _Checks) -> Iterator[_Block]:
     if checks.group_by is not None:
         raise RecordedPairsError(f"{name}: CSV has only features and true_score, no field {checks.group_by!r} to group by")
-    with open(name, newline="", encoding="utf-8-sig") as stream:
-        rows = csv.reader(stream, strict=True)
-        builder = _Builder(checks)
+    builder = _Builder(checks)
+    for number, row in rows:
         try:
-            header = next(rows, [])
-            if not header or header[-1].strip() != "true_score":
-                found = repr(header[-1][:40]) if header else "nothing"
-                raise RecordedPairsError(f"{name}: line 1: expected a header whose last column is true_score, got {found}")
-            for row in rows:
-                try:
-                    if row:
-                        builder.add(_pair_of_cells(header, row))
-                except PairError as error:
-                    checks.bad(f"{name}: line {rows.line_num}", error)
-                if builder.full():
-                    yield from builder.take()
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise RecordedPairsError(f"{name}: line {rows.line_num + 1}: not CSV text: {error}") from error
-        yield from builder.take()
+            builder.add(_pair_of_cells(header, row))
+        except PairError as error:
+            checks.bad(f"{name}: line {number}", error)
+        if builder.full():
+            yield from builder.take()
+    yield from builder.take()
 
 
 def _pair_of_cells(header: list[str], cells: list[str]) -> Pair:
@@ -300,30 +231,12 @@ def _number(column: str, text: str) -> float:
     return value
 
 
-def _read_npz(name: str, checks: _Checks) -> Iterator[_Block]:
-    try:
-        with zipfile.ZipFile(name) as archive, contextlib.ExitStack() as members:
-            yield from _read_arrays(name, archive, members, checks)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        if isinstance(error, RecordedPairsError | PairError):
-            raise
-        raise RecordedPairsError(f"{name}: not a numpy .npz archive: {error}") from error
-
-
-def _read_arrays(name: str, archive: zipfile.ZipFile, stack: contextlib.ExitStack, checks: _Checks) -> Iterator[_Block]:
-    def member(key: str, dimensions: int, kinds: str = "fiu") -> ArrayMember:
-        if not _has(archive, key):
-            raise RecordedPairsError(f"{name}: no array {key!r}; expected features (n, f) and true_score (n)")
-        return ArrayMember(name, key, stack.enter_context(archive.open(f"{key}.npy")), dimensions, kinds)
-
-    features, scores = member("features", 2), member("true_score", 1)
+def _read_npz(name: str, archive: Archive, checks: _Checks) -> Iterator[_Block]:
+    features, scores = archive.features, archive.true_score
     keys = ["group", "job_id"] + ([checks.group_by] if checks.group_by else [])
-    texts = {key: member(key, 1, "U") for key in keys if _has(archive, key)}
+    texts = {key: archive.member(key, 1, "U") for key in keys if key in archive.names}
     if checks.group_by and checks.group_by not in texts:
         raise RecordedPairsError(f"{name}: no array {checks.group_by!r} to group by")
-    for other in (scores, *texts.values()):
-        if other.shape[0] != features.shape[0]:
-            raise RecordedPairsError(f"{name}: {other.key} has {other.shape[0]} rows, features {features.shape[0]}")
     for start in range(0, features.shape[0], _BLOCK_ROWS):
         count = min(_BLOCK_ROWS, features.shape[0] - start)
         values, true = features.rows(start, count), scores.rows(start, count)
@@ -350,37 +263,3 @@ def _read_arrays(name: str, archive: zipfile.ZipFile, stack: contextlib.ExitStac
             np.array([holdout_position(str(groups[i]), str(jobs[i]), packed[i].tobytes()) for i in good], dtype=np.float64),
             [str(columns[checks.group_by][i]) for i in good] if checks.group_by else [],
         )
-
-
-def _has(archive: zipfile.ZipFile, key: str) -> bool:
-    return f"{key}.npy" in archive.namelist()
-
-
-class ArrayMember:
-    """One array of an archive, read a few rows at a time; `kinds` are the numpy kinds of type that it may have."""
-
-    def __init__(self, name: str, key: str, stream: IO[bytes], dimensions: int, kinds: str) -> None:
-        self.key, self._stream = key, stream
-        version = np.lib.format.read_magic(self._stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        self.shape, fortran, self._dtype = read_header(self._stream)
-        if self._dtype.kind not in kinds or len(self.shape) != dimensions:
-            raise RecordedPairsError(
-                f"{name}: {key} is {self._dtype} of shape {self.shape}; expected {dimensions} dimension(s) of "
-                f"{'text' if kinds == 'U' else 'numbers'}"
-            )
-        self._whole: NDArray[Any] | None = None
-        if fortran and dimensions > 1:
-            columns = self._read(self.shape[0] * self.shape[1])
-            self._whole = columns.reshape(self.shape[::-1]).T
-
-    def rows(self, start: int, count: int) -> NDArray[Any]:
-        if self._whole is not None:
-            return self._whole[start : start + count]
-        return self._read(count * int(np.prod(self.shape[1:]))).reshape(count, *self.shape[1:])
-
-    def _read(self, count: int) -> NDArray[Any]:
-        data = self._stream.read(count * self._dtype.itemsize)
-        if len(data) < count * self._dtype.itemsize:
-            raise ValueError(f"{self.key} ends early")
-        return np.frombuffer(data, dtype=self._dtype)

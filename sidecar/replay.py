@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import gzip
 import math
-import os
-import sys
 import time
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +13,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from sidecar.forms import Archive, CsvRows, Lines, RecordedPairsError, journal_lines, open_lines, read_form
 from sidecar.pairs import MAX_LINE_BYTES
 from sidecar.pipeline import Pipeline
-from sidecar.recorded import STDIN, ArrayMember, RecordedPairsError, journal_lines, open_lines, read_lines
 from sidecar.segments import journal_segments
 from sidecar.wire import Answer
 
@@ -174,39 +168,24 @@ def read_requests(paths: Sequence[str | Path]) -> Iterator[Request]:
     RecordedPairsError for a file that cannot be read, and for a line over the limit.
     """
     for path in paths:
-        try:
-            for name, number, line in _lines_of(str(path)):
-                if len(line) > MAX_LINE_BYTES:
-                    raise RecordedPairsError(f"{name}: line {number}: longer than {MAX_LINE_BYTES} bytes")
-                if line and not line.isspace():
-                    yield Request(name, number, line)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise RecordedPairsError(f"{path}: damaged or truncated gzip: {error}") from error
-        except OSError as error:
-            raise RecordedPairsError(f"{path}: {error.strerror or error}") from error
+        for name, number, line in _lines_of(str(path)):
+            if len(line) > MAX_LINE_BYTES:
+                raise RecordedPairsError(f"{name}: line {number}: longer than {MAX_LINE_BYTES} bytes")
+            if line and not line.isspace():
+                yield Request(name, number, line)
 
 
-def _lines_of(name: str) -> Iterator[tuple[str, int, bytes]]:
-    if name == STDIN:
-        yield from read_lines(sys.stdin.buffer, "standard input")
-    elif os.path.isdir(name):
-        yield from _journal_so_far(Path(name))
-    elif name.endswith((".jsonl", ".jsonl.gz")):
-        with open_lines(name) as stream:
-            yield from read_lines(stream, name)
-    elif name.endswith(".npz"):
-        yield from _npz_lines(name)
-    elif name.endswith(".csv"):
-        yield from _csv_lines(name)
-    elif not os.path.exists(name):
-        raise RecordedPairsError(f"{name}: no such file or directory")
-    else:
-        raise RecordedPairsError(
-            f"{name}: expected .jsonl, .jsonl.gz, .npz, .csv, a state directory, or - for JSON lines on standard input"
-        )
+def _lines_of(name: str) -> Lines:
+    return read_form(
+        name,
+        json_lines=lambda lines: lines,
+        archive=lambda archive: _npz_lines(name, archive),
+        table=lambda header, rows: _csv_lines(name, rows),
+        journal=_journal_so_far,
+    )
 
 
-def _journal_so_far(directory: Path) -> Iterator[tuple[str, int, bytes]]:
+def _journal_so_far(directory: Path) -> Lines:
     """The journal as it is now: what a sidecar adds while it gets its own pairs again would never end."""
     ends = {}
     for segment in journal_segments(directory)[-1:]:
@@ -218,20 +197,10 @@ def _journal_so_far(directory: Path) -> Iterator[tuple[str, int, bytes]]:
         yield name, number, line
 
 
-def _csv_lines(name: str) -> Iterator[tuple[str, int, bytes]]:
-    with open(name, newline="", encoding="utf-8-sig") as stream:
-        rows = csv.reader(stream, strict=True)
-        try:
-            header = next(rows, [])
-            if not header or header[-1].strip() != "true_score":
-                found = repr(header[-1][:40]) if header else "nothing"
-                raise RecordedPairsError(f"{name}: line 1: expected a header whose last column is true_score, got {found}")
-            for row in rows:
-                if row:
-                    *features, true_score = map(_cell, row)
-                    yield name, rows.line_num, _encoder.encode({"features": features, "true_score": true_score})
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise RecordedPairsError(f"{name}: line {rows.line_num + 1}: not CSV text: {error}") from error
+def _csv_lines(name: str, rows: CsvRows) -> Lines:
+    for number, row in rows:
+        *features, true_score = map(_cell, row)
+        yield name, number, _encoder.encode({"features": features, "true_score": true_score})
 
 
 def _cell(text: str) -> float | str:
@@ -243,41 +212,22 @@ def _cell(text: str) -> float | str:
     return text
 
 
-def _npz_lines(name: str) -> Iterator[tuple[str, int, bytes]]:
+def _npz_lines(name: str, archive: Archive) -> Lines:
     """Numbered by row, from 1. Text arrays of one dimension become fields of the line, empty texts none."""
-    try:
-        with zipfile.ZipFile(name) as archive, contextlib.ExitStack() as stack:
-            members = _npz_members(name, archive, stack)
-            rows = members["features"].shape[0]
-            for start in range(0, rows, _NPZ_ROWS):
-                columns = [member.rows(start, min(_NPZ_ROWS, rows - start)).tolist() for member in members.values()]
-                for place, values in enumerate(zip(*columns, strict=True), start + 1):
-                    pair = {key: value for key, value in zip(members, values, strict=True) if value != ""}
-                    yield name, place, _encoder.encode(pair)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        if isinstance(error, RecordedPairsError):
-            raise
-        raise RecordedPairsError(f"{name}: not a numpy .npz archive: {error}") from error
-
-
-def _npz_members(name: str, archive: zipfile.ZipFile, stack: contextlib.ExitStack) -> dict[str, ArrayMember]:
-    def member(key: str, dimensions: int, kinds: str) -> ArrayMember:
-        if f"{key}.npy" not in archive.namelist():
-            raise RecordedPairsError(f"{name}: no array {key!r}; expected features (n, f) and true_score (n)")
-        return ArrayMember(name, key, stack.enter_context(archive.open(f"{key}.npy")), dimensions, kinds)
-
-    members = {"features": member("features", 2, "fiu"), "true_score": member("true_score", 1, "fiu")}
-    for key in (file.removesuffix(".npy") for file in archive.namelist()):
+    members = {"features": archive.features, "true_score": archive.true_score}
+    for key in archive.names:
         if key not in members:
             try:
-                members[key] = member(key, 1, "U")
+                members[key] = archive.member(key, 1, "U")
             except RecordedPairsError:
                 if key in ("group", "job_id"):  # other arrays may be of anything
                     raise
-    for key, other in members.items():
-        if other.shape[0] != members["features"].shape[0]:
-            raise RecordedPairsError(f"{name}: {key} has {other.shape[0]} rows, features {members['features'].shape[0]}")
-    return members
+    rows = archive.features.shape[0]
+    for start in range(0, rows, _NPZ_ROWS):
+        columns = [member.rows(start, min(_NPZ_ROWS, rows - start)).tolist() for member in members.values()]
+        for place, values in enumerate(zip(*columns, strict=True), start + 1):
+            pair = {key: value for key, value in zip(members, values, strict=True) if value != ""}
+            yield name, place, _encoder.encode(pair)
 
 
 _encoder = msgspec.json.Encoder()

@@ -11,8 +11,9 @@ import sys
 import numpy as np
 import pytest
 
+from sidecar.forms import RecordedPairsError
 from sidecar.pairs import holdout_position
-from sidecar.recorded import RecordedPairsError, read_pairs
+from sidecar.recorded import read_pairs
 
 
 def write_npz(path, **arrays):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import sidecar.replay
+from sidecar.forms import RecordedPairsError
 from sidecar.pairs import MAX_LINE_BYTES
-from sidecar.recorded import RecordedPairsError
 from sidecar.replay import ReplayError, Request, Summary, read_requests, replay
 from sidecar.wire import Answer
 from tests.conftest import EXAMPLE

@@ -1,0 +1,184 @@
+"""The forms in which recorded pairs come: JSON lines, gzipped or not, numpy archives, CSV, standard input, a state directory.
+
+`read_form` tells a form by its name, opens it, and says in one way what is wrong with a file; what the rows mean is for others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import os
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Literal, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.pairs import MAX_LINE_BYTES
+from sidecar.segments import journal_segments
+
+STDIN = "-"
+_READ_BYTES = 1 << 20
+
+T = TypeVar("T")
+Lines = Iterator[tuple[str, int, bytes]]
+"""(name, number from 1, line), without newlines."""
+CsvRows = Iterator[tuple[int, list[str]]]
+"""(line number, cells) of the rows that are not empty."""
+
+
+class RecordedPairsError(ValueError):
+    """Recorded pairs that cannot be read; the message names the file, the line and the reason."""
+
+
+def read_form(
+    name: str,
+    *,
+    json_lines: Callable[[Lines], Iterator[T]],
+    archive: Callable[[Archive], Iterator[T]],
+    table: Callable[[list[str], CsvRows], Iterator[T]],
+    journal: Callable[[Path], Lines] | None = None,
+) -> Iterator[T]:
+    """What the function for a file's form makes of it.
+
+    name: a path, or "-" for JSON lines on standard input; table: gets the header, whose last column is true_score, and rows;
+    journal: the lines of a state directory, by default all of them.
+
+    Raises RecordedPairsError for a file that cannot be read, or is not of the form that its name says.
+    """
+    try:
+        if name == STDIN:
+            yield from json_lines(read_lines(sys.stdin.buffer, "standard input"))
+        elif os.path.isdir(name):
+            yield from json_lines((journal or journal_lines)(Path(name)))
+        elif name.endswith((".jsonl", ".jsonl.gz")):
+            with open_lines(name) as stream:
+                yield from json_lines(read_lines(stream, name))
+        elif name.endswith(".npz"):
+            with _opened(name) as opened:
+                yield from archive(opened)
+        elif name.endswith(".csv"):
+            yield from _read_table(name, table)
+        elif not os.path.exists(name):
+            raise RecordedPairsError(f"{name}: no such file or directory")
+        else:
+            raise RecordedPairsError(
+                f"{name}: expected .jsonl, .jsonl.gz, .npz, .csv, a state directory, or - for JSON lines on standard input"
+            )
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise RecordedPairsError(f"{name}: damaged or truncated gzip: {error}") from error
+    except OSError as error:
+        raise RecordedPairsError(f"{name}: {error.strerror or error}") from error
+
+
+def open_lines(name: str | Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(name)) if str(name).endswith(".gz") else open(name, "rb")
+
+
+def read_lines(stream: IO[bytes], name: str, torn_end: Literal["read", "drop"] = "read") -> Iterator[tuple[str, int, bytes]]:
+    """(name, number from 1, line) for each line. A last line without a newline is read, or dropped."""
+    number, rest = 0, b""
+    while chunk := stream.read(_READ_BYTES):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            number += 1
+            yield name, number, line
+        if len(rest) > MAX_LINE_BYTES:
+            raise RecordedPairsError(f"{name}: line {number + 1}: longer than {MAX_LINE_BYTES} bytes; is this JSON lines?")
+    if rest and torn_end == "read":
+        yield name, number + 1, rest
+
+
+def journal_lines(directory: Path) -> Iterator[tuple[str, int, bytes]]:
+    segments = journal_segments(directory)
+    if not segments:
+        raise RecordedPairsError(f"{directory}: a directory without a journal; expected a sidecar's state directory")
+    for segment in segments:
+        with open_lines(segment) as stream:
+            for name, number, line in read_lines(stream, str(segment), torn_end="drop" if segment == segments[-1] else "read"):
+                if not line.startswith(b"#"):
+                    yield name, number, line
+
+
+def _read_table(name: str, table: Callable[[list[str], CsvRows], Iterator[T]]) -> Iterator[T]:
+    with open(name, newline="", encoding="utf-8-sig") as stream:
+        rows = csv.reader(stream, strict=True)
+        try:
+            header = next(rows, [])
+            if not header or header[-1].strip() != "true_score":
+                found = repr(header[-1][:40]) if header else "nothing"
+                raise RecordedPairsError(f"{name}: line 1: expected a header whose last column is true_score, got {found}")
+            yield from table(header, ((rows.line_num, row) for row in rows if row))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise RecordedPairsError(f"{name}: line {rows.line_num + 1}: not CSV text: {error}") from error
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[Archive]:
+    try:
+        with zipfile.ZipFile(name) as file, contextlib.ExitStack() as stack:
+            yield Archive(name, file, stack)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        if isinstance(error, RecordedPairsError):
+            raise
+        raise RecordedPairsError(f"{name}: not a numpy .npz archive: {error}") from error
+
+
+class Archive:
+    """A numpy archive with `features` (n, f) and `true_score` (n,). names: of all its arrays.
+
+    Raises RecordedPairsError where one of the two is missing, or they are not of one length.
+    """
+
+    def __init__(self, name: str, file: zipfile.ZipFile, stack: contextlib.ExitStack) -> None:
+        self._name, self._file, self._stack = name, file, stack
+        self.names = [each.removesuffix(".npy") for each in file.namelist()]
+        self.features = self.member("features", 2)
+        self.true_score = self.member("true_score", 1)
+
+    def member(self, key: str, dimensions: int, kinds: str = "fiu") -> ArrayMember:
+        """One array, of so many dimensions and of one of these numpy kinds of type, as many rows as features.
+
+        Raises RecordedPairsError for another, and where there is none.
+        """
+        if key not in self.names:
+            raise RecordedPairsError(f"{self._name}: no array {key!r}; expected features (n, f) and true_score (n)")
+        member = ArrayMember(self._name, key, self._stack.enter_context(self._file.open(f"{key}.npy")), dimensions, kinds)
+        if key != "features" and member.shape[0] != self.features.shape[0]:
+            raise RecordedPairsError(f"{self._name}: {key} has {member.shape[0]} rows, features {self.features.shape[0]}")
+        return member
+
+
+class ArrayMember:
+    """One array of an archive, read a few rows at a time; `kinds` are the numpy kinds of type that it may have."""
+
+    def __init__(self, name: str, key: str, stream: IO[bytes], dimensions: int, kinds: str) -> None:
+        self.key, self._stream = key, stream
+        version = np.lib.format.read_magic(self._stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        self.shape, fortran, self._dtype = read_header(self._stream)
+        if self._dtype.kind not in kinds or len(self.shape) != dimensions:
+            raise RecordedPairsError(
+                f"{name}: {key} is {self._dtype} of shape {self.shape}; expected {dimensions} dimension(s) of "
+                f"{'text' if kinds == 'U' else 'numbers'}"
+            )
+        self._whole: NDArray[Any] | None = None
+        if fortran and dimensions > 1:
+            columns = self._read(self.shape[0] * self.shape[1])
+            self._whole = columns.reshape(self.shape[::-1]).T
+
+    def rows(self, start: int, count: int) -> NDArray[Any]:
+        if self._whole is not None:
+            return self._whole[start : start + count]
+        return self._read(count * int(np.prod(self.shape[1:]))).reshape(count, *self.shape[1:])
+
+    def _read(self, count: int) -> NDArray[Any]:
+        data = self._stream.read(count * self._dtype.itemsize)
+        if len(data) < count * self._dtype.itemsize:
+            raise ValueError(f"{self.key} ends early")
+        return np.frombuffer(data, dtype=self._dtype)
