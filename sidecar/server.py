@@ -141,7 +141,7 @@ class Server:
 
     def _recover(self, worker: ThreadPoolExecutor) -> tuple[OnlineTraining, BaseModel | None]:
         settings, started = self._settings, time.monotonic()
-        base, run, self._failed = where_to_start(settings)
+        base, begins_with, run, self._failed = where_to_start(settings)
         if self._failed:
             event(_log, "phase failed: pairs are recorded, none trains", logging.ERROR, reason=self._failed)
 
@@ -150,8 +150,8 @@ class Server:
             if self._stopping:
                 raise _StoppedError
 
-        network = base.network if base else None
-        online = OnlineTraining(settings.state, run, network, settings.journal_fsync, not self._failed, worker, progress)
+        fsync, train = settings.journal_fsync, not self._failed
+        online = OnlineTraining(settings.state, run, begins_with, fsync, train, worker, progress)
         event(
             _log, "recovered", position=online.journal.position, trained_again=online.recovered,
             seconds=round(time.monotonic() - started, 3), step=online.learner.trainer.step,
@@ -271,7 +271,7 @@ class Server:
             self._writing.exception()
             self._is_done(self._writing)
         self._tell(accepting=False)
-        event(_log, "stopped", position=online.journal.position, step=online.learner.trainer.step, **vars(online.counts))
+        event(_log, "stopped", position=online.journal.position, step=self.status.step, **self.status.pairs)
 
     def _tell(self, accepting: bool) -> None:
         """Make the status that others read."""
@@ -298,7 +298,7 @@ class Server:
             step=self._steps(),
             pairs={
                 "accepted": counts.accepted - counts.held_out, "held_out": counts.held_out,
-                "duplicate": counts.duplicate, "rejected": counts.rejected,
+                "duplicate": counts.duplicate, "rejected": counts.rejected + self._connections.too_long,
             },
             loss=online.loss,
             prequential_rmse=rmse(seen[:, 0], seen[:, 1]) if len(seen) else None,
