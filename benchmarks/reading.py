@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from sidecar.forms import open_lines, read_lines
 from sidecar.pairs import Packer, decode_pair
-from sidecar.recorded import open_lines, read_lines, read_pairs
+from sidecar.recorded import read_pairs
 
 ROUNDS = 7
 LINES = 30_000
