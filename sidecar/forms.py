@@ -36,6 +36,10 @@ class RecordedPairsError(ValueError):
     """Recorded pairs that cannot be read; the message names the file, the line and the reason."""
 
 
+class ArrayKindError(RecordedPairsError):
+    """An array of an archive with another type or number of dimensions than was asked for."""
+
+
 def read_form(
     name: str,
     *,
@@ -137,14 +141,14 @@ class Archive:
 
     def __init__(self, name: str, file: zipfile.ZipFile, stack: contextlib.ExitStack) -> None:
         self._name, self._file, self._stack = name, file, stack
-        self.names = [each.removesuffix(".npy") for each in file.namelist()]
+        self.names = [each.removesuffix(".npy") for each in file.namelist() if each.endswith(".npy")]
         self.features = self.member("features", 2)
         self.true_score = self.member("true_score", 1)
 
     def member(self, key: str, dimensions: int, kinds: str = "fiu") -> ArrayMember:
         """One array, of so many dimensions and of one of these numpy kinds of type, as many rows as features.
 
-        Raises RecordedPairsError for another, and where there is none.
+        Raises ArrayKindError for one of another kind, RecordedPairsError for another number of rows, and where there is none.
         """
         if key not in self.names:
             raise RecordedPairsError(f"{self._name}: no array {key!r}; expected features (n, f) and true_score (n)")
@@ -163,7 +167,7 @@ class ArrayMember:
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         self.shape, fortran, self._dtype = read_header(self._stream)
         if self._dtype.kind not in kinds or len(self.shape) != dimensions:
-            raise RecordedPairsError(
+            raise ArrayKindError(
                 f"{name}: {key} is {self._dtype} of shape {self.shape}; expected {dimensions} dimension(s) of "
                 f"{'text' if kinds == 'U' else 'numbers'}"
             )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from sidecar.forms import Archive, CsvRows, Lines, RecordedPairsError, journal_lines, open_lines, read_form
+from sidecar.forms import Archive, ArrayKindError, CsvRows, Lines, RecordedPairsError, journal_lines, open_lines, read_form
 from sidecar.pairs import MAX_LINE_BYTES
 from sidecar.pipeline import Pipeline
 from sidecar.segments import journal_segments
@@ -219,7 +219,7 @@ def _npz_lines(name: str, archive: Archive) -> Lines:
         if key not in members:
             try:
                 members[key] = archive.member(key, 1, "U")
-            except RecordedPairsError:
+            except ArrayKindError:
                 if key in ("group", "job_id"):  # other arrays may be of anything
                     raise
     rows = archive.features.shape[0]

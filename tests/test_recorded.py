@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -184,6 +185,18 @@ def test_bad_archives(arrays, message, tmp_path):
     with pytest.raises(RecordedPairsError) as refused:
         read_pairs([write_npz(tmp_path / "pairs.npz", **arrays)])
     assert message in str(refused.value)
+
+
+def test_what_is_no_array_is_passed_over_in_an_archive(tmp_path):
+    path = write_npz(tmp_path / "pairs.npz", features=np.ones((3, 2)))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("group", "no array")
+        archive.writestr("true_score", "no array")
+    with pytest.raises(RecordedPairsError, match="no array 'true_score'"):
+        read_pairs([path])
+    with zipfile.ZipFile(path, "a") as archive, archive.open("true_score.npy", "w") as member:
+        np.save(member, np.ones(3))
+    assert len(read_pairs([path])) == 3
 
 
 def test_an_archive_that_was_cut_off(tmp_path):

@@ -8,6 +8,7 @@ import itertools
 import json
 import socket
 import sys
+import zipfile
 from collections import deque
 
 import numpy as np
@@ -67,6 +68,8 @@ def test_rows_of_arrays_become_lines_with_their_texts(tmp_path, monkeypatch):
         codec=np.array([row.get("codec", "") for row in ROWS]),
         frame=np.arange(7),  # of no concern
     )
+    with zipfile.ZipFile(tmp_path / "pairs.npz", "a") as archive:
+        archive.writestr("README.txt", "no array")
     assert [json.loads(line) for line in lines_of(tmp_path / "pairs.npz")] == ROWS
 
 
@@ -108,6 +111,7 @@ def write_npz(**arrays):
         ("pairs.npz", write_npz(features=np.ones((2, 2)), true_score=np.ones(3)), "true_score has 3 rows"),
         ("pairs.npz", write_npz(features=np.ones(2), true_score=np.ones(2)), "features is float64 of shape"),
         ("pairs.npz", write_npz(features=np.ones((2, 2)), true_score=np.ones(2), group=np.ones(2)), "group is float64"),
+        ("pairs.npz", write_npz(features=np.ones((2, 2)), true_score=np.ones(2), codec=np.full(3, "x")), "codec has 3 rows"),
     ],
 )
 def test_what_cannot_be_read_is_named(name, make, reason, tmp_path, path):
