@@ -81,11 +81,15 @@ def read_form(
 
 
 def open_lines(name: str | Path) -> IO[bytes]:
+    """A file's bytes, unzipped where its name ends in .gz. Raises OSError; reading may raise EOFError and zlib.error too."""
     return cast(IO[bytes], gzip.open(name)) if str(name).endswith(".gz") else open(name, "rb")
 
 
-def read_lines(stream: IO[bytes], name: str, torn_end: Literal["read", "drop"] = "read") -> Iterator[tuple[str, int, bytes]]:
-    """(name, number from 1, line) for each line. A last line without a newline is read, or dropped."""
+def read_lines(stream: IO[bytes], name: str, torn_end: Literal["read", "drop"] = "read") -> Lines:
+    """The lines of a stream; a last line without a newline is read, or dropped.
+
+    Raises RecordedPairsError where a newline does not come for so long that it is not JSON lines.
+    """
     number, rest = 0, b""
     while chunk := stream.read(_READ_BYTES):
         *lines, rest = (rest + chunk).split(b"\n")
@@ -98,7 +102,11 @@ def read_lines(stream: IO[bytes], name: str, torn_end: Literal["read", "drop"] =
         yield name, number + 1, rest
 
 
-def journal_lines(directory: Path) -> Iterator[tuple[str, int, bytes]]:
+def journal_lines(directory: Path) -> Lines:
+    """The pairs in a state directory's journal, each named and numbered by its segment. A torn last line was never answered.
+
+    Raises RecordedPairsError where there is no journal, and what `open_lines` and `read_lines` do.
+    """
     segments = journal_segments(directory)
     if not segments:
         raise RecordedPairsError(f"{directory}: a directory without a journal; expected a sidecar's state directory")
@@ -159,7 +167,11 @@ class Archive:
 
 
 class ArrayMember:
-    """One array of an archive, read a few rows at a time; `kinds` are the numpy kinds of type that it may have."""
+    """One array of an archive, read a few rows at a time.
+
+    kinds: the numpy kinds of type that it may have. shape: as stored. Raises ArrayKindError for another kind or number of
+    dimensions, ValueError where it is no .npy.
+    """
 
     def __init__(self, name: str, key: str, stream: IO[bytes], dimensions: int, kinds: str) -> None:
         self.key, self._stream = key, stream
@@ -177,6 +189,7 @@ class ArrayMember:
             self._whole = columns.reshape(self.shape[::-1]).T
 
     def rows(self, start: int, count: int) -> NDArray[Any]:
+        """The next rows (count, *shape[1:]), of the type stored; start follows on. Raises ValueError where they end."""
         if self._whole is not None:
             return self._whole[start : start + count]
         return self._read(count * int(np.prod(self.shape[1:]))).reshape(count, *self.shape[1:])
