@@ -75,11 +75,13 @@ _IN_WORDS = {  # name in the document: what a person calls it, its unit, and how
     "replay_capacity": ("replay buffer holds", "pairs", 1),
     "replay_evictions": ("dropped from it", "pairs", 1),
     "held_out_size": ("held out", "pairs", 1),
+    "held_out_capacity": ("held out at most", "pairs", 1),
     "checkpoints": ("checkpoints", "", 1),
     "checkpoint_failures": ("failed checkpoints", "", 1),
     "journal_bytes": ("journal", "MB", 1e-6),
     "step_seconds": ("a gradient step takes", "µs", 1e6),
     "n_features": ("features of a pair", "", 1),
+    "rejected": ("rejected, by reason", "", 1),
 }
 
 
