@@ -19,6 +19,7 @@ from sidecar.forms import STDIN, RecordedPairsError
 from sidecar.learning.recipe import Recipe, TrainingError
 from sidecar.printing import (
     HEADER,
+    draw_again,
     print_fields,
     print_json,
     print_published,
@@ -467,17 +468,24 @@ def replay_command(pairs: tuple[str, ...], socket: Path, rate: float | None, as_
 
 @cli.command("status")
 @_http_option
+@click.option("--watch", is_flag=True, help="Go on looking, every two seconds, until Ctrl-C.")
 @_json_option
-def status_command(http: str, as_json: bool) -> int:
+def status_command(http: str, watch: bool, as_json: bool) -> int:
     """Look at a running sidecar.
 
     \b
     Example:
-      vmafx-sidecar status
+      vmafx-sidecar status --watch
     """
     from sidecar.look import HttpError, fetch_status, format_status
 
+    if watch and as_json:
+        raise click.UsageError("--watch is for people; scripts find the same at /api/history and /api/checkpoints")
     try:
+        if watch:
+            from sidecar.watch import watch as looks
+
+            draw_again(looks(http))
         document = fetch_status(http)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--http") from error

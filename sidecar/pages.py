@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -24,12 +25,23 @@ from sidecar.checkpoints import LATEST, STABLE, Checkpoint, CheckpointError, che
 from sidecar.exposition import encode_status, health, metric_families, readiness, status_document
 from sidecar.history import COLUMNS, EVERY_S, History
 from sidecar.http import TEXT, Page
-from sidecar.status import Status
+from sidecar.status import Status, one_line
 
 JSON = "application/json"
 MOST_CHECKPOINTS = 100
-_DESCRIPTION_BYTES = 4096
-_WANTED = ("created_at", "gate", "metrics", "step", "pairs_seen", "sha256", "parent", "base_model", "parity_max_abs_diff")
+_DESCRIPTION = {  # by what it is told as, where it stands in a checkpoint's JSON
+    "created_at": ("created_at",),
+    "gate": ("gate", "verdict"),
+    "reason": ("gate", "reason"),
+    "plcc": ("metrics", "plcc"),
+    "srocc": ("metrics", "srocc"),
+    "rmse": ("metrics", "rmse"),
+    "held_out": ("metrics", "pairs"),
+    "step": ("step",),
+    "pairs_seen": ("pairs_seen",),
+    "base_model": ("base_model", "path"),
+    "sha256": ("sha256",),
+}
 _FRESH_S = 1.0
 _SINCE = re.compile(r"(?:.*&)?since=(\d{1,12})(?:&.*)?")
 _ASSETS = {
@@ -40,8 +52,8 @@ _ASSETS = {
     "/style.css": ("style.css", "text/css; charset=utf-8"),
 }
 _POLICY = (
-    "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; "
-    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _NOT_HERE = b"not here; there are /, /status, /metrics, /healthz, /readyz, /api/history and /api/checkpoints\n"
 
@@ -154,14 +166,25 @@ def _asset(path: str) -> tuple[bytes, str]:
 
 
 def _described(checkpoint: Checkpoint) -> bytes:
-    """What a checkpoint's JSON says of it, as far as a person wants to see it; only its name where that cannot be told."""
-    named = {"name": checkpoint.name, "version": checkpoint.version}
+    """What a checkpoint's JSON says of it, as far as a person wants to see it; without what is not as it should be.
+
+    Others may write to the directory: nothing is believed to have the right type, or a reasonable size.
+    """
     try:
-        about = read_description(checkpoint.model) or {}
-        told = _encode(named | {name: about[name] for name in _WANTED if name in about})
-    except (CheckpointError, ValueError, RecursionError):
-        return _encode(named)
-    return told if len(told) <= _DESCRIPTION_BYTES else _encode(named)
+        about = read_description(checkpoint.model)
+    except (CheckpointError, RecursionError):
+        about = None
+    told: dict[str, Any] = {"name": checkpoint.name, "version": checkpoint.version}
+    for name, (*path, last) in _DESCRIPTION.items():
+        within: Any = about
+        for key in path:
+            within = within.get(key) if isinstance(within, dict) else None
+        value = within.get(last) if isinstance(within, dict) else None
+        if isinstance(value, str):
+            told[name] = one_line(value)
+        elif isinstance(value, int | float) and math.isfinite(value):
+            told[name] = value
+    return _encode(told)
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

@@ -19,6 +19,7 @@ const Charts = (() => {
       const svg = chart.localName === "svg" ? chart : chart.querySelector(":scope > svg");
       svg.setAttribute("role", "img");
       svg.setAttribute("aria-label", label);
+      for (const style of chart.querySelectorAll("style")) style.remove(); // style.css has it: the live page allows no other
       element.replaceChildren(chart);
     };
     new ResizeObserver(() => {
@@ -38,8 +39,8 @@ const Charts = (() => {
     symbol: {domain: names, range: names.map((_, i) => SYMBOLS[i % SYMBOLS.length]), legend: names.length > 1},
   });
 
-  // Values over time. series: [{name, points: [{x, y}]}]; y of null leaves a gap.
-  function lines(width, series, {x, y, log = false, time = false}) {
+  // Values over time. series: [{name, points: [{x, y}]}]; y of null leaves a gap. zero: the axis begins there.
+  function lines(width, series, {x, y, log = false, time = false, zero = false}) {
     const drawn = series.filter(({points}) => points.some((point) => point.y !== null));
     const marked = drawn.flatMap(({name, points}, i) => {
       const every = Math.max(1, Math.ceil(points.length / MARKERS));
@@ -49,7 +50,7 @@ const Charts = (() => {
     return Plot.plot({
       width, height: height(width), style: STYLE, marginLeft: 52, marginBottom: 40, ...scale(drawn.map(({name}) => name)),
       x: {label: x, ticks: ticks(width), type: time ? "time" : "linear"},
-      y: {label: y, grid: true, type: log ? "log" : "linear", nice: !log, tickFormat: log ? "~g" : undefined, ticks: 5},
+      y: {label: y, grid: true, type: log ? "log" : "linear", nice: !log, zero, tickFormat: log ? "~g" : undefined, ticks: 5},
       marks: [
         ...drawn.map(({points}, i) => Plot.line(points, {
           x: "x", y: "y", stroke: COLOURS[i % COLOURS.length], strokeWidth: 1.75, strokeDasharray: DASHES[i % DASHES.length],
