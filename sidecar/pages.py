@@ -52,8 +52,8 @@ _ASSETS = {
     "/style.css": ("style.css", "text/css; charset=utf-8"),
 }
 _POLICY = (
-    "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _NOT_HERE = b"not here; there are /, /status, /metrics, /healthz, /readyz, /api/history and /api/checkpoints\n"
 

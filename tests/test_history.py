@@ -76,10 +76,23 @@ GOOD = b"[1, null, 1.5, 0.9, 3, 90, 10]"
 @pytest.mark.parametrize(
     "content",
     [
-        b"junk", b"\xff", b"[", b"{}", b"3", b"[]", b"[1, 2]", b"[" * 100_000, GOOD + b"\n" + GOOD,
-        GOOD.replace(b"1.5", b'"x"'),        GOOD.replace(b"[1", b"[true"), GOOD.replace(b"[1", b"[1.0"), GOOD.replace(b"90", b"[90]"), GOOD + b"\n\n", GOOD[:-3],
+        b"junk",
+        b"\xff",
+        b"[",
+        b"{}",
+        b"3",
+        b"[]",
+        b"[1, 2]",
+        b"[" * 100_000,
+        GOOD + b"\n" + GOOD,
+        GOOD + b"\n\n",
+        GOOD[:-3],
+        GOOD.replace(b"1.5", b'"x"'),
+        GOOD.replace(b"[1", b"[true"),
+        GOOD.replace(b"[1", b"[1.0"),
+        GOOD.replace(b"90", b"[90]"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_file_is_passed_over_with_a_warning(tmp_path, caplog, content):
     (tmp_path / HISTORY).write_bytes(content)
     assert read_history(tmp_path).rows == ()

@@ -217,6 +217,7 @@ def test_the_history_outlives_the_process(live, serve, base_path):
     wait_until(lambda: ask_json(address, "/api/history")["rows"])
     assert sidecar.stop() == 0
     kept = (sidecar.checkpoint_dir / "state" / HISTORY).read_bytes().splitlines()
+    time.sleep(1)  # there is one row a second at most
     sidecar = serve(base_model=base_path, http=address).connect()
     wait_until(lambda: len(ask_json(address, "/api/history")["rows"]) > len(kept))
     rows = ask_json(address, "/api/history")["rows"]
