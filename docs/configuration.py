@@ -47,9 +47,9 @@ from there. A base model that cannot be used does not stop the sidecar: it recor
         """\
 `learningRate` is in units of its own: features and scores are brought to a deviation of about 1, and 1e-4 is a step of 0.01
 there; gradients are clipped in these units too. Warm-up starts at a share of the rate that grows with the base model's error
-on its first pairs: all of it from a tenth of the range of scores on. For who has the processor time, `stepsPerBatch` 16,
-`learningRate` 0.0002 and `warmupSteps` 400 learn faster; figures stand in [benchmarks/README.md](../benchmarks/README.md).
-Changed settings hold from the next pair after a restart on.
+on its first pairs: all of it from a tenth of the range of scores on. For who has the processor time,
+`VMAFX_SIDECAR_STEPS_PER_BATCH=16`, `VMAFX_SIDECAR_LR=0.0002` and `VMAFX_SIDECAR_WARMUP_STEPS=400` learn faster (figures:
+[benchmarks/README.md](../benchmarks/README.md), "recommended"). Changed settings hold from the next pair after a restart on.
 """,
         "learning_rate optimizer momentum weight_decay max_grad_norm warmup_steps steps_per_batch batch_size replay_capacity "
         "replay_mix ema_decay ema_warmup seed cuda",
@@ -58,15 +58,16 @@ Changed settings hold from the next pair after a restart on.
         "Checkpoints and the gate",
         """\
 A checkpoint appears once both the interval and the number of new pairs are reached, on SIGUSR1, and at shutdown where
-anything was trained since the last.
+anything was trained since the last. It is `stable` if, on the held-out pairs and on the anchor, its PLCC is at most the delta
+under the highest and its RMSE at most the ratio times the lowest of the present stable checkpoint's and the base model's.
 """,
         "checkpoint_interval min_samples keep_checkpoints holdout_fraction stability_plcc_delta stability_rmse_ratio",
     ),
     Section(
         "What is kept of the pairs",
         """\
-`journalFsync`: with `always`, a pair that was answered outlives a power cut; with `everysec`, all but the last second do;
-with `never`, what the system has written by then. With each of them it outlives the death of the process.
+Each answered pair outlives the death of the process. Of a power cut `journalFsync` decides: with `always`, each outlives it;
+with `everysec`, those up to the last fsync, one of which is begun each second; with `never`, those that the system has written.
 """,
         "journal_fsync journal_retention_days journal_max_bytes snapshot_interval",
     ),
@@ -99,7 +100,8 @@ def _default(setting: Field[Any]) -> str:
     """As a person would write it."""
     value = setting.default
     if "otherwise" in setting.metadata:
-        return str(setting.metadata["otherwise"])
+        text = str(setting.metadata["otherwise"])
+        return f"`{text}`" if "<" in text else text  # which would be a tag
     if setting.name == "socket_mode":
         return f"`{value:04o}`"
     return f"`{int(value)}`" if isinstance(value, bool) else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"

@@ -122,7 +122,7 @@ class Checkpointing:
             "step": trainer.step,
             "pairs_seen": trainer.trained,
             "settings": learner.run.as_json()["settings"],
-            "journal": {"directory": str(state), "first": learner.first, "last": learner.position - 1},
+            "journal": {"directory": str(state.resolve()), "first": learner.first, "last": learner.position - 1},
         }
 
         def publish() -> Published:

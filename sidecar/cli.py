@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
+from click.core import ParameterSource
 
 from onnx_builder.network import ActivationName, NetworkError
 from sidecar import __version__
@@ -199,6 +200,7 @@ def train_offline_command(
     if until is not None and not stream:
         raise click.UsageError("--until needs --stream")
     if stream:
+        _refuse_what_stream_decides()
         from sidecar.streaming import train_stream
 
         published = train_stream(pairs, output, until=until, base=base, export_io=export_io, holdout=holdout)
@@ -229,6 +231,29 @@ def train_offline_command(
     else:
         print_result(result)
     return EXIT_CHECK_SAYS_NO if result.gate.verdict == "unstable" else 0
+
+
+def _refuse_what_stream_decides() -> None:
+    """Raises UsageError for an option that training in order would pass over."""
+    context = click.get_current_context()
+    heeded = (
+        "output",
+        "base_model",
+        "base_scaler",
+        "export_io",
+        "activation",
+        "holdout",
+        "until",
+        "stream",
+        "as_json",
+        "pairs",
+    )
+    for option in context.command.params:
+        name = str(option.name)
+        if name not in heeded and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{option.opts[0]} does not go with --stream, which trains with the online sidecar's settings"
+            )
 
 
 @cli.command("evaluate")

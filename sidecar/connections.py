@@ -36,7 +36,10 @@ AnswerLines = Callable[[list[bytes]], list[Answer]]
 
 
 class Connections:
-    """Serves a listening, non-blocking socket from one thread. answer: the answers to request lines, in their order."""
+    """Serves a listening, non-blocking socket from one thread.
+
+    answer: the answers to request lines, in their order. too_long: lines over the limit so far, which it does not get to see.
+    """
 
     def __init__(self, listener: socket.socket, answer: AnswerLines) -> None:
         self._listener, self._answer = listener, answer
@@ -44,7 +47,7 @@ class Connections:
         self._selector = selectors.DefaultSelector()
         self._clients: set[_Client] = set()
         self._queued: deque[_Client] = deque()  # with lines that wait for their turn
-        self._buffered = 0
+        self._buffered = self.too_long = 0
         self._received = memoryview(bytearray(READ_BYTES))
         self._accept_again_at = 0.0
         self._wake, self._woken = socket.socketpair()
@@ -141,6 +144,8 @@ class Connections:
             self._queued.append(client)
         elif client.closing:
             if client.too_long:
+                self.too_long += 1
+                self._complaints.warn("too long", "a pair was refused: %s", client.too_long)
                 client.put([refused(client.too_long)])
                 client.too_long = ""
                 with contextlib.suppress(OSError):

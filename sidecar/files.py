@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 TEMPORARY = ".tmp-"
 """What the name of a file that is being written begins with; one that is found was left by a crash."""
 
 
-def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write aside, bring to disk, rename into place. Raises OSError, having removed what it wrote."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write aside; then it is brought to disk and renamed into place. Raises OSError, having removed it."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         with open(temporary, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Write a file whole or not at all. Raises OSError."""
+    with whole_file(path) as stream:
+        stream.write(data)
 
 
 def sync_directory(directory: Path) -> None:

@@ -38,7 +38,7 @@ def forget(groups: Sequence[str], state_directory: Path, checkpoint_directory: P
 
     groups: as pairs name them; of a pair without a group, its job_id. Snapshots that hold such a pair go first, then the
     anchor's pairs, then the journal's: stopped in the middle, it is finished by running it again. The next start trains on what
-    is left.
+    is left. Where retention has removed the journal's beginning, all snapshots go: they may hold pairs from before.
 
     Raises StateError where a sidecar holds the directory, or there is no journal in it; JournalError where a segment is damaged
     or cannot be written, with the segments before it done.
@@ -59,10 +59,12 @@ def forget(groups: Sequence[str], state_directory: Path, checkpoint_directory: P
             if sum(found.values()) > before:
                 affected.append(segment)
         try:
+            # Where retention has removed the beginning, a snapshot holds pairs that nobody can name any more.
+            unknown = first_position(segments[0]) > 0
             for position, snapshot in snapshots(state_directory):
-                if first is not None and position >= first:
+                if unknown or (first is not None and position >= first):
                     snapshot.unlink()
-            if first is not None:
+            if unknown or first is not None:
                 (state_directory / PUBLISHED).unlink(missing_ok=True)
             sync_directory(state_directory)
             anchor = _clear_anchor(state_directory, groups)
@@ -123,6 +125,6 @@ def _that_learned(checkpoint_directory: Path, state_directory: Path, first: int)
             journal = (read_description(checkpoint.model) or {}).get("journal", {})
         except CheckpointError:
             continue
-        if journal.get("directory", "") == str(state_directory) and journal.get("last", -1) >= first:
+        if journal.get("directory") == str(state_directory.resolve()) and journal.get("last", -1) >= first:
             names.append(checkpoint.name)
     return names

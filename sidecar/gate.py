@@ -87,4 +87,6 @@ def judge_on_each(
         if gate.verdict == "unstable" and len(sets) > 1:
             gate = Gate(gate.verdict, f"{evidence.name}: {gate.reason}")
         verdicts.append(gate)
+    if verdicts[0].verdict == "unverified":
+        return verdicts[0]
     return next((gate for gate in verdicts if gate.verdict == "unstable"), verdicts[0])

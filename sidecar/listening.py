@@ -67,9 +67,17 @@ def _make_room(path: Path) -> None:
         try:
             client.connect(os.fspath(path))
         except (ConnectionRefusedError, FileNotFoundError):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+            _remove_stale(path)
         except OSError as error:
             raise ListenError(f"socket {path}: {error.strerror or error}") from error
         else:
             raise ListenError(f"socket {path}: another sidecar answers there")
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:  # another user's, say, in a sticky /tmp
+        raise ListenError(
+            f"socket {path}: nobody answers there, and it cannot be removed: {error.strerror or error}"
+        ) from error

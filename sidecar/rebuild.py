@@ -169,7 +169,7 @@ def kept_base(state_directory: Path, run: Run) -> Network | None:
     """The base model of a recorded run, as it was kept beside the journal. Raises StateError where it cannot be read."""
     if run.base is None:
         return None
-    path = _base_path(state_directory, run.base)
+    path = base_path(state_directory, run.base)
     try:
         return from_bytes(path.read_bytes())
     except (OSError, NetworkError) as error:
@@ -178,7 +178,7 @@ def kept_base(state_directory: Path, run: Run) -> Network | None:
 
 def keep_base(state_directory: Path, base: Network) -> None:
     """The base model beside the journal: the state can be made again when the file that it came from is gone."""
-    path = _base_path(state_directory, digest_of(base))
+    path = base_path(state_directory, digest_of(base))
     if not path.exists():
         try:
             write_whole(path, to_bytes(base))
@@ -186,5 +186,6 @@ def keep_base(state_directory: Path, base: Network) -> None:
             raise StateError(f"{path}: {error.strerror or error}") from error
 
 
-def _base_path(state_directory: Path, digest: str) -> Path:
+def base_path(state_directory: Path, digest: str) -> Path:
+    """Where a state keeps the base model of this digest."""
     return state_directory / f"base_{digest[:16]}.onnx"

@@ -148,7 +148,7 @@ class Server:
 
     def _recover(self, worker: ThreadPoolExecutor) -> tuple[OnlineTraining, BaseModel | None]:
         settings, started = self._settings, time.monotonic()
-        base, run, self._failed = where_to_start(settings)
+        base, begins_with, run, self._failed = where_to_start(settings)
         if self._failed:
             event(_log, "phase failed: pairs are recorded, none trains", logging.ERROR, reason=self._failed)
 
@@ -157,8 +157,8 @@ class Server:
             if self._stopping:
                 raise _StoppedError
 
-        network = base.network if base else None
-        online = OnlineTraining(settings.state, run, network, settings.journal_fsync, not self._failed, worker, progress)
+        fsync, train = settings.journal_fsync, not self._failed
+        online = OnlineTraining(settings.state, run, begins_with, fsync, train, worker, progress)
         self._history = read_history(settings.state)
         event(
             _log, "recovered", position=online.journal.position, trained_again=online.recovered,
@@ -288,7 +288,7 @@ class Server:
             write_history(self._settings.state, self._history)
         except OSError as error:
             _log.warning("%s: the history of the status was not written: %s", self._settings.state, error.strerror)
-        event(_log, "stopped", position=online.journal.position, step=online.learner.trainer.step, **vars(online.counts))
+        event(_log, "stopped", position=online.journal.position, step=self.status.step, **self.status.pairs)
 
     def _tell(self, accepting: bool) -> None:
         """Make the status that others read."""
@@ -304,6 +304,7 @@ class Server:
             phase = "initializing"
         seen = trainer.prequential.rows()
         correlation = plcc(seen[:, 0], seen[:, 1])
+        too_long = self._connections.too_long
         self.status = replace(
             self.status,
             phase=phase,
@@ -315,9 +316,9 @@ class Server:
             step=self._steps(),
             pairs={
                 "accepted": counts.accepted - counts.held_out, "held_out": counts.held_out,
-                "duplicate": counts.duplicate, "rejected": counts.rejected,
+                "duplicate": counts.duplicate, "rejected": counts.rejected + too_long,
             },
-            rejected=dict(self._rejected),
+            rejected=self._rejected | ({"line too long": too_long} if too_long else {}),
             loss=online.loss,
             prequential_rmse=rmse(seen[:, 0], seen[:, 1]) if len(seen) else None,
             prequential_plcc=None if math.isnan(correlation) else correlation,

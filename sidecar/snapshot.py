@@ -6,7 +6,6 @@ carry checksums. Two are kept, so that a damaged one costs no more than the pair
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from onnx_builder.network import Array
-from sidecar.files import sync_directory, write_whole
+from sidecar.files import sync_directory, whole_file
 
 _log = logging.getLogger(__name__)
 _SNAPSHOT = re.compile(r"snapshot_(\d{12,})\.npz")
@@ -34,9 +33,8 @@ def snapshots(state_directory: Path) -> list[tuple[int, Path]]:
 def write_snapshot(state_directory: Path, position: int, state: Mapping[str, Array]) -> Path:
     """Write a snapshot, whole or not at all, and delete all but the newest two. Raises OSError."""
     path = state_directory / f"snapshot_{position:012d}.npz"
-    archive = io.BytesIO()
-    np.savez(archive, allow_pickle=False, **state)
-    write_whole(path, archive.getbuffer())
+    with whole_file(path) as stream:
+        np.savez(stream, allow_pickle=False, **state)
     sync_directory(state_directory)
     for _, old in snapshots(state_directory)[KEPT:]:
         old.unlink()

@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from onnx_builder.network import Network
 from sidecar.base_model import BaseModel, load
+from sidecar.checkpoints import LATEST, linked
 from sidecar.learner import Run
 from sidecar.online import locked
-from sidecar.rebuild import StateError, digest_of, newest_run
+from sidecar.rebuild import StateError, base_path, digest_of, newest_run
 from sidecar.settings import Settings, env_of
 from sidecar.trainer import TrainingSettings
 
@@ -23,9 +25,14 @@ _log = logging.getLogger(__name__)
 
 
 class Start(NamedTuple):
-    """base: None where the state goes on without one, a fresh head begins, or none can be used; failed: why not, else empty."""
+    """base: what checkpoints are compared with, and take their form from; None for a fresh head, and where none can be used.
+
+    begins_with: the network that pairs are trained from where that is new, None where the state goes on. failed: why no base
+    model can be used, else empty.
+    """
 
     base: BaseModel | None
+    begins_with: Network | None
     run: Run
     failed: str
 
@@ -55,7 +62,7 @@ def where_to_start(settings: Settings) -> Start:
             )
         except ValueError as error:
             failed = str(error)
-    if base is None and settings.export_io == "base" and not failed:
+    if base is None and not goes_on and settings.export_io == "base" and not failed:
         failed = f"{env_of('export_io')}=base: needs an ONNX base model; there is none at {settings.base_model}"
     n_features = settings.n_features or (last.n_features if last else None) or (base.network.n_features if base else 80)
     if base is not None and base.network.n_features != n_features:
@@ -64,8 +71,29 @@ def where_to_start(settings: Settings) -> Start:
     if last is not None and last.n_features != n_features:
         _move_aside(settings.state, last.n_features, n_features)
         last, goes_on = None, False
+    begins_with = base.network if base else None
     digest = digest_of(base.network) if base else (last.base if last and goes_on else None)
-    return Start(base, Run(n_features, _training_settings(settings), settings.holdout_fraction, digest, _kernel()), failed)
+    if last is not None and goes_on:
+        base = _base_of(settings, last)
+        if base is None and settings.export_io == "base":
+            failed = f"{env_of('export_io')}=base: neither a base model nor a checkpoint of this form is there any more"
+    run = Run(n_features, _training_settings(settings), settings.holdout_fraction, digest, _kernel())
+    return Start(base, begins_with, run, failed)
+
+
+def _base_of(settings: Settings, last: Run) -> BaseModel | None:
+    """The base model of a state that goes on without its file: as it was kept, or in the form of the newest checkpoint."""
+    latest = linked(settings.checkpoint_dir, LATEST)
+    as_published = settings.export_io == "base"
+    path = base_path(settings.state, last.base) if last.base and not as_published else None
+    if as_published and latest is not None:
+        path = latest.model
+    try:
+        scaler = settings.base_scaler if as_published else "none"
+        return load(path, scaler=scaler, export_io=settings.export_io) if path else None
+    except ValueError as error:
+        _log.warning("%s", error)
+        return None
 
 
 def _move_aside(state: Path, old: int, new: int) -> None:

@@ -148,10 +148,8 @@ def test_where_the_beginning_is_gone_training_begins_with_what_is_left(tmp_path,
     kept_from = int(journal_segments(tmp_path / "state")[0].name[:12])
     number = next(n for n in range(kept_from // 12 + 1, 50) if n % 5)
     done = forget([f"g{number}"], tmp_path / "state", tmp_path)
-    snapshot_left = max((position for position, _ in snapshots(tmp_path / "state")), default=None)
-    assert done.from_position == (kept_from if snapshot_left is None else snapshot_left)
-    for _, path in snapshots(tmp_path / "state"):
-        path.unlink()
+    assert done.from_position == kept_from
+    assert snapshots(tmp_path / "state") == []
     rest = [line for line in lines[kept_from:] if f'"g{number}"'.encode() not in line]
     train("never", rest)
     assert_as_if_never_seen(train("state", more), train("never", more))
@@ -181,7 +179,7 @@ def test_the_command_says_what_it_did_and_which_checkpoints_had_learned(tmp_path
     state = checkpoint_dir / "state"
     for version, last in ((1, 10), (2, 50), (3, 99)):
         (checkpoint_dir / f"model_v{version:06d}.onnx").touch()
-        journal = {"directory": str(state if version < 3 else tmp_path / "another"), "first": 0, "last": last}
+        journal = {"directory": str((state if version < 3 else tmp_path / "another").resolve()), "first": 0, "last": last}
         (checkpoint_dir / f"model_v{version:06d}.json").write_text(json.dumps({"journal": journal}))
     done = run("forget", "g2", "nobody", "--checkpoint-dir", checkpoint_dir, "--json")
     assert json.loads(done.stdout) == {
@@ -199,3 +197,12 @@ def test_the_command_says_what_it_did_and_which_checkpoints_had_learned(tmp_path
     done = run("forget", "g3", "--state-dir", tmp_path / "none")
     assert done.returncode == 2
     assert "no journal" in done.stderr
+
+
+def test_pairs_that_retention_has_removed_leave_the_snapshots_too(tmp_path, train, lines, monkeypatch):
+    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 150_000)
+    train("state", lines)
+    journal_segments(tmp_path / "state")[0].unlink()
+    assert snapshots(tmp_path / "state")
+    assert forget(["g1"], tmp_path / "state", tmp_path).pairs == {"g1": 0}
+    assert snapshots(tmp_path / "state") == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sidecar.gate import judge
+from sidecar.gate import Evidence, judge, judge_on_each
 
 TRUE = np.random.default_rng(0).uniform(0, 100, 200)
 NOISE = np.random.default_rng(1).normal(size=200)
@@ -33,3 +33,10 @@ def test_too_few_pairs_or_none_that_vary_are_unverified():
     assert judge(TRUE[:29], TRUE[:29], []).verdict == "unverified"
     assert judge(TRUE[:30], TRUE[:30], []).verdict == "stable"
     assert judge(TRUE, np.full(200, 97.5), []) == ("unverified", "all 200 held-out pairs have score 97.5")
+
+
+def test_too_few_held_out_pairs_are_unverified_whatever_the_anchor_says():
+    features = np.zeros((200, 1))
+    sets = [Evidence("held-out pairs", features[:20], TRUE[:20]), Evidence("anchor", features, TRUE)]
+    assert judge_on_each(lambda rows: np.zeros(len(rows)), sets, []).verdict == "unverified"
+    assert judge_on_each(lambda rows: np.zeros(len(rows)), sets[1:], []).verdict == "unstable"

@@ -22,7 +22,7 @@ import pytest
 from sidecar.checkpoints import STABLE, checkpoints, linked
 from sidecar.segments import read_journal
 from sidecar.settings import Settings
-from tests.conftest import run
+from tests.conftest import EXAMPLE, run
 from tests.running import PATIENCE_S, journalled, wait_until
 
 
@@ -290,7 +290,7 @@ def test_the_log_has_a_line_an_event_with_its_figures(serve, base_path, lines, t
     assert published["pairs"] > 30
     assert published["rmse"] > 0
     (stopped,) = events(sidecar, "stopped")
-    assert (stopped["position"], stopped["accepted"], stopped["rejected"]) == (600, 600, 56)
+    assert (stopped["position"], stopped["accepted"] + stopped["held_out"], stopped["rejected"]) == (600, 600, 56)
     refused = [line["message"] for line in events(sidecar) if line["message"].startswith("a pair was refused")]
     assert refused == [  # each kind once, however often it comes
         "a pair was refused: not JSON: invalid character at byte 0: 'junk'",
@@ -484,3 +484,28 @@ def test_real_drift_that_the_anchor_holds_back_is_let_through_by_promote(serve, 
     settings["base_model"] = tmp_path / "none.onnx"  # the base model of old knows nothing of the drift
     assert life(moved[2 * len(lines) :]) == "stable"
     assert linked(checkpoint_dir, STABLE).version == newest + 1
+
+
+def test_export_io_base_goes_on_from_a_checkpoint_of_its_own(serve, base_path, lines, tmp_path):
+    sidecar = serve(base_model=base_path, export_io="base", holdout_fraction=0.2).connect()
+    sidecar.send(lines[:300])
+    assert sidecar.stop() == 0
+    for base in (tmp_path / "checkpoints" / "latest.onnx", tmp_path / "none.onnx"):
+        sidecar = serve(base_model=base, export_io="base", holdout_fraction=0.2).connect()
+        answers = sidecar.send([line.replace(b'"job_id": "', b'"job_id": "%s' % base.name.encode()) for line in lines[300:400]])
+        assert any(answer["trained"] for answer in answers)
+        assert sidecar.stop() == 0
+    models = checkpoints(tmp_path / "checkpoints")
+    assert len(models) == 3
+    assert [run("evaluate", each.model, EXAMPLE).returncode for each in models] == [0, 0, 0]
+
+
+def test_where_the_base_is_gone_the_gate_still_compares_with_it(serve, base_path, lines, tmp_path):
+    sidecar = serve(base_model=base_path, holdout_fraction=0.2).connect()
+    sidecar.send(lines[:300])
+    assert sidecar.stop() == 0
+    sidecar = serve(base_model=tmp_path / "none.onnx", holdout_fraction=0.2).connect()
+    sidecar.send(lines[300:500])
+    assert sidecar.stop() == 0
+    about = json.loads(checkpoints(tmp_path / "checkpoints")[-1].description.read_text())
+    assert Path(about["base_model"]["path"]).parent == tmp_path / "checkpoints" / "state"

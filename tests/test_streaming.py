@@ -84,3 +84,12 @@ def test_until_is_for_streams(tmp_path):
     done = run("train-offline", EXAMPLE, "--until", 3, "--output", tmp_path / "c")
     assert done.returncode == 2
     assert "--until needs --stream" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "option", [["--lr", "0.1"], ["--skip-bad"], ["--epochs", "3"], ["--score-max", "5"], ["--group-by", "x"]]
+)
+def test_options_that_it_would_pass_over_are_refused(state, tmp_path, option):
+    done = stream(state, "--output", tmp_path / "c", *option)
+    assert done.returncode == 2
+    assert f"{option[0]} does not go with --stream" in done.stderr
