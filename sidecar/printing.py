@@ -85,7 +85,7 @@ def result_json(result: Result) -> dict[str, Any]:
         "version": result.checkpoint.version,
         "sha256": result.sha256,
         "n_features": result.pairs.features.shape[1],
-        "pairs": {"train": result.n_train, "held_out": result.n_held_out, "skipped": result.pairs.skipped},
+        "pairs": {"train": len(result.train), "held_out": len(result.held_out), "skipped": result.pairs.skipped},
         "metrics": measured,
         "gate": result.gate._asdict(),
         "parity_max_abs_diff": result.parity_max_abs_diff,

@@ -81,7 +81,8 @@ const Charts = (() => {
   function bars(width, rows, {x}) {
     return Plot.plot({
       width, height: 60 + 20 * rows.length, style: STYLE, marginBottom: 40, marginLeft: labels(width, rows),
-      x: {label: x, grid: true, ticks: ticks(width)}, y: {label: null, domain: rows.map((_, i) => i), tickFormat: named(rows, width)},
+      x: {label: x, grid: true, ticks: ticks(width)},
+      y: {label: null, domain: [...rows.keys()], tickFormat: named(rows, width)},
       marks: [
         Plot.barX(rows, {x: "value", y: (_, i) => i, fill: COLOURS[0], tip: true, channels: {name: "name"}}),
         Plot.ruleX([0], {stroke: "currentColor"}),
@@ -96,7 +97,8 @@ const Charts = (() => {
     const y = (_, i) => i;
     return Plot.plot({
       width, height: 60 + 24 * rows.length, style: STYLE, marginBottom: 40, marginLeft: labels(width, rows),
-      x: {label: x, grid: true, ticks: ticks(width)}, y: {label: null, domain: rows.map((_, i) => i), tickFormat: named(rows, width)},
+      x: {label: x, grid: true, ticks: ticks(width)},
+      y: {label: null, domain: [...rows.keys()], tickFormat: named(rows, width)},
       marks: [
         Plot.ruleX([0], {stroke: "currentColor", strokeDasharray: "4 3"}),
         Plot.ruleY(rows, {x1: at(0), x2: at(4), y, stroke: COLOURS[0], strokeWidth: 2}),
