@@ -105,9 +105,8 @@ def _checkpoint_lines(told: Mapping[str, Any], width: int) -> list[str]:
     for each in found[:_SHOWN_CHECKPOINTS]:
         name, marks = each["name"], ", ".join(mark for mark in ("latest", "stable") if told[mark] == each["name"])
         figures = f"{_figure(each.get('rmse')):>7} {_figure(each.get('plcc')):>8} {each.get('held_out', '–'):>6}"
-        lines.append(
-            f"{name:15} {each.get('gate', '–'):10} {figures}  {each.get('sha256', '–')[:12]:12}  {marks}".rstrip()[:width]
-        )
+        line = f"{name:15} {each.get('gate', '–'):10} {figures}  {each.get('sha256', '–')[:12]:12}  {marks}"
+        lines.append(one_line(line).rstrip()[:width])
     if len(found) > _SHOWN_CHECKPOINTS:
         lines.append(f"and {len(found) - _SHOWN_CHECKPOINTS} older")
     return lines

@@ -21,8 +21,8 @@ from sidecar.history import COLUMNS, HISTORY, History
 from sidecar.look import HttpError
 from sidecar.pages import Pages
 from sidecar.status import Status
-from sidecar.watch import picture, sparkline, watch
-from tests.browser import browser, needs_browser, resize
+from sidecar.watch import sparkline, watch
+from tests.browser import browser
 from tests.conftest import EXAMPLE, run
 from tests.running import PATIENCE_S, free_address, wait_until
 
@@ -239,49 +239,48 @@ def test_a_damaged_history_does_not_stop_the_start(live, serve, base_path):
 
 
 @pytest.fixture(scope="module")
-def driver():
-    with browser() as driver:
-        yield driver
+def page():
+    with browser() as page:
+        yield page
 
 
-def text_of(driver, selector):
-    return driver.execute_script("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
+def text_of(page, selector):
+    return page.ask(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
 
 
-def lost(driver):
-    return driver.execute_script("return document.querySelector('#lost').checkVisibility()")
+def lost(page):
+    return page.ask("document.querySelector('#lost').checkVisibility()")
 
 
-@needs_browser
-def test_the_page_follows_a_replay_shows_a_checkpoint_and_the_loss_of_the_sidecar(driver, serve, base_path):
+def test_the_page_follows_a_replay_shows_a_checkpoint_and_the_loss_of_the_sidecar(page, serve, base_path):
     address = free_address()
     options = {"base_model": base_path, "http": address, "checkpoint_interval": 0, "min_samples": 800}
     sidecar = serve(**options).connect()
-    driver.get(f"http://{address}/")
-    wait_until(lambda: "running" in text_of(driver, "#state"), "the first answer")
-    assert "None yet." in text_of(driver, "main")
+    page.open(f"http://{address}/")
+    wait_until(lambda: "running" in text_of(page, "#state"), "the first answer")
+    assert "None yet." in text_of(page, "main")
     assert run("replay", EXAMPLE, "--socket", sidecar.socket_path, "--rate", 500).returncode == 0
-    wait_until(lambda: "2,496" in text_of(driver, "#tiles"), "the pairs of the replay")
-    wait_until(lambda: driver.execute_script("return document.querySelectorAll('.chart svg path').length") >= 2, "lines")
-    wait_until(lambda: "model_v000001" in text_of(driver, "#checkpoints"), "the checkpoint")
-    assert "latest" in text_of(driver, "#checkpoints")
+    wait_until(lambda: "2,496" in text_of(page, "#tiles"), "the pairs of the replay")
+    wait_until(lambda: page.ask("document.querySelectorAll('.chart svg path').length") >= 2, "lines")
+    wait_until(lambda: "model_v000001" in text_of(page, "#checkpoints"), "the checkpoint")
+    assert "latest" in text_of(page, "#checkpoints")
     newest = ask_json(address, "/api/checkpoints")["checkpoints"][0]
-    wait_until(lambda: newest["sha256"][:16] in text_of(driver, "#checkpoints"), "its digest")
-    assert not lost(driver)
+    wait_until(lambda: newest["sha256"][:16] in text_of(page, "#checkpoints"), "its digest")
+    assert not lost(page)
+    assert page.console() == []
+    assert all(url.startswith(f"http://{address}/") for url in page.requests())
 
     sidecar.process.kill()
     sidecar.process.wait()
-    wait_until(lambda: lost(driver), "the loss")
-    assert "The sidecar does not answer" in text_of(driver, "#lost")
-    assert "2,496" in text_of(driver, "#tiles")
-    assert all("ERR_CONNECTION_REFUSED" in entry["message"] for entry in driver.get_log("browser"))
+    wait_until(lambda: lost(page), "the loss")
+    assert "The sidecar does not answer" in text_of(page, "#lost")
+    assert "2,496" in text_of(page, "#tiles")
 
     serve(**options).connect()
-    wait_until(lambda: not lost(driver), "its return")
+    wait_until(lambda: not lost(page), "its return")
 
 
-@needs_browser
-def test_hostile_text_is_text(driver, serve, base_path, lines, tmp_path):
+def test_hostile_text_is_text(page, serve, base_path, lines, tmp_path):
     address, hostile = free_address(), tmp_path / MARKUP.replace("/", "∕")
     hostile.mkdir()
     base = hostile / "base.onnx"
@@ -291,32 +290,27 @@ def test_hostile_text_is_text(driver, serve, base_path, lines, tmp_path):
     named = [{**json.loads(line), "job_id": f"{i}{MARKUP}", "group": MARKUP} for i, line in enumerate(lines[:400])]
     refused = [{"job_id": MARKUP, "features": MARKUP}, {"job_id": MARKUP, MARKUP: 1}, MARKUP]
     sidecar.send([json.dumps(each).encode() for each in [*named, *refused]])
-    write_checkpoint(
-        directory, 7, {"gate": {"verdict": MARKUP, "reason": MARKUP}, "sha256": MARKUP, "created_at": MARKUP, "name": MARKUP}
-    )
+    gate = {"verdict": MARKUP, "reason": MARKUP}
+    write_checkpoint(directory, 7, {"gate": gate, "sha256": MARKUP, "created_at": MARKUP, "name": MARKUP})
     (directory / "latest.onnx").symlink_to("model_v000007.onnx")
-    driver.get(f"http://{address}/")
-    wait_until(lambda: MARKUP in text_of(driver, "#checkpoints"), "the checkpoint's texts")
-    driver.execute_script("document.querySelector('details').open = true")
-    wait_until(lambda: str(base) in text_of(driver, "#settings"), "the base model's path")
-    wait_until(lambda: "features" in text_of(driver, "#rejected"), "what was refused")
-    assert driver.execute_script("return document.querySelectorAll('main img, main script').length") == 0
-    assert driver.title == "vmafx-sidecar"
-    assert driver.get_log("browser") == []
-    told = picture(ask_json(address, "/api/history"), ask_json(address, "/api/checkpoints"))
-    assert MARKUP[:10] in told
+    page.open(f"http://{address}/")
+    wait_until(lambda: MARKUP in text_of(page, "#checkpoints"), "the checkpoint's texts")
+    page.ask("document.querySelector('details').open = true")
+    wait_until(lambda: str(base) in text_of(page, "#settings"), "the base model's path")
+    wait_until(lambda: "features" in text_of(page, "#rejected"), "what was refused")
+    assert page.ask("document.querySelectorAll('main img, main script').length") == 0
+    assert page.ask("document.title") == "vmafx-sidecar"
+    assert page.console() == []
 
 
-@needs_browser
 @pytest.mark.parametrize("width", [1400, 400])
-def test_nothing_sticks_out_at_the_side(driver, live, width):
+def test_nothing_sticks_out_at_the_side(page, live, width):
     sidecar, address = live
     sidecar.process.send_signal(signal.SIGUSR1)
-    resize(driver, width, 900)
-    driver.get(f"http://{address}/")
-    wait_until(lambda: "model_v000001" in text_of(driver, "#checkpoints"), "the checkpoint")
-    driver.execute_script("document.querySelector('details').open = true")
-    assert driver.execute_script("return document.documentElement.scrollWidth") == width
+    page.open(f"http://{address}/", width)
+    wait_until(lambda: "model_v000001" in text_of(page, "#checkpoints"), "the checkpoint")
+    page.ask("document.querySelector('details').open = true")
+    assert page.ask("document.documentElement.scrollWidth") == width
 
 
 # In a terminal
