@@ -128,7 +128,7 @@
             `and the gap is the median.${part}`,
           (width) => Charts.spreads(width, drawn, {x: "Residual"})),
         table(groups.length < all ? `The ${groups.length} groups with the largest RMSE` : "All groups",
-          ["group", "#pairs", "#PLCC", "#SROCC", "#RMSE", ...(base ? ["#base model's RMSE"] : []), "#mean residual"],
+          ["group", "#pairs", "#PLCC", "#SROCC", "#RMSE", ...(base ? ["#base RMSE"] : []), "#mean residual"],
           groups.map((row) => [row.group, count(row.pairs), plcc(row.plcc), plcc(row.srocc), rmse(row.rmse),
             ...(base ? [rmse(row.base_rmse)] : []), signed(row.mean)])),
       ];
@@ -150,7 +150,8 @@
         rmse(row.true), rmse(row.predicted), signed(row.residual)]);
       const names = ["job", ...(grouped ? ["group"] : []), "#true", "#predicted", "#residual"];
       const unnamed = paragraph("Pairs without a job_id are counted from 1, in the order read.", "quiet");
-      return [table("Pairs with the largest residuals", names, rows), ...(worst.every((row) => row.job_id) ? [] : [unnamed])];
+      const listed = table("The pairs with the largest residuals, at most twenty", names, rows);
+      return worst.every((row) => row.job_id) ? [listed] : [listed, unnamed];
     },
 
     features() {
@@ -202,7 +203,4 @@
     section.append(...shown);
     links.append(element("li", {}, element("a", {href: `#${name}`}, section.querySelector("h2").textContent)));
   }
-  // What is folded away is printed too.
-  const folded = [...document.querySelectorAll("details")];
-  window.addEventListener("beforeprint", () => folded.forEach((each) => (each.open = true)));
 })();
