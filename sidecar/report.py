@@ -35,9 +35,9 @@ _WEB = Path(__file__).parent / "web"
 _SCRIPTS = ("plot.js", "charts.js", "report.js")
 _POINTS = 4000
 """Pairs that a chart shows, of more about so many."""
-_GROUPS, _FEATURES = 200, 1000
-_NAME_CHARACTERS = 256
-"""Names may be longer only where they come from fields that no check bounds."""
+_GROUPS, _FEATURES, _FILES = 200, 500, 100
+_NAME_CHARACTERS, _FEATURE_CHARACTERS = 256, 80
+"""With these the page stays under 1.5 MB whatever the pairs are."""
 
 
 class ReportError(ValueError):
@@ -101,7 +101,7 @@ def training_document(result: Result, said: dict[str, Any], paths: Sequence[str]
     return {
         "command": "train-offline",
         **_common(judged, what, paths, (result.recipe.score_min, result.recipe.score_max)),
-        "said": said,
+        "said": _without_groups(said),
         "curve": [{"step": step, **_nested(rmse)} for step, rmse in result.curve],
         "settings": {**said["settings"], **options},
         "model": _model(result.checkpoint.model, result.sha256),
@@ -117,7 +117,7 @@ def evaluation_document(
     return {
         "command": "evaluate",
         **_common(judged, "all pairs", paths, (options["score_min"], options["score_max"])),
-        "said": said,
+        "said": _without_groups(said),
         "settings": options,
         "model": _model(model, hashlib.sha256(model.read_bytes()).hexdigest()),
     }
@@ -135,6 +135,11 @@ def _model(path: Path, sha256: str) -> dict[str, str]:
         "gate's reason": gate.get("reason") if isinstance(gate, dict) else None,
     }
     return {"file": str(path), "SHA-256": sha256} | {name: _cut(text) for name, text in known.items() if isinstance(text, str)}
+
+
+def _without_groups(said: dict[str, Any]) -> dict[str, Any]:
+    """They are the page's own `groups`, of which there are not too many."""
+    return {name: value for name, value in said.items() if name not in ("groups", "loso")}
 
 
 def _common(judged: Judged, what: str, paths: Sequence[str], score_range: tuple[float, float]) -> dict[str, Any]:
@@ -166,7 +171,7 @@ def _common(judged: Judged, what: str, paths: Sequence[str], score_range: tuple[
 
 
 def _features(judged: Judged) -> list[dict[str, Any]]:
-    """Of each feature, the most important first; at most a thousand."""
+    """Of each feature, the most important first; at most five hundred."""
     pairs, grown = judged.pairs, importance(judged)
     order = np.argsort(-np.nan_to_num(grown), kind="stable")[:_FEATURES].tolist()
     low, high = pairs.features.min(axis=0), pairs.features.max(axis=0)
@@ -174,7 +179,7 @@ def _features(judged: Judged) -> list[dict[str, Any]]:
     named = len(pairs.feature_names) == pairs.features.shape[1]
     return [
         {
-            "name": _cut(pairs.feature_names[n]) if named else f"features[{n}]",
+            "name": _cut(pairs.feature_names[n], _FEATURE_CHARACTERS) if named else f"features[{n}]",
             "importance": float(grown[n]) if np.isfinite(grown[n]) else None,
             "min": float(low[n]),
             "mean": float(mean[n]),
@@ -186,7 +191,11 @@ def _features(judged: Judged) -> list[dict[str, Any]]:
 
 def _data(pairs: RecordedPairs, paths: Sequence[str]) -> dict[str, Any]:
     return {
-        "files": [{"path": path, "pairs": count, **_file(path)} for path, count in zip(paths, pairs.file_pairs, strict=True)],
+        "files": [
+            {"path": _cut(path), "pairs": count, **_file(path)}
+            for path, count in zip(paths[:_FILES], pairs.file_pairs[:_FILES], strict=True)
+        ],
+        "n_files": len(paths),
         "pairs": len(pairs),
         "skipped": pairs.skipped,
         "first_skipped": _cut(pairs.first_skipped),
@@ -222,5 +231,5 @@ def _nested(values: dict[tuple[str, str], float]) -> dict[str, dict[str, float]]
     return found
 
 
-def _cut(name: str) -> str:
-    return name if len(name) <= _NAME_CHARACTERS else name[: _NAME_CHARACTERS - 1] + "…"
+def _cut(name: str, characters: int = _NAME_CHARACTERS) -> str:
+    return name if len(name) <= characters else name[: characters - 1] + "…"

@@ -56,21 +56,23 @@
           tile("pairs judged", count(judged.pairs)), ...(gate ? [tile("gate", gate, gateKind)] : [])),
         paragraph(`These figures, and all below that do not say otherwise, are of ${judged.what}.`),
       ];
+      const tables = [];
       if (said.metrics) {
         const rows = Object.entries(said.metrics).flatMap(([place, kinds]) => Object.entries(kinds).map(([kind, found]) => [
           PLACES[place], KINDS[kind], plcc(found.plcc), plcc(found.srocc), rmse(found.rmse), count(found.pairs)]));
-        shown.push(table("The published model: EMA weights are what is published.",
+        tables.push(table("The trained model; EMA weights are what is published",
           ["pairs", "weights", "#PLCC", "#SROCC", "#RMSE", "#count"], rows));
-        shown.push(paragraph(`Gate: ${said.gate.verdict} (${said.gate.reason}).`));
       }
       if (judged.base) {
         const {base} = judged;
-        shown.push(table(`Against the base model, on ${judged.what}`, ["", "#PLCC", "#SROCC", "#RMSE"], [
+        tables.push(table(`Against the base model, on ${judged.what}`, ["", "#PLCC", "#SROCC", "#RMSE"], [
           ["base model", plcc(base.plcc), plcc(base.srocc), rmse(base.rmse)],
           ["trained", plcc(judged.plcc), plcc(judged.srocc), rmse(judged.rmse)],
           ["change of RMSE", "", "", signed(judged.rmse - base.rmse)],
         ]));
       }
+      if (tables.length) shown.push(columns(...tables));
+      if (said.gate) shown.push(paragraph(`Gate: ${said.gate.verdict} (${said.gate.reason}).`));
       return shown;
     },
 
@@ -93,7 +95,7 @@
       }
       const cells = (point, place) => ["live", "ema"].map((kind) => rmse(point[place]?.[kind]));
       return [columns(...drawn),
-        ...(last.held_out ? [] : [paragraph("No pair was held out of this run: there is no held-out RMSE to follow.", "quiet")]),
+        ...(last.held_out ? [] : [paragraph("No held-out RMSE to follow: --holdout was 0.", "quiet")]),
         behind("The same as a table", table("RMSE, score points, of live and EMA weights",
           ["#step", "#train live", "#train EMA", "#held out live", "#held out EMA"],
           curve.map((point) => [count(point.step), ...cells(point, "train"), ...cells(point, "held_out")])))];
@@ -122,11 +124,11 @@
       const base = groups.some((row) => row.base_rmse !== undefined);
       return [
         figure(`Residuals of ${drawn.length} groups; the largest RMSE is ${rmse(most.rmse)}, of ${most.group}`,
-          "Predicted minus true, score points: half of a group's pairs lie in the thick bar, nine of ten in the thin one, and " +
-            `the gap is the median.${part}`,
+          "Predicted minus true, score points: half of a group's pairs lie in the thick bar, nine of ten in the thin one, " +
+            `and the gap is the median.${part}`,
           (width) => Charts.spreads(width, drawn, {x: "Residual"})),
         table(groups.length < all ? `The ${groups.length} groups with the largest RMSE` : "All groups",
-          ["group", "#pairs", "#PLCC", "#SROCC", "#RMSE", ...(base ? ["#base model's RMSE"] : []), "#mean residual"],
+          ["group", "#pairs", "#PLCC", "#SROCC", "#RMSE", ...(base ? ["#base RMSE"] : []), "#mean residual"],
           groups.map((row) => [row.group, count(row.pairs), plcc(row.plcc), plcc(row.srocc), rmse(row.rmse),
             ...(base ? [rmse(row.base_rmse)] : []), signed(row.mean)])),
       ];
@@ -148,7 +150,8 @@
         rmse(row.true), rmse(row.predicted), signed(row.residual)]);
       const names = ["job", ...(grouped ? ["group"] : []), "#true", "#predicted", "#residual"];
       const unnamed = paragraph("Pairs without a job_id are counted from 1, in the order read.", "quiet");
-      return [table("Pairs with the largest residuals", names, rows), ...(worst.every((row) => row.job_id) ? [] : [unnamed])];
+      const listed = table("The pairs with the largest residuals, at most twenty", names, rows);
+      return worst.every((row) => row.job_id) ? [listed] : [listed, unnamed];
     },
 
     features() {
@@ -157,8 +160,8 @@
       const cut = features.length < all ? ` The ${features.length} most important of ${count(all)}.` : "";
       return [
         figure(`Importance of ${largest.length} features; the most important is ${largest[0].name}`,
-          "By how much the RMSE grows, in score points, when one feature's values are exchanged between the pairs: the mean of " +
-            `five permutations, on ${judged.what}. Features that say the same stand in for each other, and each seems to ` +
+          "By how much the RMSE grows, in score points, when one feature's values are exchanged between the pairs: the mean " +
+            `of five permutations, on ${judged.what}. Features that say the same stand in for each other, and each seems to ` +
             "matter less.",
           (width) => Charts.bars(width, largest, {x: "Growth of RMSE"})),
         behind("Importance and range of all features", table(`Ranges are of all pairs.${cut}`,
@@ -171,13 +174,14 @@
 
     data() {
       const {true_score: score} = data;
+      const part = data.files.length < data.n_files ? `The first ${data.files.length} of ${data.n_files} files` : "Files";
       return [
-        table("Files", ["file", "#pairs", "#bytes", "SHA-256"], data.files.map((file) => [
+        table(part, ["file", "#pairs", "#bytes", "SHA-256"], data.files.map((file) => [
           file.path === "-" ? "standard input" : file.path, count(file.pairs),
           file.bytes === undefined ? "–" : count(file.bytes), element("span", {class: "digest"}, file.sha256 ?? "–")])),
         paragraph(`${count(data.pairs)} pairs of ${count(data.n_features)} features; true scores from ${short(score.min)} to ` +
           `${short(score.max)}, mean ${short(score.mean)}.` +
-          (said.pairs ? ` ${count(said.pairs.train)} trained, ${count(said.pairs.held_out)} were held out.` : "")),
+          (said.metrics ? ` ${count(said.pairs.train)} trained, ${count(said.pairs.held_out)} were held out.` : "")),
         ...(data.skipped ? [paragraph(`${count(data.skipped)} bad rows were skipped; the first: ${data.first_skipped}`)] : []),
       ];
     },
@@ -199,7 +203,4 @@
     section.append(...shown);
     links.append(element("li", {}, element("a", {href: `#${name}`}, section.querySelector("h2").textContent)));
   }
-  // What is folded away is printed too.
-  const folded = [...document.querySelectorAll("details")];
-  window.addEventListener("beforeprint", () => folded.forEach((each) => (each.open = true)));
 })();
