@@ -7,7 +7,6 @@ holdout; the live page of a sidecar that gets the example's pairs at 30 a second
 from __future__ import annotations
 
 import contextlib
-import itertools
 import subprocess
 import sys
 import tempfile
@@ -32,8 +31,8 @@ def main() -> None:
         train(report)
         picture(chromium, report.as_uri(), "report.png", width=1400, height=1180)
         picture(chromium, report.as_uri(), "report-narrow.png", width=400, height=1180, dark=True)
-        with live(Path(directory)) as address:
-            picture(chromium, f"http://{address}/", "live.png", width=1400, height=1350)
+        with tempfile.TemporaryDirectory() as other, live(Path(other)) as address:
+            picture(chromium, f"http://{address}/", "live.png", width=1400, height=1200)
             picture(chromium, f"http://{address}/", "live-narrow.png", width=400, height=1180, dark=True)
 
 
@@ -51,20 +50,18 @@ def live(directory: Path) -> Iterator[str]:
     """The address of a sidecar in the middle of its work."""
     address, base = free_address(), directory / "base"
     run("train-offline", PAIRS, "--epochs", "15", "--hidden", "16", "--output", base)
+    lines = [request.line for request in read_requests([PAIRS])]
     options = {"base_model": base / "latest.onnx", "http": address, "checkpoint_interval": 20, "min_samples": 300}
-    with ending(Sidecar(directory, **options, steps_per_batch=16)) as running:
-        first = directory / "first.jsonl"
-        first.write_bytes(b"".join(request.line + b"\n" for request in itertools.islice(read_requests([PAIRS]), 1500)))
-        run("replay", first, "--socket", running.connect().socket_path, "--rate", "30")
-        running.send([b"not JSON", *2 * [b'{"features": [1, 2], "true_score": 3}']])
-        running.stop()
-    time.sleep(45)
-    with ending(Sidecar(directory, **options, steps_per_batch=16)) as running:
-        running.connect().send([b"not JSON", *2 * [b'{"features": [1, 2], "true_score": 3}']])
-        replay = [*VMAFX_SIDECAR, "replay", PAIRS, "--socket", running.socket_path, "--rate", "30"]
-        with subprocess.Popen([str(part) for part in replay], stdout=subprocess.DEVNULL):
-            time.sleep(75)
-            yield address
+    for part, pause in ((lines[:1500], 45), (lines[1500:], 0)):
+        pairs = directory / "part.jsonl"
+        pairs.write_bytes(b"\n".join(part))
+        with ending(Sidecar(directory, **options, steps_per_batch=16)) as running:
+            running.connect().send([b"not JSON", *2 * [b'{"features": [1, 2], "true_score": 3}']])
+            run("replay", pairs, "--socket", running.socket_path, "--rate", "30")
+            if not pause:
+                yield address
+            running.stop()
+        time.sleep(pause)
 
 
 @contextlib.contextmanager
