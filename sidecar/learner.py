@@ -72,20 +72,22 @@ class Learner:
         self.trainer = Trainer(run.n_features, run.settings, base)
         self.held_out = ReplayBuffer(HELD_OUT_PAIRS, run.n_features + 2, np.float64)
 
-    def take(self, features: Array, scores: Array, positions: Sequence[float]) -> list[Group]:
+    def take(self, features: Array, scores: Array, positions: Sequence[float], finish: bool = True) -> list[Group]:
         """Take the next pairs; gives the groups that they completed, each with the place of its last pair among these.
 
-        features: (n, n_features); scores: (n,), in points; positions: n numbers in [0, 1), where each stands for the hold-out.
+        features: (n, n_features); scores: (n,), in points; positions: n numbers in [0, 1), where each stands for the hold-out;
+        finish: as of `Trainer.add`.
         """
         self.position += len(positions)
         fraction = self.run.holdout_fraction
         train = [place for place, position in enumerate(positions) if position >= fraction]
         if len(train) == len(positions):
-            return self.trainer.add(features, scores)
+            return self.trainer.add(features, scores, finish)
         held_out = [place for place, position in enumerate(positions) if position < fraction]
         rows = np.column_stack([features[held_out], scores[held_out], [positions[place] for place in held_out]])
         self.held_out.add(rows)
-        return [group._replace(place=train[group.place]) for group in self.trainer.add(features[train], scores[train])]
+        groups = self.trainer.add(features[train], scores[train], finish)
+        return [group._replace(place=train[group.place]) for group in groups]
 
     def until_fit(self, positions: Sequence[float]) -> int | None:
         """How many of the next pairs, of these, a fresh head's fit would wait for; None where they do not bring it about."""

@@ -53,8 +53,8 @@ class OnlineTraining:
     train: False only records; then nothing is recovered, and `learner` stays as it was made. worker: where a fresh head is
     fitted, which takes a second; None fits at once. progress: told of pairs that were trained again, as they are.
 
-    `accept` leaves pairs to `catch_up` where their answers need not wait for it: those that complete no group, and those that
-    come while a fresh head is being fitted.
+    `accept` leaves to `catch_up` what answers need not wait for: the pairs that complete no group, a group's steps after its
+    first, and the pairs that come while a fresh head is being fitted.
 
     recovered: pairs that were trained again. loss: of the last group, before its first step, in score points squared. failed:
     why a fresh head could not be fitted, else empty. Raises StateError where another process holds the directory, or it cannot
@@ -145,19 +145,26 @@ class OnlineTraining:
         """Journalled pairs that wait to be trained on: for a fresh head's fit, or until their answers are on their way."""
         return self.journal.position - self.learner.position if self._fitting is not None or self._behind else 0
 
+    @property
+    def has_work(self) -> bool:
+        """`catch_up` has something to do."""
+        return self._fitting is None and (bool(self._behind) or self.learner.trainer.steps_left > 0)
+
     def catch_up(self) -> None:
-        """Train on some of the pairs that wait, where they can be trained on."""
+        """Run the steps that are left, and train on some of the pairs that wait, where that can be done."""
         if self._fitting is not None and self._fitting.done():
             error = self._fitting.exception()
             self._fitting = None
             if error is not None:
                 self._fail(error)
-        if self._fitting is None and self._behind:
-            self._take(self._behind.popleft())
+        if self._fitting is None:
+            self.learner.trainer.finish()
+            if self._behind:
+                self._take(self._behind.popleft())
 
     def wait(self) -> None:
         """Train on all that waits."""
-        while self._fitting is not None or self._behind:
+        while self._fitting is not None or self.has_work:
             if self._fitting is not None:
                 self._fitting.exception()
             self.catch_up()
@@ -200,10 +207,10 @@ class OnlineTraining:
 
     @property
     def _step(self) -> int:
-        return 0 if self.busy else self.learner.trainer.step
+        return 0 if self.busy else self.learner.trainer.step + self.learner.trainer.steps_left
 
     def _train(self, rows: PairRows) -> list[Group]:
-        """Train on journalled pairs where they complete a group, else keep them: their answers need not wait for that."""
+        """Train on journalled pairs where they complete a group, up to its first step, else keep them."""
         if not self._train_pairs or self.failed:
             return []
         if self._fitting is None:
@@ -216,16 +223,16 @@ class OnlineTraining:
                     self._fitting = self._worker.submit(_take, self.learner, rows.part(0, first))
                     rows = rows.part(first, len(rows))
                 elif len(rows) >= self.learner.trainer.missing:
-                    return self._take(rows)
+                    return self._take(rows, finish=False)
         if rows:
             self._behind.append(rows)
         if self.behind > _MOST_BEHIND:
             self.wait()
         return []
 
-    def _take(self, rows: PairRows) -> list[Group]:
+    def _take(self, rows: PairRows, finish: bool = True) -> list[Group]:
         try:
-            groups = _take(self.learner, rows)
+            groups = _take(self.learner, rows, finish)
         except TrainingError as error:
             self._fail(error)
             return []
@@ -276,8 +283,8 @@ class OnlineTraining:
             self.learner.begin(run, base)
 
 
-def _take(learner: Learner, rows: PairRows) -> list[Group]:
-    return learner.take(*rows.arrays(), rows.positions)
+def _take(learner: Learner, rows: PairRows, finish: bool = True) -> list[Group]:
+    return learner.take(*rows.arrays(), rows.positions, finish)
 
 
 def _fill_in(answers: list[Answer], groups: Iterator[Group], step: int) -> int:

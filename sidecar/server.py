@@ -113,7 +113,7 @@ class Server:
             self._tell(accepting=True)
             event(_log, "listening", socket=str(settings.socket), phase=self.status.phase)
             while not self._stopping:
-                connections.turn(0.0 if online.behind and not online.busy else _TICK_S)
+                connections.turn(0.0 if online.has_work else _TICK_S)
                 self._turn()
             self._finish()
 
@@ -203,7 +203,7 @@ class Server:
 
     def _turn(self) -> None:
         online, now = self._online, time.monotonic()
-        if online.behind:
+        if online.has_work or online.busy:
             steps, started = self._steps(), time.perf_counter()
             online.catch_up()
             self._note_steps(steps, started)

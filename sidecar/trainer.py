@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -96,7 +96,8 @@ class Trainer:
     prequential: what `ema` made of the last 1000 of them before they trained, and their scores. drift: of their features from
     what the base model's own scaling expects, where it has one, else from the first ones; None before there are any.
     warmup_start: the share of the learning rate that warm-up begins with, None before a base model's first group.
-    step: steps run; skipped_steps: those left out because a number would not have been finite after them.
+    step: steps run; steps_left: of the last group, for `finish`;
+    skipped_steps: those left out because a number would not have been finite after them.
     """
 
     def __init__(self, n_features: int, settings: TrainingSettings, base: Network | None = None) -> None:
@@ -114,6 +115,8 @@ class Trainer:
         self._conditioning: Conditioning | None = None
         self._new = self._room_for(FIRST_PAIRS if base is None else settings.new_pairs)
         self._waiting = 0
+        self.steps_left = 0
+        self._rest: Iterator[float] | None = None
         self._generator = np.random.default_rng(settings.seed)
         self._structure: bytes
         """`live` as a graph, with the weights that it began with."""
@@ -128,8 +131,11 @@ class Trainer:
         """Pairs that complete the group at hand, or the first pairs of a fresh head, to which it is then fitted."""
         return len(self._new) - self._waiting
 
-    def add(self, features: Array, scores: Array) -> list[Group]:
-        """Take pairs to train on, in order: features (n, n_features), scores (n,) in points. Gives the groups completed."""
+    def add(self, features: Array, scores: Array, finish: bool = True) -> list[Group]:
+        """Take pairs to train on, in order: features (n, n_features), scores (n,) in points. Gives the groups completed.
+
+        finish: False leaves the last group's steps after its first to `finish`, or to whatever needs them to be run.
+        """
         groups: list[Group] = []
         start, count = 0, len(scores)
         while start < count:
@@ -144,16 +150,28 @@ class Trainer:
                 self.trained += len(self._new)
                 loss = self._take_group()
                 if loss is not None:
-                    groups.append(Group(stop - 1, self.step, loss))
+                    groups.append(Group(stop - 1, self.step + self.steps_left, loss))
+        if finish:
+            self.finish()
         return groups
+
+    def finish(self) -> None:
+        """Run the steps that are left of the last group."""
+        if self._rest is not None:
+            rest, self._rest, self.steps_left = self._rest, None, 0
+            with np.errstate(over="ignore", invalid="ignore"):
+                for _ in rest:
+                    pass
 
     def network(self, head: Head) -> Network:
         """The function of `live` or `ema` as a network of the base's own units."""
+        self.finish()
         network = head.network()
         return self._conditioning.remove(network) if self._conditioning else network
 
     def state(self) -> dict[str, Array]:
         """All that what comes next depends on, as copies by name: a trainer made `from_state` goes on bit for bit alike."""
+        self.finish()
         state = {
             "counts": np.array([self._waiting, self.trained, self.step, self.skipped_steps, self.replay.added]),
             "waiting": self._new[: self._waiting].copy(),
@@ -252,6 +270,7 @@ class Trainer:
 
     def _take_group(self) -> float | None:
         """Learn from the new pairs, which are complete; gives the loss before the first step, None where there is none."""
+        self.finish()
         if self.live is None:
             self._fit_fresh()
             return None
@@ -260,7 +279,9 @@ class Trainer:
         with np.errstate(over="ignore", invalid="ignore"):  # a step after which a number is not finite is left out
             if self.drift is not None:
                 self.drift.add(self._new[:, : self.n_features])
-            return self._train(self.live)
+            self._rest = self._train(self.live)
+            self.steps_left = self.settings.steps_per_batch - 1 if self.settings.replay_mix else 0
+            return next(self._rest)
 
     def _fit_fresh(self) -> None:
         settings, new = self.settings, self._new
@@ -297,8 +318,8 @@ class Trainer:
         self._rows.added = self.replay.added
         self.live.rows(pairs[:, :n], pairs[:, n], out=self._rows.data[:count])
 
-    def _train(self, head: Head) -> float:
-        """The steps of the group at hand; gives the loss before the first, in score points squared."""
+    def _train(self, head: Head) -> Iterator[float]:
+        """Run the first step of the group at hand; give the loss before it, in score points squared; run the others."""
         assert self.ema is not None
         settings, new = self.settings, self._new
         rows = head.rows(new[:, : self.n_features], new[:, self.n_features])
@@ -316,6 +337,8 @@ class Trainer:
         loss = self._step(head, batch)
         self.replay.add(new)
         self._rows.add(rows)
+        yield loss
+
         batch = head.batch(min(settings.batch_size, len(self._rows)))
         further = settings.steps_per_batch - 1 if settings.replay_mix else 0
         for places in self._rows.draw(self._generator, further, len(batch)):
@@ -326,7 +349,6 @@ class Trainer:
             head.parameters[:], self._average.parameters[:], self._average.steps, momentum = before
             self._optimizer.load(momentum)
             self.skipped_steps = skipped + self.step - first_step
-        return loss
 
     def _how_far_off(self, predicted: Array) -> float:
         """From 0 to 1, of predictions and true scores (n, 2)."""

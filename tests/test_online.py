@@ -157,6 +157,7 @@ def test_another_base_model_begins_a_new_run_that_can_be_made_again(tmp_path, ex
     online.accept(lines[200:300])
     online.close()
     again = start(tmp_path, then, other)
+    online.wait()
     assert again.learner.trainer.step < online.learner.trainer.step + 1
     assert_same_state(again, online)
     again.close()
@@ -233,6 +234,7 @@ def test_a_forgotten_pair_keeps_its_position_and_does_not_train(tmp_path, run, b
     path.write_bytes(path.read_bytes().replace(lines[50] + b"\n", b"#gone\n"))
     never = start(tmp_path / "never", run, base)
     never.accept(lines[:50] + lines[51:200])
+    never.wait()
     again = start(tmp_path / "forgot", run, base)
     assert again.learner.position == 200
     assert np.array_equal(again.learner.trainer.ema.parameters, never.learner.trainer.ema.parameters)
@@ -304,7 +306,9 @@ def test_a_fresh_head_is_fitted_on_the_worker_while_pairs_are_journalled_and_ans
     at_once = start(tmp_path / "at once", run)
     at_once.accept(lines[:700])
     assert_same_state(online, at_once)
-    assert said(online.accept(lines[700:720]))[-1]["step"] == online.learner.trainer.step > 0
+    step = said(online.accept(lines[700:720]))[-1]["step"]
+    online.wait()
+    assert step == online.learner.trainer.step > 0
     assert_same_counts(online, at_once, 20)
 
 
