@@ -349,7 +349,7 @@ def test_while_it_recovers_it_is_alive_and_not_ready(serve, long_journal, tmp_pa
     assert before
     assert before[-1] > before[0]
     sidecar.connect()
-    assert get(address, "/readyz")[0] == 200
+    wait_until(lambda: get(address, "/readyz")[0] == 200)
     assert sidecar.stop() == 0
 
 
@@ -415,6 +415,7 @@ def test_checkpoints_are_told_after_a_restart_and_count_their_pairs_across_it(se
         time.sleep(0.01)
     assert sidecar.stop() == 0
     sidecar = serve(**settings, http=address).connect()
+    wait_until(lambda: get(address, "/readyz")[0] == 200)  # which it says just after the socket accepts
     told = json.loads(get(address, "/status")[1])
     newest = checkpoints(tmp_path / "checkpoints")[-1]
     created = json.loads(newest.description.read_text())["created_at"]
