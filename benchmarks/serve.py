@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from onnx_builder.write import to_bytes
+from sidecar.address import parse_address
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.recorded import read_pairs
 from sidecar.replay import read_requests
@@ -145,6 +146,48 @@ def at_a_rate(path: Path, lines: list[bytes], rate: float = 1000.0) -> list[floa
     return latencies
 
 
+def asking(address: str, seconds: float, rate: float = 1000.0) -> list[float]:
+    """Milliseconds from the moment that each request was due to its answer's end, for the live page and its figures in turn."""
+    host, port = parse_address(address)
+    latencies: list[float] = []
+
+    async def ask(path: str, due: float) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+        answer = await reader.read(-1)
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 200 "), answer[:100]
+        latencies.append(1e3 * (time.perf_counter() - due))
+
+    async def run() -> None:
+        started = time.perf_counter()
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(int(seconds * rate)):
+                due = started + number / rate
+                while (ahead := due - time.perf_counter()) > 0:
+                    await asyncio.sleep(ahead)
+                tasks.create_task(ask(("/", "/api/history")[number % 2], due))
+
+    asyncio.run(run())
+    return latencies
+
+
+@contextlib.contextmanager
+def asked(address: str, seconds: float) -> Iterator[Callable[[], list[float]]]:
+    """A thousand requests a second from another process; gives what `asking` measured, once it is done."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.Process(target=lambda: sender.send(asking(address, seconds)))
+    process.start()
+    yield receiver.recv
+    process.join()
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 def in_a_process(work: Callable[..., Any], *arguments: Any) -> Any:
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.Process(target=lambda: sender.send(work(*arguments)))
@@ -232,6 +275,22 @@ def main() -> None:
             print(f"  answer time{name}: {percentiles(latencies)}")
             if exports:
                 print(f"  {len(exports)} exports with parity and gate: {percentiles([1e3 * each for each in exports])}")
+
+        print("the same, in turn without and with 1,000 requests a second for / and /api/history, 5 s each:")
+        for name, settings in (("", {}), (" while checkpoints are exported", WITHOUT_PAUSE)):
+            address, alone, beside, answered = free_address(), [], [], []
+            with sidecar(base, http=address, **settings) as running:
+                in_a_process(pipelined, running.socket_path, lines.take(2000))
+                for _ in rounds:
+                    alone.append(in_a_process(at_a_rate, running.socket_path, lines.take(5000)))
+                    with asked(address, 6.0) as answers:
+                        beside.append(in_a_process(at_a_rate, running.socket_path, lines.take(5000)))
+                        answered += answers()
+            for label, latencies in (("alone", alone), ("beside them", beside)):
+                best = min(latencies, key=lambda each: float(np.percentile(each, 99)))
+                print(f"  answer time{name}, {label}: {percentiles(list(itertools.chain(*latencies)))}")
+                print(f"    of the best round: {percentiles(best)}")
+            print(f"  requests: {len(answered):,} answered, {percentiles(answered)}")
 
         if options.memory:
             with sidecar(base, checkpoint_interval=5) as running:

@@ -20,6 +20,7 @@ from sidecar.forms import STDIN, RecordedPairsError
 from sidecar.learning.recipe import Recipe, TrainingError
 from sidecar.printing import (
     HEADER,
+    draw_again,
     print_fields,
     print_json,
     print_published,
@@ -30,6 +31,7 @@ from sidecar.printing import (
     result_json,
     row,
 )
+from sidecar.report import ReportError, check_report_path, evaluation_document, training_document, write_report
 from sidecar.segments import JournalError
 from sidecar.settings import Settings, SettingsError, option_of, read_settings
 
@@ -52,7 +54,15 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except (RecordedPairsError, TrainingError, NetworkError, CheckpointError, JournalError, SettingsError) as error:
+    except (
+        RecordedPairsError,
+        TrainingError,
+        NetworkError,
+        CheckpointError,
+        JournalError,
+        SettingsError,
+        ReportError,
+    ) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except MemoryError:
@@ -82,6 +92,13 @@ def _pairs_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def _report_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    path = click.Path(path_type=Path)
+    return click.option("--report", type=path, metavar="FILE.html", help="Write a report: one page that needs no network.")(
+        command
+    )
 
 
 _pairs_argument = click.argument("pairs", nargs=-1, required=True, metavar="PAIRS...")
@@ -162,6 +179,7 @@ _share = click.FloatRange(min=0, max=1, max_open=True)
 @click.option(
     "--seed", type=click.IntRange(min=0), default=_DEFAULTS.seed, show_default=True, help="The same seed gives the same bytes."
 )
+@_report_option
 @_json_option
 def train_offline_command(
     pairs: tuple[str, ...],
@@ -169,6 +187,7 @@ def train_offline_command(
     holdout: float | None,
     group_by: str | None,
     skip_bad: bool,
+    report: Path | None,
     as_json: bool,
     base_model: Path | None,
     base_scaler: BaseScaler,
@@ -198,6 +217,10 @@ def train_offline_command(
         raise click.UsageError("--base-scaler and --export-io need --base-model")
     if until is not None and not stream:
         raise click.UsageError("--until needs --stream")
+    if report is not None:
+        if stream:
+            raise click.UsageError("--report does not go with --stream; evaluate --report shows the checkpoint that it makes")
+        check_report_path(report, (*pairs, *([base_model] if base_model else [])))
     if stream:
         _refuse_what_stream_decides()
         from sidecar.streaming import train_stream
@@ -220,15 +243,22 @@ def train_offline_command(
                 holdout=holdout,
                 group_by=group_by,
                 skip_bad=skip_bad,
+                for_report=report is not None,
                 progress=progress,
             )
     except KeyboardInterrupt:
         click.echo("nothing was published", err=True)
         raise
+    said = result_json(result)
     if as_json:
-        print_json(result_json(result))
+        print_json(said)
     else:
         print_result(result)
+    if report is not None:
+        asked = {"holdout": holdout, "group_by": group_by, "skip_bad": skip_bad, "export_io": export_io}
+        write_report(report, training_document(result, said, pairs, asked))
+        if not as_json:
+            click.echo(f"report: {report}")
     return EXIT_CHECK_SAYS_NO if result.gate.verdict == "unstable" else 0
 
 
@@ -265,9 +295,11 @@ def _refuse_what_stream_decides() -> None:
     show_default=True,
     help="json: first apply feature_mean and feature_std of the JSON beside the model.",
 )
+@click.option("--group-by", metavar="FIELD", help="Also judge the pairs of each value of this field by themselves.")
 @_pairs_options
+@_report_option
 @_json_option
-def evaluate_command(model: Path, pairs: tuple[str, ...], as_json: bool, **settings: Any) -> None:
+def evaluate_command(model: Path, pairs: tuple[str, ...], report: Path | None, as_json: bool, **settings: Any) -> None:
     """Score an ONNX MODEL on recorded PAIRS with onnxruntime.
 
     \b
@@ -276,12 +308,22 @@ def evaluate_command(model: Path, pairs: tuple[str, ...], as_json: bool, **setti
     """
     from sidecar.examine import evaluate
 
-    measured, read = evaluate(model, pairs, **settings)
+    if report is not None:
+        check_report_path(report, (model, *pairs))
+    found = evaluate(model, pairs, **settings, for_report=report is not None)
+    said: dict[str, Any] = {"model": str(model), **found.metrics.as_json(), "skipped": found.pairs.skipped}
+    if found.groups:
+        said["groups"] = [{"group": name, **measured.as_json()} for name, measured in found.groups.items()]
     if as_json:
-        print_json({"model": str(model), **measured.as_json(), "skipped": read.skipped})
-        return
-    click.echo(HEADER + "\n" + row("evaluated", "", measured))
-    print_skipped(read.skipped, read.first_skipped)
+        print_json(said)
+    else:
+        rows = [row(name, "", measured) for name, measured in found.groups.items()]
+        click.echo("\n".join([HEADER, *rows, row("evaluated", "", found.metrics)]))
+        print_skipped(found.pairs.skipped, found.pairs.first_skipped)
+    if report is not None:
+        write_report(report, evaluation_document(model, found, said, pairs, settings))
+        if not as_json:
+            click.echo(f"report: {report}")
 
 
 @cli.command("inspect")
@@ -492,17 +534,24 @@ def replay_command(pairs: tuple[str, ...], socket: Path, rate: float | None, as_
 
 @cli.command("status")
 @_http_option
+@click.option("--watch", is_flag=True, help="Go on looking, every two seconds, until Ctrl-C.")
 @_json_option
-def status_command(http: str, as_json: bool) -> int:
+def status_command(http: str, watch: bool, as_json: bool) -> int:
     """Look at a running sidecar.
 
     \b
     Example:
-      vmafx-sidecar status
+      vmafx-sidecar status --watch
     """
     from sidecar.look import HttpError, fetch_status, format_status
 
+    if watch and as_json:
+        raise click.UsageError("--watch is for people; scripts find the same at /api/history and /api/checkpoints")
     try:
+        if watch:
+            from sidecar.watch import watch as looks
+
+            draw_again(looks(http))
         document = fetch_status(http)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--http") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,33 @@ import onnx
 
 from onnx_builder import torch_state
 from onnx_builder.constants import parse, read_bytes
-from onnx_builder.network import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError
+from onnx_builder.network import Activation, Array, Clip, Dense, Elementwise, Float32, LayerNormalization, Network, NetworkError
 from onnx_builder.parity import parity
 from onnx_builder.read import from_bytes
 from onnx_builder.runtime import Scorer
 from onnx_builder.write import IR_VERSION, OPERATORS, OPSET
 from sidecar.base_model import BaseScaler, json_scaling, scaled
 from sidecar.checkpoints import CheckpointError, checkpoints, read_description, read_digest
+from sidecar.judged import rows_by_group
 from sidecar.publishing import PARITY_TOLERANCE
 from sidecar.recorded import RecordedPairs, read_pairs
 from sidecar.scores import Metrics, metrics
 
 _PARITY_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model scores recorded pairs.
+
+    groups: by name, where they were asked for; predicted: (n,); predict: what did, of raw features (n, n_features).
+    """
+
+    metrics: Metrics
+    groups: dict[str, Metrics]
+    pairs: RecordedPairs
+    predicted: Float32
+    predict: Callable[[Array], Float32]
 
 
 def evaluate(
@@ -35,24 +50,35 @@ def evaluate(
     score_min: float = 0.0,
     score_max: float = 100.0,
     skip_bad: bool = False,
-) -> tuple[Metrics, RecordedPairs]:
+    group_by: str | None = None,
+    for_report: bool = False,
+) -> Evaluation:
     """Score recorded pairs with an ONNX model under onnxruntime, and compare with the true scores.
 
-    base_scaler: "json" first applies `feature_mean` and `feature_std` of the JSON beside the model. Raises NetworkError where
-    the model does not run or takes another number of features, RecordedPairsError for pairs that cannot be read.
+    base_scaler: "json" first applies `feature_mean` and `feature_std` of the JSON beside the model. group_by: a field to group
+    the pairs by. for_report: keep job_ids. Raises NetworkError where the model does not run or takes another number of
+    features, RecordedPairsError for pairs that cannot be read.
     """
     read_bytes(model)
     scorer = Scorer(model)
     scaling = json_scaling(model, scorer.n_features) if base_scaler == "json" else ()
-    pairs = read_pairs(paths, score_min=score_min, score_max=score_max, skip_bad=skip_bad)
+    pairs = read_pairs(paths, score_min=score_min, score_max=score_max, group_by=group_by, skip_bad=skip_bad, names=for_report)
     n_features = pairs.features.shape[1]
     if scorer.n_features != n_features:
         raise NetworkError(f"{model} takes {scorer.n_features} features; {', '.join(map(str, paths))} have {n_features}")
-    scores = scorer.predict(scaled(pairs.features, scaling) if scaling else pairs.features)
+
+    def predict(features: Array) -> Float32:
+        return scorer.predict(scaled(features, scaling) if scaling else features)
+
+    scores = predict(pairs.features)
     bad = int((~np.isfinite(scores)).sum())
     if bad:
         raise NetworkError(f"{model}: {bad} of {len(scores)} scores are not finite")
-    return metrics(scores, pairs.true_score), pairs
+    groups = {
+        name: metrics(scores[rows], pairs.true_score[rows])
+        for name, rows in zip(pairs.group_names, rows_by_group(pairs.group), strict=True)
+    }
+    return Evaluation(metrics(scores, pairs.true_score), groups, pairs, scores, predict)
 
 
 def inspect(model: Path) -> dict[str, Any]:

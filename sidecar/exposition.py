@@ -41,6 +41,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "replay_capacity": status.replay_capacity,
         "replay_evictions": status.replay_evictions,
         "held_out_size": status.held_out_size,
+        "held_out_capacity": status.held_out_capacity,
         "checkpoints": _counts(GATES, status.checkpoints),
         "checkpoint_failures": _counts(STAGES, status.checkpoint_failures),
         "journal_bytes": status.journal_bytes,
@@ -49,6 +50,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "step_seconds": _finite(status.step_seconds),
         "skipped_steps": status.skipped_steps,
         "n_features": status.n_features,
+        "rejected": dict(status.rejected),
     }
     return {name: value for name, value in document.items() if value is not None}
 

@@ -1,53 +1,63 @@
-"""The HTTP server: `/status`, `/metrics`, `/healthz` and `/readyz`.
+"""The HTTP server beside the training: one thread for all clients, and bounds that no client can get around.
 
-Whatever a client does, the process must not grow and training must not wait. So a connection is one request: its head is
-small and has to come within seconds, its answer is one write, then it is closed. So many connections are served at a
-time, each by a thread of its own; when all places are taken, the connection that has been open longest makes room.
+It knows requests and answers; what there is to see is `sidecar.pages`. A request costs some tens of microseconds of the
+interpreter, which the thread that trains wants too: so there is no thread a connection, no `http.server` and no e-mail parser.
+Every connection takes one request and is closed after it. All have deadlines; when all places are taken, the connection that
+has been open longest makes room.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import re
+import selectors
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import Metric
-from prometheus_client.exposition import choose_encoder
 
 from sidecar.address import parse_address
-from sidecar.exposition import encode_status, health, metric_families, readiness, status_document
-from sidecar.status import Status, one_line
 
-MAX_CONNECTIONS = 16
+MAX_CONNECTIONS = 64
 PATIENCE_SECONDS = 0.5  # a connection keeps its place for so long, whoever waits
 REQUEST_SECONDS = 5.0  # for the whole head of a request, and again for the answer
 LINGER_SECONDS = 1.0  # after the answer, for the client to close first
+ACCEPT_AGAIN_SECONDS = 0.1  # after an accept that failed, for want of file descriptors most likely
 HEAD_BYTES = 16384
+HEAD_LINES = 100
 DRAIN_BYTES = 1 << 20
+TEXT = "text/plain; charset=utf-8"
 
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
-_TEXT = "text/plain; charset=utf-8"
+_VERSION = re.compile(r"HTTP/(\d{1,9})\.\d{1,9}")
 _LOG = logging.getLogger(__name__)
 
 
-def start_http(address: str, read_status: Callable[[], Status]) -> HttpServer:
-    """Serve what `read_status` returns, on threads of its own, until `close()`.
+@dataclass(frozen=True)
+class Page:
+    """An answer. headers: whole lines, beside those of every answer."""
 
-    address: see `parse_address`. read_status: called for each request, from any thread. Raises ValueError for a bad
-    address, and OSError that names the address where nobody can listen on it.
+    body: bytes
+    content_type: str = TEXT
+    status: HTTPStatus = HTTPStatus.OK
+    headers: tuple[str, ...] = ("Cache-Control: no-store",)
+
+
+LookUp = Callable[[str, Mapping[str, str]], Page]
+"""The answer to GET for a target, `/status?since=3`, and the request's headers, their names in lower case."""
+
+
+def start_http(address: str, look_up: LookUp) -> HttpServer:
+    """Answer GET and HEAD with what `look_up` gives, on a thread of its own, until `close()`.
+
+    address: see `parse_address`. Raises ValueError for a bad address, and OSError that names the address where nobody can
+    listen on it.
     """
-    return HttpServer(_listen(address), read_status)
+    return HttpServer(_listen(address), look_up)
 
 
 def _listen(address: str) -> socket.socket:
@@ -61,186 +71,196 @@ def _listen(address: str) -> socket.socket:
         raise OSError(error.errno, f"HTTP address {address}: cannot listen: {why}") from error
 
 
-class HttpServer(ThreadingHTTPServer):
+class HttpServer:
     """What `start_http` returns. address: where it listens, with the port that a port 0 became."""
 
-    def __init__(self, listener: socket.socket, read_status: Callable[[], Status]) -> None:
-        super().__init__(listener.getsockname(), _Handler, bind_and_activate=False)
-        self.socket.close()  # the base class's own, whose bind would ask the DNS for the host's name
-        self.socket = listener
+    def __init__(self, listener: socket.socket, look_up: LookUp) -> None:
         host, port = listener.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self.read_status = read_status
-        self.registry = CollectorRegistry()
-        self.registry.register(_Collector(read_status))
-        self._open: dict[socket.socket, tuple[float, threading.Thread]] = {}  # since when, and who serves it; oldest first
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="http", daemon=True)
+        self._listener, self._look_up = listener, look_up
+        self._clients: dict[socket.socket, _Client] = {}  # the one that has been open longest first
+        self._selector = selectors.DefaultSelector()
+        self._accept_at: float | None = None  # when the listener, which is left alone now, is looked at again
+        self._closing = False
+        self._wake, self._woken = socket.socketpair()
+        listener.setblocking(False)
+        for each in (listener, self._woken):
+            self._selector.register(each, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._thread.start()
 
+    def __len__(self) -> int:
+        """Open connections."""
+        return len(self._clients)
+
     def close(self) -> None:
-        """Stop listening, drop the open connections and wait for their threads. May be called again."""
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
-        with self._changed:
-            threads = [thread for _, thread in self._open.values()]
-            for connection in self._open:
-                _drop(connection)
-        for thread in threads:
-            thread.join(REQUEST_SECONDS)
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        try:
-            return self.socket.accept()
-        except OSError:
-            time.sleep(0.1)  # without a free descriptor the listener stays readable: do not spin beside the training
-            raise
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection on a thread of its own; close it where no place becomes free."""
-        arguments = (request, client_address)
-        thread = threading.Thread(target=self.process_request_thread, args=arguments, name="http-connection", daemon=True)
-        with self._changed:
-            if self._make_room():
-                self._open[request] = (time.monotonic(), thread)
-                thread.start()
-            else:
-                request.close()
-
-    def _make_room(self) -> bool:
-        """Wait for a free place, then take that of the connection that has been open longest."""
-
-        def has_room() -> bool:
-            return len(self._open) < MAX_CONNECTIONS
-
-        if has_room():
-            return True
-        oldest, (since, _) = next(iter(self._open.items()))
-        if self._changed.wait_for(has_room, max(0.0, since + PATIENCE_SECONDS - time.monotonic())):
-            return True
-        _drop(oldest)
-        return self._changed.wait_for(has_room, PATIENCE_SECONDS)
-
-    def shutdown_request(self, request: Any) -> None:
-        """Close a connection so that its answer arrives: closing over unread bytes would reset it before it is read."""
+        """Stop listening and drop the open connections. May be called again."""
+        self._closing = True
         with contextlib.suppress(OSError):
-            request.shutdown(socket.SHUT_WR)
-            for _ in _received(request, DRAIN_BYTES, LINGER_SECONDS):
-                pass
-        self.close_request(request)
+            self._wake.send(b"\0")
+        self._thread.join()
 
-    def close_request(self, request: Any) -> None:
-        with self._changed:  # so that nobody drops a descriptor that has just become another's
-            request.close()
-            self._open.pop(request, None)
-            self._changed.notify_all()
+    def _run(self) -> None:
+        while not self._closing:
+            for key, _ in self._selector.select(self._seconds_to_wait()):
+                if isinstance(key.data, _Client):
+                    self._serve(key.data)
+                elif key.fd == self._listener.fileno():
+                    self._accept()
+            self._look_at_the_clock()
+        for connection in (*self._clients, self._listener, self._wake, self._woken):
+            connection.close()
+        self._clients.clear()
+        self._selector.close()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log why a connection ended. A client that went away or was too slow is no error."""
-        error = sys.exception()
-        if isinstance(error, OSError):
-            _LOG.debug("HTTP client %s: %s", client_address, error)
-        else:
-            _LOG.error("HTTP client %s", client_address, exc_info=error)
+    def _seconds_to_wait(self) -> float | None:
+        due = [client.deadline for client in self._clients.values()]
+        if self._accept_at is not None:
+            due.append(self._accept_at)
+        return max(0.0, min(due) - time.monotonic()) if due else None
 
+    def _look_at_the_clock(self) -> None:
+        """Drop who had his time, and look at the listener again where it is time to, making room where there is none."""
+        now = time.monotonic()
+        for client in [client for client in self._clients.values() if client.deadline <= now]:
+            self._drop(client)
+        if self._accept_at is not None and self._accept_at <= now:
+            if len(self._clients) == MAX_CONNECTIONS:
+                self._drop(next(iter(self._clients.values())))
+            self._accept_at = None
+            self._selector.register(self._listener, selectors.EVENT_READ)
 
-class _Collector:
-    def __init__(self, read_status: Callable[[], Status]) -> None:
-        self._read_status = read_status
-
-    def collect(self) -> Iterable[Metric]:
-        return metric_families(self._read_status())
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """One request. The base class parses it."""
-
-    server: HttpServer
-    command = ""
-
-    def handle(self) -> None:
-        head = _read_head(self.connection)
-        self.connection.settimeout(REQUEST_SECONDS)
-        if len(head) == HEAD_BYTES and not _END_OF_HEAD.search(head):
-            self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if b"\n" in head else HTTPStatus.REQUEST_URI_TOO_LONG)
-            return
-        self.rfile.close()
-        self.rfile = io.BytesIO(head)
-        self.raw_requestline = self.rfile.readline()
-        if head and self.parse_request():
-            self._answer_request()
-
-    def _answer_request(self) -> None:
-        if self.command not in ("GET", "HEAD"):
-            self._answer(HTTPStatus.METHOD_NOT_ALLOWED, b"only GET and HEAD\n", _TEXT, "Allow: GET, HEAD")
+    def _accept(self) -> None:
+        if len(self._clients) == MAX_CONNECTIONS:
+            self._accept_later(next(iter(self._clients.values())).since + PATIENCE_SECONDS)
             return
         try:
-            answer = self._look_up(self.path.partition("?")[0])
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            _LOG.debug("HTTP accept: %s", error)
+            self._accept_later(time.monotonic() + ACCEPT_AGAIN_SECONDS)
+            return
+        connection.setblocking(False)
+        self._clients[connection] = client = _Client(connection)
+        self._selector.register(connection, selectors.EVENT_READ, client)
+
+    def _accept_later(self, moment: float) -> None:
+        """Leave the listener alone, which stays readable, until then or until a place becomes free: do not spin."""
+        self._selector.unregister(self._listener)
+        self._accept_at = moment
+
+    def _drop(self, client: _Client) -> None:
+        self._selector.unregister(client.connection)
+        del self._clients[client.connection]
+        client.connection.close()
+        if self._accept_at is not None:
+            self._accept_at = 0.0
+
+    def _serve(self, client: _Client) -> None:
+        """Go on with a client that has sent something, or takes something again."""
+        try:
+            if client.unsent is None:
+                head = client.read_head()
+                if head is None:
+                    return
+                client.unsent = memoryview(self._answer(head))
+                client.deadline = time.monotonic() + REQUEST_SECONDS
+            if client.unsent:
+                client.unsent = client.unsent[client.connection.send(client.unsent) :]
+                if client.unsent:
+                    self._selector.modify(client.connection, selectors.EVENT_WRITE, client)
+                    return
+                # Closing over bytes that were not read would reset the connection before the answer arrives.
+                client.connection.shutdown(socket.SHUT_WR)
+                client.deadline = time.monotonic() + LINGER_SECONDS
+                self._selector.modify(client.connection, selectors.EVENT_READ, client)
+            elif client.drain():
+                self._drop(client)
+        except BlockingIOError:
+            return
+        except OSError as error:  # a client that goes away is no error
+            _LOG.debug("HTTP client: %s", error)
+            self._drop(client)
+
+    def _answer(self, head: bytes) -> bytes:
+        """Head and body; the head alone where that is what was asked for; nothing where nothing was asked."""
+        method = ""
+        try:
+            request = _parse(head)
+            if request is None:
+                return b""
+            method, target, headers = request
+            if method in ("GET", "HEAD"):
+                page = self._look_up(target, headers)
+            else:
+                refusal = ("Cache-Control: no-store", "Allow: GET, HEAD")
+                page = Page(b"only GET and HEAD\n", TEXT, HTTPStatus.METHOD_NOT_ALLOWED, refusal)
+        except _BadRequestError as error:
+            page = Page(f"{error.status.phrase}\n".encode(), TEXT, error.status)
         except Exception:
-            _LOG.exception("HTTP request for %r", self.path)
-            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
-        else:
-            self._answer(*answer)
-
-    def _look_up(self, path: str) -> tuple[HTTPStatus, bytes, str]:
-        """Code, body and content type of a path."""
-        if path == "/metrics":
-            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-            return HTTPStatus.OK, encode(self.server.registry), content_type
-        if path == "/status":
-            return HTTPStatus.OK, encode_status(status_document(self.server.read_status())), "application/json"
-        if path == "/healthz":
-            good, line = health(self.server.read_status(), time.monotonic())
-        elif path == "/readyz":
-            good, line = readiness(self.server.read_status())
-        else:
-            return HTTPStatus.NOT_FOUND, b"not here; there are /status, /metrics, /healthz and /readyz\n", _TEXT
-        return HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, f"{line}\n".encode(), _TEXT
-
-    def _answer(self, code: HTTPStatus, body: bytes, content_type: str, *headers: str) -> None:
-        """Write head and body at once; of HEAD, the head alone. Nothing here names the software or its version."""
-        head = (
-            f"HTTP/1.1 {code.value} {code.phrase}",
+            _LOG.exception("HTTP request for %r", target)
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            page = Page(f"{status.phrase}\n".encode(), TEXT, status)
+        lines = (  # none names the software or its version
+            f"HTTP/1.1 {page.status.value} {page.status.phrase}",
             f"Date: {formatdate(usegmt=True)}",
-            f"Content-Type: {content_type}",
-            f"Content-Length: {len(body)}",
-            "Cache-Control: no-store",
+            f"Content-Type: {page.content_type}",
+            f"Content-Length: {len(page.body)}",
             "X-Content-Type-Options: nosniff",
             "Connection: close",
-            *headers,
+            *page.headers,
+            "\r\n",
         )
-        self.wfile.write("\r\n".join((*head, "\r\n")).encode("latin-1") + (b"" if self.command == "HEAD" else body))
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class calls for a request that it cannot parse."""
-        status = HTTPStatus(code)
-        self._answer(status, f"{one_line(message or status.phrase)}\n".encode(), _TEXT)
+        bare = method == "HEAD" or page.status == HTTPStatus.NOT_MODIFIED
+        return "\r\n".join(lines).encode("latin-1") + (b"" if bare else page.body)
 
 
-def _read_head(connection: socket.socket) -> bytes:
-    """What a client sends up to the end of a request's head, and perhaps more; less where it ends or is too large."""
-    head = bytearray()
-    for chunk in _received(connection, HEAD_BYTES, REQUEST_SECONDS):
-        head += chunk
-        if _END_OF_HEAD.search(head):
-            break
-    return bytes(head)
+class _Client:
+    """A connection. unsent: what is left of its answer, None as long as there is no answer."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.since = time.monotonic()
+        self.deadline = self.since + REQUEST_SECONDS
+        self.unsent: memoryview | None = None
+        self._head = b""
+        self._to_drain = DRAIN_BYTES
+
+    def read_head(self) -> bytes | None:
+        """A request's head, and perhaps more: up to its end, the client's, or the limit; None as long as none has come."""
+        chunk = self.connection.recv(HEAD_BYTES - len(self._head))
+        self._head += chunk
+        whole = not chunk or len(self._head) == HEAD_BYTES or _END_OF_HEAD.search(self._head)
+        return self._head if whole else None
+
+    def drain(self) -> bool:
+        """Take what comes after the answer; true at its end, or where it is too much."""
+        chunk = self.connection.recv(min(self._to_drain, 65536))
+        self._to_drain -= len(chunk)
+        return not chunk or not self._to_drain
 
 
-def _received(connection: socket.socket, limit: int, seconds: float) -> Iterator[bytes]:
-    """What arrives, up to its end or `limit` bytes. Raises TimeoutError after so many seconds in all, however it drips."""
-    deadline = time.monotonic() + seconds
-    while limit:
-        connection.settimeout(max(deadline - time.monotonic(), 1e-6))
-        chunk = connection.recv(min(limit, 16384))
-        if not chunk:
-            return
-        limit -= len(chunk)
-        yield chunk
+class _BadRequestError(Exception):
+    def __init__(self, status: HTTPStatus) -> None:
+        self.status = status
 
 
-def _drop(connection: socket.socket) -> None:
-    """End a connection that another thread is reading or writing; that thread closes it."""
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
+def _parse(head: bytes) -> tuple[str, str, dict[str, str]] | None:
+    """Method, target and headers, their names in lower case; None of an empty request. Raises _BadRequestError."""
+    if len(head) == HEAD_BYTES and not _END_OF_HEAD.search(head):
+        raise _BadRequestError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if b"\n" in head else HTTPStatus.REQUEST_URI_TOO_LONG)
+    first, *rest = _END_OF_HEAD.split(head, maxsplit=1)[0].decode("latin-1").split("\n")
+    if len(rest) > HEAD_LINES:
+        raise _BadRequestError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+    words = first.split()
+    if not words:
+        return None
+    version = _VERSION.fullmatch(words[2]) if len(words) == 3 else None
+    if version is None and (len(words) != 2 or words[0] != "GET"):
+        raise _BadRequestError(HTTPStatus.BAD_REQUEST)
+    if version is not None and int(version[1]) > 1:
+        raise _BadRequestError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+    named = (line.partition(":") for line in rest)
+    return words[0], words[1], {name.strip().lower(): value.strip() for name, _, value in named}

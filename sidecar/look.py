@@ -13,6 +13,7 @@ from sidecar.address import parse_address
 from sidecar.status import one_line
 
 CLIENT_SECONDS = 5.0
+_MOST_BYTES = 1 << 20
 _LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # where a server on all interfaces is reached
 
 
@@ -25,13 +26,27 @@ def fetch_status(address: str) -> dict[str, Any]:
 
     Raises ValueError for a bad address, HttpError where no sidecar answers.
     """
-    code, body = _get(address, "/status")
+    return _fetch(address, "/status")
+
+
+def fetch_history(address: str) -> dict[str, Any]:
+    """Likewise `/api/history`: what it says now, and a row every ten seconds of the last hours."""
+    return _fetch(address, "/api/history")
+
+
+def fetch_checkpoints(address: str) -> dict[str, Any]:
+    """Likewise `/api/checkpoints`."""
+    return _fetch(address, "/api/checkpoints")
+
+
+def _fetch(address: str, path: str) -> dict[str, Any]:
+    code, body = _get(address, path)
     try:
         document = json.loads(body)
     except ValueError:
         document = None
     if code != HTTPStatus.OK or not isinstance(document, dict):
-        raise HttpError(f"{address}: /status is not a sidecar's: answered {code} with {one_line(ascii(body[:40]))}")
+        raise HttpError(f"{address}: {path} is not a sidecar's: answered {code} with {one_line(ascii(body[:40]))}")
     return document
 
 
@@ -50,7 +65,7 @@ def _get(address: str, path: str) -> tuple[int, bytes]:
     try:
         connection.request("GET", path)
         with connection.getresponse() as response:
-            return response.status, response.read(65536)
+            return response.status, response.read(_MOST_BYTES)
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise HttpError(f"{address}: no sidecar answers: {why}") from error
@@ -75,11 +90,13 @@ _IN_WORDS = {  # name in the document: what a person calls it, its unit, and how
     "replay_capacity": ("replay buffer holds", "pairs", 1),
     "replay_evictions": ("dropped from it", "pairs", 1),
     "held_out_size": ("held out", "pairs", 1),
+    "held_out_capacity": ("held out at most", "pairs", 1),
     "checkpoints": ("checkpoints", "", 1),
     "checkpoint_failures": ("failed checkpoints", "", 1),
     "journal_bytes": ("journal", "MB", 1e-6),
     "step_seconds": ("a gradient step takes", "µs", 1e6),
     "n_features": ("features of a pair", "", 1),
+    "rejected": ("rejected, by reason", "", 1),
 }
 
 

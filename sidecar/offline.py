@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,30 +15,35 @@ from onnx_builder.network import Float32, Network
 from sidecar.base_model import BaseModel, ExportIo, require_features
 from sidecar.checkpoints import Checkpoint, check_writable
 from sidecar.gate import Evidence, Gate
+from sidecar.judged import predict
 from sidecar.learning.head import Head
 from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, fit, no_progress, schedule
 from sidecar.publishing import Terms, publish_network
 from sidecar.recorded import RecordedPairs, read_pairs
-from sidecar.scores import Metrics, metrics
+from sidecar.scores import Metrics, metrics, rmse
 
 _PARITY_PAIRS = 4096
-_PREDICTION_BLOCK = 8192
+_CURVE_PAIRS = 8192
+"""Pairs that each point of the learning curve is measured on, of more about so many."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One group of leave-one-group-out validation, predicted by EMA weights that were trained on all others."""
+    """One group of leave-one-group-out validation: its rows, and the EMA head that was trained on all others."""
 
     group: str
     metrics: Metrics
+    rows: Rows
+    head: Head
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Leave-one-group-out: each group once."""
+    """Leave-one-group-out: each group once. predicted: (n,), a score for each pair."""
 
     folds: list[Fold]
     pooled: Metrics
+    predicted: Float32
 
     @property
     def mean_plcc(self) -> float:
@@ -59,28 +64,35 @@ class Validation:
         }
 
 
+class CurvePoint(NamedTuple):
+    """RMSE after so many steps, by ("train" or "held_out", "live" or "ema")."""
+
+    step: int
+    rmse: dict[tuple[str, str], float]
+
+
 @dataclass(frozen=True)
 class Result:
-    """What `train_offline` did. metrics: by ("train" or "held_out", "live" or "ema")."""
+    """What `train_offline` did.
+
+    train, held_out: rows of `pairs`; heads: by "base" where there is one, "live" and "ema"; metrics: by ("train" or
+    "held_out", one of these); curve: empty where it was not asked for.
+    """
 
     checkpoint: Checkpoint
     sha256: str
     recipe: Recipe
     pairs: RecordedPairs
-    n_train: int
-    n_held_out: int
+    train: Rows
+    held_out: Rows
+    heads: dict[str, Head]
     metrics: dict[tuple[str, str], Metrics]
     validation: Validation | None
     gate: Gate
     parity_max_abs_diff: float
     seconds: float
     pairs_per_second: float
-
-
-def predict(head: Head, pairs: RecordedPairs, rows: Rows) -> Float32:
-    """Scores (len(rows),) of the chosen pairs, without a copy of all their features."""
-    blocks = [rows[start : start + _PREDICTION_BLOCK] for start in range(0, len(rows), _PREDICTION_BLOCK)]
-    return np.concatenate([np.empty(0, np.float32), *(head.predict(pairs.features[block]) for block in blocks)])
+    curve: list[CurvePoint]
 
 
 def leave_one_group_out(
@@ -98,8 +110,8 @@ def leave_one_group_out(
         held_out = np.flatnonzero(pairs.group == index)
         fitted = fit(pairs.features, pairs.true_score, np.flatnonzero(pairs.group != index), recipe, progress, base)
         predicted[held_out] = predict(fitted.ema, pairs, held_out)
-        folds.append(Fold(name, metrics(predicted[held_out], pairs.true_score[held_out])))
-    return Validation(folds, metrics(predicted, pairs.true_score))
+        folds.append(Fold(name, metrics(predicted[held_out], pairs.true_score[held_out]), held_out, fitted.ema))
+    return Validation(folds, metrics(predicted, pairs.true_score), predicted)
 
 
 def train_offline(
@@ -112,18 +124,27 @@ def train_offline(
     holdout: float = 0.1,
     group_by: str | None = None,
     skip_bad: bool = False,
+    for_report: bool = False,
     progress: Callable[[int], Progress] = lambda total: no_progress,
 ) -> Result:
     """Train a fresh head, or fine-tune `base`, on recorded pairs and publish its EMA weights as a checkpoint in `output`.
 
     export_io: "base" publishes with the base's inputs and output. holdout: share of pairs, whole encodes, that do not train
-    and judge the result. group_by: validate by leaving out each value of this field once, before. progress: given the
-    number of pairs that will be trained in all, gives the function that is told how far it is.
+    and judge the result. group_by: validate by leaving out each value of this field once, before. for_report: keep job_ids,
+    and measure the learning curve. progress: given the number of pairs that will be trained in all, gives the function that is
+    told how far it is.
 
     Raises RecordedPairsError, TrainingError, NetworkError (parity) or CheckpointError; nothing is published then.
     """
     check_writable(output)
-    pairs = read_pairs(paths, score_min=recipe.score_min, score_max=recipe.score_max, group_by=group_by, skip_bad=skip_bad)
+    pairs = read_pairs(
+        paths,
+        score_min=recipe.score_min,
+        score_max=recipe.score_max,
+        group_by=group_by,
+        skip_bad=skip_bad,
+        names=for_report,
+    )
     is_held_out = pairs.position < holdout
     train, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     if not len(train):
@@ -134,14 +155,16 @@ def train_offline(
     recipe = dataclasses.replace(recipe, **schedule(recipe, len(train), fresh=base is None)._asdict())
     epochs = recipe.epochs or 0
     validated = (len(pairs.group_names) - 1) * len(pairs) if group_by is not None else 0
-    report = progress((validated + len(train)) * epochs)
+    told = progress((validated + len(train)) * epochs)
 
-    validation = leave_one_group_out(pairs, recipe, report, start) if group_by is not None else None
+    validation = leave_one_group_out(pairs, recipe, told, start) if group_by is not None else None
+    sets = {"train": train, "held_out": held_out}
+    curve = _Curve(pairs, sets)
     started = time.perf_counter()
-    fitted = fit(pairs.features, pairs.true_score, train, recipe, report, start)
-    seconds = time.perf_counter() - started
+    fitted = fit(pairs.features, pairs.true_score, train, recipe, told, start, observe=curve.observe if for_report else None)
+    seconds = time.perf_counter() - started - curve.seconds
 
-    sets, weights = {"train": train, "held_out": held_out}, {"live": fitted.live, "ema": fitted.ema}
+    weights = {"live": fitted.live, "ema": fitted.ema}
     if start:
         weights = {"base": Head(start), **weights}
     measured = {
@@ -167,12 +190,34 @@ def train_offline(
         published.sha256,
         recipe,
         pairs,
-        len(train),
-        len(held_out),
+        train,
+        held_out,
+        weights,
         measured,
         validation,
         published.gate,
         published.parity_max_abs_diff,
         seconds,
         len(train) * epochs / seconds,
+        curve.points,
     )
+
+
+class _Curve:
+    """The learning curve, measured on pairs that are spread evenly over each set; seconds: that the measuring took."""
+
+    def __init__(self, pairs: RecordedPairs, sets: dict[str, Rows]) -> None:
+        self._pairs = pairs
+        self._sets = {place: rows[:: max(1, len(rows) // _CURVE_PAIRS)] for place, rows in sets.items() if len(rows)}
+        self.points: list[CurvePoint] = []
+        self.seconds = 0.0
+
+    def observe(self, step: int, live: Head, ema: Head) -> None:
+        started = time.perf_counter()
+        found = {
+            (place, kind): rmse(predict(head, self._pairs, rows), self._pairs.true_score[rows])
+            for place, rows in self._sets.items()
+            for kind, head in (("live", live), ("ema", ema))
+        }
+        self.points.append(CurvePoint(step, found))
+        self.seconds += time.perf_counter() - started

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,9 @@ if TYPE_CHECKING:  # they load onnxruntime, and --help should not
     from sidecar.offline import Result
     from sidecar.publishing import Published
     from sidecar.scores import Metrics
+
+
+_HOME, _TO_THE_END_OF_THE_LINE, _TO_THE_END = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 @contextlib.contextmanager
@@ -62,6 +66,16 @@ def progress_bar() -> Iterator[Callable[[int], Progress]]:
         yield start
 
 
+def draw_again(pictures: Iterable[str]) -> None:
+    """Each in the place of the one before, as much as there is room for; without a terminal one after the other."""
+    for picture in pictures:
+        if sys.stdout.isatty():
+            lines = picture.splitlines()[: shutil.get_terminal_size().lines - 1]
+            click.echo(_HOME + "".join(f"{line}{_TO_THE_END_OF_THE_LINE}\n" for line in lines) + _TO_THE_END, nl=False)
+        else:
+            click.echo(picture + "\n")
+
+
 def result_json(result: Result) -> dict[str, Any]:
     measured: dict[str, dict[str, Any]] = {}
     for (place, kind), figures in result.metrics.items():
@@ -71,7 +85,7 @@ def result_json(result: Result) -> dict[str, Any]:
         "version": result.checkpoint.version,
         "sha256": result.sha256,
         "n_features": result.pairs.features.shape[1],
-        "pairs": {"train": result.n_train, "held_out": result.n_held_out, "skipped": result.pairs.skipped},
+        "pairs": {"train": len(result.train), "held_out": len(result.held_out), "skipped": result.pairs.skipped},
         "metrics": measured,
         "gate": result.gate._asdict(),
         "parity_max_abs_diff": result.parity_max_abs_diff,

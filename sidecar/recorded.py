@@ -28,7 +28,9 @@ class RecordedPairs:
     """Pairs as arrays, in the order recorded.
 
     features: (n, n_features) float32; true_score: (n,) float32; position: (n,) float64 in [0, 1), see
-    `holdout_position`; group: (n,) int32, an index into group_names, where `group_by` was asked for.
+    `holdout_position`; group: (n,) int32, an index into group_names, where `group_by` was asked for; job: the job_id of each,
+    "" where it has none, where names were asked for; file_pairs: how many came from each path; feature_names: of the first
+    CSV's header.
     """
 
     features: Float32
@@ -38,6 +40,9 @@ class RecordedPairs:
     group_names: list[str] = field(default_factory=list)
     skipped: int = 0
     first_skipped: str = ""
+    job: list[str] = field(default_factory=list)
+    file_pairs: list[int] = field(default_factory=list)
+    feature_names: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.true_score)
@@ -48,6 +53,7 @@ class _Block(NamedTuple):
     true_score: Float32
     position: NDArray[np.float64]
     labels: list[str]
+    jobs: list[str]
 
 
 def read_pairs(
@@ -57,24 +63,31 @@ def read_pairs(
     score_max: float = 100.0,
     group_by: str | None = None,
     skip_bad: bool = False,
+    names: bool = False,
 ) -> RecordedPairs:
     """All pairs of the given files, in order; "-" is JSON lines on standard input.
 
     Every pair must have as many features as the first, and a score from score_min to score_max. group_by: a field that
-    every pair must then have. skip_bad: count bad rows instead of stopping at the first.
+    every pair must then have. skip_bad: count bad rows instead of stopping at the first. names: keep the job_ids.
 
     Raises RecordedPairsError for a file that cannot be read, a bad row, or no pair at all.
     """
-    checks = _Checks(score_min, score_max, group_by, skip_bad)
+    checks = _Checks(score_min, score_max, group_by, skip_bad, names)
     features, true_score, position, group = _Growing(np.float32), _Growing(np.float32), _Growing(np.float64), _Growing(np.int32)
-    names: dict[str, int] = {}
+    group_names: dict[str, int] = {}
+    job: list[str] = []
+    file_pairs = []
     for path in paths:
+        before = features.count
         for block in _read(str(path), checks):
             features.append(block.features)
             true_score.append(block.true_score)
             position.append(block.position)
+            job += block.jobs
             if group_by is not None:
-                group.append(np.array([names.setdefault(label, len(names)) for label in block.labels], dtype=np.int32))
+                indices = [group_names.setdefault(label, len(group_names)) for label in block.labels]
+                group.append(np.array(indices, dtype=np.int32))
+        file_pairs.append(features.count - before)
     if not features.count:
         found = f"all {checks.skipped} rows are bad; the first: {checks.first_skipped}" if checks.skipped else "no pairs"
         raise RecordedPairsError(f"{', '.join(map(str, paths))}: {found}")
@@ -83,18 +96,22 @@ def read_pairs(
         true_score.array(),
         position.array(),
         group.array() if group_by is not None else None,
-        list(names),
+        list(group_names),
         checks.skipped,
         checks.first_skipped,
+        job,
+        file_pairs,
+        checks.feature_names,
     )
 
 
 class _Checks:
-    """What all rows are held to; `n_features` is the first good row's."""
+    """What all rows are held to, and what is kept of them; `n_features` is the first good row's."""
 
-    def __init__(self, score_min: float, score_max: float, group_by: str | None, skip_bad: bool) -> None:
+    def __init__(self, score_min: float, score_max: float, group_by: str | None, skip_bad: bool, names: bool) -> None:
         self.score_min, self.score_max = score_min, score_max
-        self.group_by, self.skip_bad = group_by, skip_bad
+        self.group_by, self.skip_bad, self.names = group_by, skip_bad, names
+        self.feature_names: list[str] = []
         self.packer: Packer | None = None
         self.skipped = 0
         self.first_skipped = ""
@@ -151,6 +168,7 @@ class _Builder:
         self._checks = checks
         self._rows: PairRows | None = None
         self._labels: list[str] = []
+        self._jobs: list[str] = []
 
     def add(self, pair: Any, label: str = "") -> None:
         """Raises PairError for a pair that does not pass, and is then as it was before."""
@@ -159,6 +177,8 @@ class _Builder:
         self._rows = self._rows or PairRows(packer.n_features)
         self._rows.add(pair, packed)
         self._labels.append(label)
+        if self._checks.names:
+            self._jobs.append(pair.job_id or "")
 
     def full(self) -> bool:
         return len(self._labels) == _BLOCK_ROWS
@@ -166,8 +186,8 @@ class _Builder:
     def take(self) -> Iterator[_Block]:
         """The block collected so far, where there is one."""
         if self._rows:
-            yield _Block(*self._rows.arrays(), np.array(self._rows.positions), self._labels)
-            self._rows, self._labels = None, []
+            yield _Block(*self._rows.arrays(), np.array(self._rows.positions), self._labels, self._jobs)
+            self._rows, self._labels, self._jobs = None, [], []
 
 
 def _read_json_lines(lines: Iterable[tuple[str, int, bytes]], checks: _Checks) -> Iterator[_Block]:
@@ -203,6 +223,7 @@ def _label(pair: Any, attribute: str | None, group_by: str) -> str:
 def _read_csv(name: str, header: list[str], rows: CsvRows, checks: _Checks) -> Iterator[_Block]:
     if checks.group_by is not None:
         raise RecordedPairsError(f"{name}: CSV has only features and true_score, no field {checks.group_by!r} to group by")
+    checks.feature_names = checks.feature_names or header[:-1]
     builder = _Builder(checks)
     for number, row in rows:
         try:
@@ -262,4 +283,5 @@ def _read_npz(name: str, archive: Archive, checks: _Checks) -> Iterator[_Block]:
             true[good].astype(np.float32),
             np.array([holdout_position(str(groups[i]), str(jobs[i]), packed[i].tobytes()) for i in good], dtype=np.float64),
             [str(columns[checks.group_by][i]) for i in good] if checks.group_by else [],
+            [str(jobs[i]) for i in good] if checks.names else [],
         )

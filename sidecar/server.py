@@ -25,6 +25,7 @@ from sidecar.base_model import BaseModel
 from sidecar.checkpointing import Checkpointing
 from sidecar.checkpoints import CheckpointError, check_writable
 from sidecar.connections import MAX_CONNECTIONS, Connections
+from sidecar.history import History, read_history, write_history
 from sidecar.listening import ListenError, identity_of, listen, remove
 from sidecar.log import Complaints, event
 from sidecar.online import OnlineTraining
@@ -33,13 +34,15 @@ from sidecar.scores import plcc, rmse
 from sidecar.segments import JournalError, compress_closed, prune
 from sidecar.settings import Settings, SettingsError, env_of
 from sidecar.starting import where_to_start
-from sidecar.status import Phase, Status
+from sidecar.status import Phase, Status, one_line
 from sidecar.wire import Answer
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.2
 _SYNC_S = 1.0
 _HOUSEKEEPING_S = 60.0
+_MOST_KINDS = 16
+_KIND_CHARACTERS = 60
 _SWITCH_S = 0.0005
 """How long the other threads may hold the interpreter when the one that answers wants it; Python's own 5 ms would show."""
 
@@ -70,6 +73,8 @@ class Server:
         self._announce = ""
         self._step_seconds: float | None = None
         self._complaints = Complaints(_log)
+        self._rejected: dict[str, int] = {}
+        self._history = History()
         self._next_sync = self._next_snapshot = self._next_housekeeping = self._next_told = 0.0
         self._syncing: Future[object] | None = None
         self._writing: Future[object] | None = None
@@ -80,8 +85,7 @@ class Server:
         Raises SettingsError, ListenError, StateError, JournalError or CheckpointError before it serves, where it cannot.
         """
         settings = self._settings
-        said = {each.name: _plain(getattr(settings, each.name)) for each in fields(settings)}
-        event(_log, "starting", **{**said, "socket_mode": f"{settings.socket_mode:04o}", "state_dir": str(settings.state)})
+        event(_log, "starting", **_told(settings))
         _make_directory(settings.checkpoint_dir)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._signals())
@@ -133,9 +137,12 @@ class Server:
 
     def _start_http(self, address: str) -> Any:
         from sidecar.http import start_http  # here, since a sidecar without HTTP need not load it
+        from sidecar.pages import Pages
 
+        settings = self._settings
+        pages = Pages(lambda: self.status, lambda: self._history, settings.checkpoint_dir, _told(settings))
         try:
-            return start_http(address, lambda: self.status).close
+            return start_http(address, pages.look_up).close
         except (ValueError, OSError) as error:
             raise SettingsError(f"{env_of('http')}={address!r}: {error}") from error
 
@@ -152,6 +159,7 @@ class Server:
 
         fsync, train = settings.journal_fsync, not self._failed
         online = OnlineTraining(settings.state, run, begins_with, fsync, train, worker, progress)
+        self._history = read_history(settings.state)
         event(
             _log, "recovered", position=online.journal.position, trained_again=online.recovered,
             seconds=round(time.monotonic() - started, 3), step=online.learner.trainer.step,
@@ -178,6 +186,10 @@ class Server:
             if answer.ok is False and answer.retryable is not True:
                 kind = str(answer.error).partition(":")[0].partition("[")[0]
                 self._complaints.warn(kind, "a pair was refused: %s", answer.error)
+                kind = one_line(kind)[:_KIND_CHARACTERS]
+                if kind not in self._rejected and len(self._rejected) == _MOST_KINDS:
+                    kind = "other"
+                self._rejected[kind] = self._rejected.get(kind, 0) + 1
 
     def _note_steps(self, before: int, started: float) -> None:
         """How long a step takes, of those since there were so many."""
@@ -254,6 +266,7 @@ class Server:
         for segment in prune(settings.state, self._online.needed_from(), oldest, settings.journal_max_bytes):
             event(_log, "journal segment deleted by retention", segment=segment.name)
         journal.measure()
+        write_history(settings.state, self._history)
 
     def _finish(self) -> None:
         """Answer what was read, publish what was trained since the last checkpoint, write the state down."""
@@ -271,6 +284,10 @@ class Server:
             self._writing.exception()
             self._is_done(self._writing)
         self._tell(accepting=False)
+        try:
+            write_history(self._settings.state, self._history)
+        except OSError as error:
+            _log.warning("%s: the history of the status was not written: %s", self._settings.state, error.strerror)
         event(_log, "stopped", position=online.journal.position, step=self.status.step, **self.status.pairs)
 
     def _tell(self, accepting: bool) -> None:
@@ -287,6 +304,7 @@ class Server:
             phase = "initializing"
         seen = trainer.prequential.rows()
         correlation = plcc(seen[:, 0], seen[:, 1])
+        too_long = self._connections.too_long
         self.status = replace(
             self.status,
             phase=phase,
@@ -298,8 +316,9 @@ class Server:
             step=self._steps(),
             pairs={
                 "accepted": counts.accepted - counts.held_out, "held_out": counts.held_out,
-                "duplicate": counts.duplicate, "rejected": counts.rejected + self._connections.too_long,
+                "duplicate": counts.duplicate, "rejected": counts.rejected + too_long,
             },
+            rejected=self._rejected | ({"line too long": too_long} if too_long else {}),
             loss=online.loss,
             prequential_rmse=rmse(seen[:, 0], seen[:, 1]) if len(seen) else None,
             prequential_plcc=None if math.isnan(correlation) else correlation,
@@ -309,12 +328,14 @@ class Server:
             replay_capacity=trainer.replay.capacity,
             replay_evictions=trainer.replay.evictions,
             held_out_size=len(learner.held_out),
+            held_out_capacity=learner.held_out.capacity,
             connections=len(self._connections),
             journal_bytes=online.journal.disk_bytes,
             journal_errors=counts.journal_errors,
             skipped_steps=trainer.skipped_steps,
             **self._checkpointing.as_status(),
         )  # fmt: skip
+        self._history.tell(self.status, time.monotonic(), time.time())
 
 
 def _make_directory(directory: Path) -> None:
@@ -343,5 +364,8 @@ def _allow_descriptors(count: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (count if hard == resource.RLIM_INFINITY else min(count, hard), hard))
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, os.PathLike) else value
+def _told(settings: Settings) -> dict[str, Any]:
+    """The settings, as the log and the page tell them."""
+    values = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    plain = {name: str(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
+    return {**plain, "socket_mode": f"{settings.socket_mode:04o}", "state_dir": str(settings.state)}

@@ -194,7 +194,11 @@ class Settings:
         "Oldest closed segments go when the journal is larger; 0: no limit.",
     )  # fmt: skip
     http: str = setting(
-        "127.0.0.1:9091", "VMAFX_SIDECAR_HTTP", "http", TEXT, "Address of /status, /metrics, /healthz, /readyz; empty: none."
+        "127.0.0.1:9091",
+        "VMAFX_SIDECAR_HTTP",
+        "http",
+        TEXT,
+        "Address of the live page, /status, /metrics and probes; empty: none.",
     )
     seed: int = setting(0, "VMAFX_SIDECAR_SEED", "seed", whole(0), "Every random choice derives from it.")
     cuda: bool = setting(False, "VMAFX_SIDECAR_CUDA", "cuda", FLAG, "1: train on the GPU, which is not built yet.")

@@ -34,6 +34,7 @@ class Status:
     position: int = 0
     step: int = 0
     pairs: Mapping[str, int] = field(default_factory=lambda: _NONE)  # accepted, held_out, duplicate, rejected
+    rejected: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by what was wrong: of bounded number and length
     loss: float | None = None
     prequential_rmse: float | None = None
     prequential_plcc: float | None = None
@@ -43,6 +44,7 @@ class Status:
     replay_capacity: int = 0
     replay_evictions: int = 0
     held_out_size: int = 0
+    held_out_capacity: int = 0
     connections: int = 0
     journal_bytes: int = 0
     journal_errors: int = 0

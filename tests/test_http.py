@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,8 +24,10 @@ import sidecar.http
 import sidecar.look
 from sidecar.address import parse_address
 from sidecar.exposition import STALL_SECONDS, encode_status, health, metric_families, readiness, status_document
+from sidecar.history import History
 from sidecar.http import MAX_CONNECTIONS, start_http
 from sidecar.look import HttpError, fetch_status, format_status, probe
+from sidecar.pages import Pages
 from sidecar.status import Status
 
 FULL = Status(
@@ -34,6 +37,7 @@ FULL = Status(
     position=123456,
     step=30000,
     pairs={"accepted": 117000, "held_out": 6456, "duplicate": 3, "rejected": 1},
+    rejected={"features": 1},
     loss=3.25,
     prequential_rmse=1.5,
     prequential_plcc=0.998,
@@ -43,6 +47,7 @@ FULL = Status(
     replay_capacity=10000,
     replay_evictions=7,
     held_out_size=1000,
+    held_out_capacity=1000,
     connections=2,
     journal_bytes=12_345_678,
     journal_errors=4,
@@ -57,11 +62,16 @@ FULL = Status(
 UNKNOWN_AT_FIRST = ("loss", "prequential_rmse", "prequential_plcc", "feature_drift", "step_seconds")
 
 
+def start(address, read_status):
+    """A server of what a sidecar without checkpoints tells."""
+    return start_http(address, Pages(read_status, History, Path("nowhere"), {"seed": 3}).look_up)
+
+
 @pytest.fixture(scope="module")
 def running():
     """One server for all tests that do not end it, and the status that it serves."""
     board = SimpleNamespace(status=FULL)
-    server = start_http("127.0.0.1:0", lambda: board.status)
+    server = start("127.0.0.1:0", lambda: board.status)
     yield server, board
     server.close()
 
@@ -72,7 +82,7 @@ def server(running):
     board.status = dataclasses.replace(FULL, progress=time.monotonic())
     server.set_status = lambda status: setattr(board, "status", status)
     yield server
-    assert eventually(lambda: not connection_threads())
+    assert eventually(lambda: not len(server))
 
 
 def ask(server, path="/status", method="GET", headers=None):
@@ -94,10 +104,6 @@ def send(server, data, *, end=False):
         if end:
             client.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: client.recv(65536), b""))
-
-
-def connection_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "http-connection"]
 
 
 def eventually(condition):
@@ -136,14 +142,14 @@ BAD_ADDRESSES = """
 
 @pytest.mark.parametrize("address", [*BAD_ADDRESSES.split(), "", ": 1", ":1 ", "a b:1", "127.0.0.1:9091\n", "a" * 64 + ":1"])
 def test_bad_addresses_are_named_with_what_is_allowed(address):
-    for function in (parse_address, fetch_status, probe, lambda address: start_http(address, Status)):
+    for function in (parse_address, fetch_status, probe, lambda address: start(address, Status)):
         with pytest.raises(ValueError, match=re.escape(f"{address!r}: expected HOST:PORT, [IPv6]:PORT, or :PORT")):
             function(address)
 
 
 def test_busy_port_is_named(server):
     with pytest.raises(OSError, match="cannot listen") as busy:
-        start_http(server.address, Status)
+        start(server.address, Status)
     assert busy.value.errno == errno.EADDRINUSE
     assert busy.value.strerror == f"HTTP address {server.address}: cannot listen: Address already in use"
 
@@ -163,7 +169,7 @@ def test_listens_where_it_is_told_without_asking_the_dns(address, reached_at, mo
     if "::1" in reached_at and not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 here")
     monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("asked the DNS for a name"))
-    server = start_http(address, lambda: FULL)
+    server = start(address, lambda: FULL)
     with contextlib.closing(server):
         assert fetch_status(server.address)["phase"] == "running"
         port = parse_address(server.address)[1]
@@ -187,6 +193,7 @@ def test_status_of_a_fresh_sidecar_leaves_out_what_has_no_value():
         "replay_capacity": 0,
         "replay_evictions": 0,
         "held_out_size": 0,
+        "held_out_capacity": 0,
         "checkpoints": {"stable": 0, "unstable": 0, "unverified": 0},
         "checkpoint_failures": {"build": 0, "parity": 0, "write": 0},
         "journal_bytes": 0,
@@ -194,6 +201,7 @@ def test_status_of_a_fresh_sidecar_leaves_out_what_has_no_value():
         "connections": 0,
         "skipped_steps": 0,
         "n_features": 0,
+        "rejected": {},
     }
 
 
@@ -220,6 +228,7 @@ def test_status_tells_all(server):
         "replay_capacity": 10000,
         "replay_evictions": 7,
         "held_out_size": 1000,
+        "held_out_capacity": 1000,
         "checkpoints": {"stable": 40, "unstable": 2, "unverified": 0},
         "checkpoint_failures": {"build": 0, "parity": 1, "write": 0},
         "journal_bytes": 12_345_678,
@@ -228,6 +237,7 @@ def test_status_tells_all(server):
         "step_seconds": 29e-6,
         "skipped_steps": 5,
         "n_features": 80,
+        "rejected": {"features": 1},
     }
     # Nothing of the value is forgotten: every field is told, or has its own endpoint.
     assert len(dataclasses.fields(Status)) == len(json.loads(body)) + len(["progress"])
@@ -440,11 +450,29 @@ def test_other_methods_are_refused(server, method):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/status/", "/Status", "/statusx", "/%73tatus", "/../status", "/./status", "/static", "*"]
+    "path",
+    [
+        "//",
+        "/status/",
+        "/Status",
+        "/statusx",
+        "/%73tatus",
+        "/../status",
+        "/./status",
+        "/static",
+        "/web/live.html",
+        "/live.html",
+        "/api",
+        "/api/history/",
+        "*",
+    ],
 )
 def test_other_paths_are_not_there(server, path):
     code, _, body = ask(server, path)
-    assert (code, body) == (404, b"not here; there are /status, /metrics, /healthz and /readyz\n")
+    assert (code, body) == (
+        404,
+        b"not here; there are /, /status, /metrics, /healthz, /readyz, /api/history and /api/checkpoints\n",
+    )
 
 
 def test_answer_arrives_though_a_body_was_never_read(server):
@@ -514,9 +542,9 @@ def test_a_status_that_cannot_be_read_is_an_error_of_that_request_alone(server, 
 def test_a_client_that_goes_away_is_no_error(server, caplog):
     with connect(server) as client:
         client.sendall(b"GET /sta")
-        assert eventually(connection_threads)
+        assert eventually(lambda: len(server))
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets the connection
-    assert eventually(lambda: not connection_threads())
+    assert eventually(lambda: not len(server))
     assert not caplog.records
 
 
@@ -541,7 +569,7 @@ def test_when_all_places_are_taken_the_oldest_connections_make_room(server, monk
             client.sendall(b"GET /readyz HTTP/1.1\r\n")
         for _ in range(20):
             assert ask(server, "/healthz")[0] == 200
-            assert len(connection_threads()) <= MAX_CONNECTIONS
+            assert len(server) <= MAX_CONNECTIONS
         for client in slow[: 2 * MAX_CONNECTIONS]:
             with contextlib.suppress(ConnectionResetError):  # where it was closed over what it had sent
                 assert client.recv(100) == b""
@@ -553,7 +581,7 @@ def test_a_connection_keeps_its_place_until_it_has_had_its_time(server, monkeypa
     monkeypatch.setattr(sidecar.http, "PATIENCE_SECONDS", 3600.0)
     with contextlib.ExitStack() as stack:
         early = [stack.enter_context(connect(server)) for _ in range(MAX_CONNECTIONS)]
-        assert eventually(lambda: len(connection_threads()) == MAX_CONNECTIONS)
+        assert eventually(lambda: len(server) == MAX_CONNECTIONS)
         late = stack.enter_context(connect(server))
         late.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
         early[0].settimeout(0.1)
@@ -581,7 +609,7 @@ def test_a_head_has_to_come_in_time_however_it_drips(server, monkeypatch):
                 break
         else:
             pytest.fail("still open after 1000 bytes")
-    assert eventually(lambda: not connection_threads())
+    assert eventually(lambda: not len(server))
 
 
 @pytest.mark.parametrize("drip", [b"", b"x"])
@@ -591,7 +619,7 @@ def test_a_client_that_never_closes_is_left(server, monkeypatch, drip):
     def is_left():
         with contextlib.suppress(ConnectionError):
             client.sendall(drip)
-        return not connection_threads()
+        return not len(server)
 
     with connect(server) as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
@@ -606,8 +634,8 @@ def test_a_client_that_never_reads_is_left(server, monkeypatch):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(parse_address(server.address))
         client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        assert eventually(connection_threads)
-        assert eventually(lambda: not connection_threads())
+        assert eventually(lambda: len(server))
+        assert eventually(lambda: not len(server))
 
 
 def test_a_client_that_sends_without_end_is_left(server, monkeypatch):
@@ -625,12 +653,12 @@ def open_descriptors():
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="counts descriptors in /proc")
 def test_many_requests_leave_nothing_behind():
     before, threads = open_descriptors(), threading.active_count()
-    server = start_http("127.0.0.1:0", lambda: FULL)
+    server = start("127.0.0.1:0", lambda: FULL)
 
     def some():
         for path in ("/status", "/metrics", "/healthz", "/nowhere") * 10:
             ask(server, path)
-            most.append(len(connection_threads()))
+            most.append(len(server))
 
     most: list[int] = []
     clients = [threading.Thread(target=some) for _ in range(5)]
@@ -640,8 +668,7 @@ def test_many_requests_leave_nothing_behind():
         client.join()
     assert len(most) == 200
     assert max(most) <= MAX_CONNECTIONS
-    assert eventually(lambda: not connection_threads())
-    assert not server._open
+    assert eventually(lambda: not len(server))
     server.close()
     assert threading.active_count() == threads
     assert open_descriptors() == before
@@ -649,17 +676,17 @@ def test_many_requests_leave_nothing_behind():
 
 def test_close_frees_the_port_and_waits_for_every_thread():
     before = threading.enumerate()
-    server = start_http("127.0.0.1:0", lambda: FULL)
+    server = start("127.0.0.1:0", lambda: FULL)
     with connect(server) as slow, connect(server) as answered:
         slow.sendall(b"GET /sta")
         answered.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
         assert answered.recv(100)
-        assert eventually(lambda: len(connection_threads()) == 2)
+        assert eventually(lambda: len(server) == 2)
         server.close()
         assert threading.enumerate() == before
         assert slow.recv(100) == b""
     server.close()
-    again = start_http(server.address, lambda: FULL)
+    again = start(server.address, lambda: FULL)
     assert ask(again)[0] == 200
     again.close()
     with pytest.raises(ConnectionRefusedError):
@@ -668,15 +695,18 @@ def test_close_frees_the_port_and_waits_for_every_thread():
 
 def test_without_a_free_descriptor_accepting_does_not_spin(server, monkeypatch):
     def accept():
+        tried.append(time.monotonic())
         raise OSError(errno.EMFILE, "Too many open files")
 
-    slept = []
-    monkeypatch.setattr(server, "socket", SimpleNamespace(accept=accept, fileno=server.fileno))
-    monkeypatch.setattr(sidecar.http.time, "sleep", slept.append)
-    server._handle_request_noblock()
-    monkeypatch.undo()
-    assert slept == [0.1]
-    assert ask(server, "/healthz")[0] == 200
+    tried = []
+    listener = server._listener
+    monkeypatch.setattr(server, "_listener", SimpleNamespace(accept=accept, fileno=listener.fileno))
+    with connect(server) as client:
+        assert eventually(lambda: len(tried) == 3)
+        monkeypatch.undo()
+        assert tried[2] - tried[0] > 1.9 * sidecar.http.ACCEPT_AGAIN_SECONDS
+        client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 # The client
@@ -773,6 +803,7 @@ def test_status_for_a_person():
         "replay buffer holds    10,000 pairs",
         "dropped from it        7 pairs",
         "held out               1,000 pairs",
+        "held out at most       1,000 pairs",
         "checkpoints            stable 40, unstable 2, unverified 0",
         "failed checkpoints     build 0, parity 1, write 0",
         "journal                12.35 MB",
@@ -781,6 +812,7 @@ def test_status_for_a_person():
         "a gradient step takes  29 µs",
         "skipped steps          5",
         "features of a pair     80",
+        "rejected, by reason    features 1",
     ]
 
 

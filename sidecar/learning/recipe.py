@@ -28,6 +28,10 @@ Rows = NDArray[np.intp]
 Progress = Callable[[int, float], None]
 """Called with the number of pairs trained since the last call and the loss, in score points squared."""
 
+Observe = Callable[[int, Head, Head], None]
+"""Called with the number of steps done, and the head on its live weights and on their average as they are then."""
+OBSERVATIONS = 60
+
 
 def no_progress(pairs: int, loss: float) -> None:
     """Says nothing."""
@@ -142,11 +146,15 @@ def fit(
     recipe: Recipe,
     progress: Progress = no_progress,
     base: Network | None = None,
+    observe: Observe | None = None,
 ) -> Fitted:
     """A head trained on the chosen pairs: the same pairs, rows, recipe and base give the same bytes.
 
     features: (n, n_features) float32, raw; scores: (n,), in score points; rows: indices of the pairs to train on, at
     least one; base: where to start from instead of a fresh head. With a base and no epochs, it is given back as it is.
+    observe: called before the first step, up to 60 times on the way, more often where more changes, and after the last; it
+    changes nothing.
+
     Raises TrainingError at the first step whose gradient is not finite: training has diverged.
     """
     shuffle, initial = (np.random.default_rng(s) for s in np.random.SeedSequence(recipe.seed).spawn(2))
@@ -169,9 +177,12 @@ def fit(
     average = PolyakAverage(head.parameters, recipe.ema_decay)
     batch_size = min(recipe.batch_size, len(rows))
     total = epochs * math.ceil(len(rows) / batch_size)
-    step = 0
+    step = observed = 0
     with np.errstate(over="ignore", invalid="ignore"):  # told below
         for block in _epochs(features, scores, rows, epochs, batch_size * _BATCHES_A_BLOCK, head, shuffle):
+            if observe and step >= total * (observed / OBSERVATIONS) ** 2:
+                observe(step, head, head.at(average.parameters))
+                observed += 1
             loss = 0.0
             for start in range(0, len(block), batch_size):
                 loss = head.loss_and_gradient(block[start : start + batch_size])
@@ -186,6 +197,8 @@ def fit(
                 step += 1
             progress(len(block), loss * head.score_scale**2)
     ema = head.at(average.parameters)
+    if observe:
+        observe(step, head, ema)
     if base is None:
         return Fitted(head, ema, step)
     return Fitted(Head(conditioning.remove(head.network())), Head(conditioning.remove(ema.network())), step)

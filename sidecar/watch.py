@@ -1,0 +1,123 @@
+"""`status --watch`: the live page in a terminal, drawn again every two seconds."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sidecar.look import HttpError, fetch_checkpoints, fetch_history, format_status
+from sidecar.status import one_line
+
+EVERY_S = 2.0
+_SHOWN_CHECKPOINTS = 3
+_BARS = "▁▂▃▄▅▆▇█"
+_CHARTS = {"RMSE": "prequential_rmse", "PLCC": "prequential_plcc", "loss": "loss", "pairs/s": "pairs_per_second"}
+
+
+def watch(address: str, sleep: Callable[[float], object] = time.sleep) -> Iterator[str]:
+    """What to show of the sidecar at an address, again and again; where it does not answer, that, above what it said last.
+
+    As wide as the terminal, or 80 characters. Raises ValueError for a bad address.
+    """
+    known = ""
+    while True:
+        width = shutil.get_terminal_size().columns
+        try:
+            history, checkpoints = fetch_history(address), fetch_checkpoints(address)
+        except HttpError as error:
+            lost = textwrap.fill(f"LOST THE SIDECAR at {_clock(time.time())}: {error}. Going on trying.", width)
+            yield f"{lost}\n\n{known}"
+        else:
+            known = picture(history, checkpoints, width)
+            yield known
+        sleep(EVERY_S)
+
+
+def picture(history: Mapping[str, Any], checkpoints: Mapping[str, Any], width: int = 80) -> str:
+    """The documents of /api/history and /api/checkpoints for a person: what matters most in the first 24 lines."""
+    now = history["now"]
+    alive = "" if now["making_progress"] else ", but makes no progress"
+    figures = {
+        **({"reason": now["reason"]} if "reason" in now else {}),
+        "pairs in the journal": now["current_samples"],
+        "replay buffer": f"{now['replay_size']:,} of {now['replay_capacity']:,}",
+        "held out": f"{now['held_out_size']:,} of {now['held_out_capacity']:,}",
+        "feature drift": now.get("feature_drift"),
+        "pairs": now["pairs"],
+        "rejected": now["rejected"],
+    }
+    settings = " ".join(f"{name}={one_line(str(value))}" for name, value in history["settings"].items())
+    parts = (
+        [f"vmafx-sidecar: {one_line(now['phase'])}{alive}, {_clock(now['time'])}"],
+        _sparklines(history, width),
+        _checkpoint_lines(checkpoints, width),
+        [format_status(figures, width)],
+        [textwrap.fill(f"settings: {settings}", width, subsequent_indent="  ", break_on_hyphens=False)],
+    )
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def _sparklines(history: Mapping[str, Any], width: int) -> list[str]:
+    columns, rows, now = history["columns"], history["rows"], history["now"]
+    if not rows:
+        return ["no history yet"]
+    times = [row[0] for row in rows] + [now["time"]]
+    lines = [f"{'since ' + _clock(rows[0][0]):{width - 27}} {'lowest':>8} {'now':>8} {'highest':>8}"]
+    for label, name in _CHARTS.items():
+        values = [row[columns.index(name)] for row in rows] + [now.get(name)]
+        known = [value for value in values if value is not None]
+        if known:
+            line = sparkline(values, times, width - 36, 3 * history["every_seconds"])
+            figures = " ".join(f"{_figure(value):>8}" for value in (min(known), values[-1], max(known)))
+            lines.append(f"{label:8}{line} {figures}")
+    return lines
+
+
+def sparkline(values: Sequence[float | None], times: Sequence[float], width: int, stands: float) -> str:
+    """A bar a span of time: the mean of its values, between the lowest and the highest.
+
+    Where there are none, the last value stands for so many seconds; then it is blank.
+    """
+    first, span = times[0], max(times[-1] - times[0], 1e-9) / width
+    spans: list[list[float]] = [[] for _ in range(width)]
+    for value, moment in zip(values, times, strict=True):
+        if value is not None:
+            spans[min(width - 1, int((moment - first) / span))].append(value)
+    means: list[float | None] = []
+    stood = 0.0
+    for each in spans:
+        stood = 0.0 if each else stood + span
+        means.append(sum(each) / len(each) if each else means[-1] if means and stood <= stands else None)
+    known = [mean for mean in means if mean is not None]
+    low, height = min(known), (max(known) - min(known)) or 1.0
+    return "".join(" " if mean is None else _BARS[round((mean - low) / height * (len(_BARS) - 1))] for mean in means)
+
+
+def _checkpoint_lines(told: Mapping[str, Any], width: int) -> list[str]:
+    found = told["checkpoints"]
+    if not found:
+        return ["no checkpoints yet"]
+    lines = [f"{'checkpoint':15} {'gate':10} {'RMSE':>7} {'PLCC':>8} {'pairs':>6}  SHA-256"]
+    for each in found[:_SHOWN_CHECKPOINTS]:
+        name, marks = each["name"], ", ".join(mark for mark in ("latest", "stable") if told[mark] == each["name"])
+        figures = f"{_figure(each.get('rmse')):>7} {_figure(each.get('plcc')):>8} {each.get('held_out', '–'):>6}"
+        line = f"{name:15} {each.get('gate', '–'):10} {figures}  {each.get('sha256', '–')[:12]:12}  {marks}"
+        lines.append(one_line(line).rstrip()[:width])
+    if len(found) > _SHOWN_CHECKPOINTS:
+        lines.append(f"and {len(found) - _SHOWN_CHECKPOINTS} older")
+    return lines
+
+
+def _figure(value: float | None) -> str:
+    """At most eight characters."""
+    if value is None:
+        return "–"
+    return f"{value:.5g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.1e}"
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%H:%M:%S")

@@ -1,0 +1,121 @@
+// The charts of the report and of the live page. Each function gives what Plot draws; `Charts.show` puts it in a figure and
+// draws it again when the width changes. Colours are variables of style.css, so that light, dark and print need no redrawing.
+// Nothing here depends on colour alone: series differ in symbol and dash too.
+"use strict";
+
+const Charts = (() => {
+  const COLOURS = [1, 2, 3, 4, 5, 6, 7].map((n) => `var(--series-${n})`);
+  const SYMBOLS = ["circle", "triangle", "square", "diamond2", "star", "times", "plus"];
+  const DASHES = ["none", "6 3", "2 2", "8 3 2 3"];
+  const MARKERS = 14; // on each line, so that it can be told from the others
+  const STYLE = {background: "none", color: "inherit", fontSize: "12px", overflow: "visible"};
+
+  // Draw in an element, now and whenever its width changes. label: what a screen reader says in place of the chart;
+  // make: a function of the width. Gives a function that draws it again.
+  function show(element, label, make) {
+    let width = 0;
+    const draw = () => {
+      const chart = make(width);
+      const svg = chart.localName === "svg" ? chart : chart.querySelector(":scope > svg");
+      svg.setAttribute("role", "img");
+      svg.setAttribute("aria-label", label);
+      for (const style of chart.querySelectorAll("style")) style.remove(); // style.css has it: the live page allows no other
+      element.replaceChildren(chart);
+    };
+    new ResizeObserver(() => {
+      const now = Math.floor(element.clientWidth);
+      if (now && now !== width) {
+        width = now;
+        requestAnimationFrame(draw); // drawing in here would change what is being observed
+      }
+    }).observe(element);
+    return () => width && draw();
+  }
+
+  const height = (width) => Math.round(Math.max(220, Math.min(360, width * 0.5)));
+  const ticks = (width) => Math.max(3, Math.floor(width / 90));
+  const scale = (names) => ({
+    color: {domain: names, range: names.map((_, i) => COLOURS[i % COLOURS.length])},
+    symbol: {domain: names, range: names.map((_, i) => SYMBOLS[i % SYMBOLS.length]), legend: names.length > 1},
+  });
+
+  // Values over time. series: [{name, points: [{x, y}]}]; y of null leaves a gap. zero: the axis begins there.
+  function lines(width, series, {x, y, log = false, time = false, zero = false}) {
+    const drawn = series.filter(({points}) => points.some((point) => point.y !== null));
+    const marked = drawn.flatMap(({name, points}, i) => {
+      const every = Math.max(1, Math.ceil(points.length / MARKERS));
+      return points.filter((_, at) => (at + Math.floor((i * every) / drawn.length)) % every === 0)
+        .map((point) => ({...point, name}));
+    });
+    return Plot.plot({
+      width, height: height(width), style: STYLE, marginLeft: 52, marginBottom: 40, ...scale(drawn.map(({name}) => name)),
+      x: {label: x, ticks: ticks(width), type: time ? "time" : "linear"},
+      y: {label: y, grid: true, type: log ? "log" : "linear", nice: !log, zero, tickFormat: log ? "~g" : undefined, ticks: 5},
+      marks: [
+        ...drawn.map(({points}, i) => Plot.line(points, {
+          x: "x", y: "y", stroke: COLOURS[i % COLOURS.length], strokeWidth: 1.75, strokeDasharray: DASHES[i % DASHES.length],
+        })),
+        Plot.dot(marked, {x: "x", y: "y", stroke: "name", fill: "name", symbol: "name", r: 3, tip: true}),
+      ],
+    });
+  }
+
+  // One mark for each pair. points: [{x, y, group}], of whose groups the first seven are told apart; line: "diagonal", or
+  // "zero" for residuals.
+  function scatter(width, points, {x, y, line, groups = []}) {
+    const named = groups.length > 1 && groups.length <= COLOURS.length;
+    const colours = named ? {stroke: "group", symbol: "group"} : {stroke: COLOURS[0]};
+    const low = Math.min(...points.map((point) => point.x)), high = Math.max(...points.map((point) => point.x));
+    return Plot.plot({
+      width, height: height(width), style: STYLE, marginLeft: 52, marginBottom: 40, ...(named ? scale(groups) : {}),
+      x: {label: x, ticks: ticks(width), nice: true}, y: {label: y, grid: true, nice: true},
+      marks: [
+        Plot.dot(points, {x: "x", y: "y", ...colours, r: 2.5, strokeOpacity: 0.6, tip: true}),
+        line === "diagonal" ? Plot.line([[low, low], [high, high]], {stroke: "currentColor", strokeDasharray: "4 3"})
+          : Plot.ruleY([0], {stroke: "currentColor", strokeDasharray: "4 3"}),
+      ],
+    });
+  }
+
+  // A bar for each name, longest first as given. rows: [{name, value}].
+  function bars(width, rows, {x}) {
+    return Plot.plot({
+      width, height: 60 + 20 * rows.length, style: STYLE, marginBottom: 40, marginLeft: labels(width, rows),
+      x: {label: x, grid: true, ticks: ticks(width)},
+      y: {label: null, domain: [...rows.keys()], tickFormat: named(rows, width)},
+      marks: [
+        Plot.barX(rows, {x: "value", y: (_, i) => i, fill: COLOURS[0], tip: true, channels: {name: "name"}}),
+        Plot.ruleX([0], {stroke: "currentColor"}),
+      ],
+    });
+  }
+
+  // Quantiles of each group in a row: a thin bar from 5 to 95 %, a thick one from 25 to 75 %, a tick at the median.
+  // rows: [{name, quantiles: [5 %, 25 %, 50 %, 75 %, 95 %]}].
+  function spreads(width, rows, {x}) {
+    const at = (n) => (row) => row.quantiles[n];
+    const y = (_, i) => i;
+    return Plot.plot({
+      width, height: 60 + 24 * rows.length, style: STYLE, marginBottom: 40, marginLeft: labels(width, rows),
+      x: {label: x, grid: true, ticks: ticks(width)},
+      y: {label: null, domain: [...rows.keys()], tickFormat: named(rows, width)},
+      marks: [
+        Plot.ruleX([0], {stroke: "currentColor", strokeDasharray: "4 3"}),
+        Plot.ruleY(rows, {x1: at(0), x2: at(4), y, stroke: COLOURS[0], strokeWidth: 2}),
+        Plot.barX(rows, {x1: at(1), x2: at(3), y, fill: COLOURS[0], insetTop: 3, insetBottom: 3}),
+        Plot.tickX(rows, {x: at(2), y, stroke: "var(--background)", strokeWidth: 2.5}),
+      ],
+    });
+  }
+
+  // Room for names at the left, and names that fit in it.
+  const characters = (width) => Math.floor((width * 0.35) / 6.5);
+  const labels = (width, rows) =>
+    14 + 6.5 * Math.min(characters(width), Math.max(4, ...rows.map(({name}) => name.length)));
+  const named = (rows, width) => (i) => {
+    const {name} = rows[i];
+    return name.length > characters(width) ? `${name.slice(0, characters(width) - 1)}…` : name;
+  };
+
+  return {show, lines, scatter, bars, spreads};
+})();

@@ -1,0 +1,194 @@
+// The live page: asks the sidecar every two seconds what is new, and shows it. What comes from there is shown as text alone.
+"use strict";
+
+const POLL_MS = 2000, PATIENCE_MS = 5000, SHOWN_S = 6 * 3600;
+const $ = (id) => document.getElementById(id);
+const number = (value, digits = 4) =>
+  value === null || value === undefined ? "–" : value.toLocaleString("en", {maximumSignificantDigits: digits});
+const count = (value) => (value ?? 0).toLocaleString("en");
+const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString();
+
+// What a tile says of the present, by its name: a text, and of how many it is where there is a limit.
+const TILES = {
+  "RMSE, score points": (now) => [number(now.prequential_rmse)],
+  "PLCC": (now) => [number(now.prequential_plcc, 5)],
+  "Loss, score points²": (now) => [number(now.loss)],
+  "Pairs per second": (now) => [number(now.pairs_per_second)],
+  "Pairs in the journal": (now) => [count(now.current_samples)],
+  "Feature drift, deviations": (now) => [number(now.feature_drift, 3)],
+  "Replay buffer": (now) => [count(now.replay_size), now.replay_size, now.replay_capacity],
+  "Held out": (now) => [count(now.held_out_size), now.held_out_size, now.held_out_capacity],
+};
+const CHARTS = [
+  {column: "prequential_rmse", title: "RMSE", about: "of the last 1,000 pairs, each before it trained", y: "score points"},
+  {column: "prequential_plcc", title: "PLCC", about: "of the same pairs", y: "correlation"},
+  {column: "loss", title: "Loss", about: "of the last group before its first step", y: "score points²", log: true},
+  {column: "pairs_per_second", title: "Pairs per second", about: "that came", y: "pairs per second", zero: true},
+];
+
+let rows = []; // [{time, prequential_rmse, …}], the oldest first
+let latest = null; // the last answer
+let redraw = []; // by chart, once it has something to show
+let checkpoints = {latest: null, stable: null}; // as shown
+
+function element(name, text, ...classes) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  made.classList.add(...classes);
+  return made;
+}
+
+// head, and each of lines: the cells of a row.
+function fill(table, head, lines) {
+  const row = (cells) => {
+    const made = document.createElement("tr");
+    made.append(...cells);
+    return made;
+  };
+  table.replaceChildren();
+  if (lines.length && head.length) table.createTHead().append(row(head));
+  table.createTBody().append(...lines.map(row));
+}
+
+const fillCounts = (table, counts) =>
+  fill(table, [], counts.map(([name, n]) => [element("th", name), element("td", count(n), "number")]));
+
+async function ask(path) {
+  const answer = await fetch(path, {signal: AbortSignal.timeout(PATIENCE_MS), cache: "no-store"});
+  if (!answer.ok) throw new Error(`answered ${answer.status}`);
+  return answer.json();
+}
+
+async function poll() {
+  if (document.hidden) return;
+  try {
+    take(await ask(`api/history?since=${rows.length ? rows.at(-1).time : 0}`));
+    const {model_version = null, stable_version = null} = latest.now;
+    const areShown = model_version === checkpoints.latest && stable_version === checkpoints.stable;
+    if (!areShown) showCheckpoints(await ask("api/checkpoints"));
+    $("lost").hidden = true;
+    document.body.classList.remove("lost");
+  } catch (error) {
+    showLoss(error);
+  }
+}
+
+function take(answer) {
+  latest = answer;
+  const {now, columns} = latest;
+  const fresh = latest.rows.map((row) => Object.fromEntries(columns.map((name, i) => [name, row[i]])));
+  rows = [...rows, ...fresh].filter(({time}) => time > now.time - SHOWN_S);
+  showState(now);
+  $("tiles").replaceChildren(...Object.entries(TILES).map(([name, of]) => tile(name, ...of(now))));
+  showCharts();
+  fillCounts($("pairs"), Object.entries(now.pairs).map(([name, n]) => [name.replace("_", " "), n]));
+  const rejected = Object.entries(now.rejected ?? {}).sort((a, b) => b[1] - a[1]);
+  $("no-rejected").hidden = rejected.length > 0;
+  fillCounts($("rejected"), rejected);
+  fill($("settings"), [], Object.entries(latest.settings).map(([name, value]) =>
+    [element("th", name.replaceAll("_", " ")), element("td", value === null ? "–" : String(value))]));
+  $("live").hidden = false;
+}
+
+function tile(name, text, size, limit) {
+  const made = document.createElement("div"), value = element("dd", text);
+  made.append(element("dt", name), value);
+  if (limit) {
+    const meter = document.createElement("meter");
+    meter.max = limit;
+    meter.value = size;
+    value.append(element("small", ` of ${count(limit)}`, "quiet"), meter);
+  }
+  return made;
+}
+
+function showState(now) {
+  const good = now.phase === "running" && now.making_progress;
+  const words = [element("span", now.phase, good ? "good" : "bad")];
+  if (!now.making_progress) words.push(element("span", ", but makes no progress", "bad"));
+  if (now.reason) words.push(element("span", `: ${now.reason}`));
+  const connections = `${count(now.connections)} connection${now.connections === 1 ? "" : "s"}`;
+  words.push(element("span", ` · ${connections} · ${clock(now.time)}`, "quiet"));
+  $("state").replaceChildren(...words);
+}
+
+function showLoss(error) {
+  const since = latest ? ` What is shown is from ${clock(latest.now.time)}.` : "";
+  $("lost").textContent = `The sidecar does not answer (${error.message}).${since} This page goes on asking.`;
+  $("lost").hidden = false;
+  document.body.classList.add("lost");
+}
+
+// A chart's points up to now; one without a value where the sidecar was down, so that the line has a gap there.
+function points(column) {
+  const made = [];
+  for (const row of [...rows, latest.now]) {
+    const before = made.at(-1);
+    const x = new Date(1000 * row.time);
+    if (before && x - before.x > 3000 * latest.every_seconds) made.push({x, y: null});
+    made.push({x, y: row[column] ?? null});
+  }
+  return made;
+}
+
+function showCharts() {
+  CHARTS.forEach(({column, title, about, y, log, zero}, i) => {
+    if (redraw[i]) {
+      if (!$(column).matches(":hover")) redraw[i](); // drawing would take away what the pointer shows
+    } else if (points(column).some((point) => point.y !== null)) {
+      const figure = document.createElement("figure"), chart = document.createElement("div");
+      const caption = element("figcaption", "");
+      caption.append(element("strong", title), element("span", ` ${about}`));
+      chart.className = "chart";
+      chart.id = column;
+      figure.append(caption, chart);
+      figure.style.order = i;
+      $("charts").append(figure);
+      const series = () => [{name: title, points: points(column)}];
+      const axes = {x: null, y, log, zero, time: true};
+      redraw[i] = Charts.show(chart, `${title} over the last hours`, (width) => Charts.lines(width, series(), axes));
+    }
+  });
+}
+
+function showCheckpoints(told) {
+  checkpoints = told;
+  $("no-checkpoints").hidden = told.checkpoints.length > 0;
+  const head = ["Checkpoint", "Gate", "RMSE", "PLCC", "SROCC", "Held out", "Trained on", "Published", "SHA-256"];
+  const isNumber = (place) => place >= 2 && place <= 6;
+  fill(
+    $("checkpoints"),
+    head.map((name, place) => element("th", name, ...(isNumber(place) ? ["number"] : []))),
+    told.checkpoints.flatMap((each) => checkpointRows(each, ["latest", "stable"].filter((mark) => told[mark] === each.name))),
+  );
+}
+
+// A checkpoint's row, and where the gate did not pass it another with the reason.
+function checkpointRows(each, marks) {
+  const name = element("th", each.name), published = new Date(each.created_at);
+  for (const mark of marks) name.append(" ", element("span", mark, "mark"));
+  const digest = element("td", String(each.sha256 ?? "–").slice(0, 16), "digest");
+  digest.title = each.sha256 ?? "";
+  const row = [
+    name,
+    element("td", each.gate ?? "–", {stable: "good", unstable: "bad"}[each.gate] ?? "quiet"),
+    ...[each.rmse, each.plcc, each.srocc].map((figure) => element("td", number(figure, 5), "number")),
+    ...[each.held_out, each.pairs_seen].map((pairs) => element("td", count(pairs), "number")),
+    element("td", Number.isNaN(published.getTime()) ? each.created_at ?? "–" : published.toLocaleString()),
+    digest,
+  ];
+  if (each.gate === "stable" || !each.reason) return [row];
+  const reason = element("td", each.reason, "reason", "quiet");
+  reason.colSpan = row.length;
+  return [row, [reason]];
+}
+
+(async () => {
+  for (;;) {
+    await poll();
+    await new Promise((resolve) => {
+      setTimeout(resolve, POLL_MS);
+      document.addEventListener("visibilitychange", resolve, {once: true});
+    });
+  }
+})();

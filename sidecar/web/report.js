@@ -1,0 +1,206 @@
+// Shows the document that sidecar/report.py put into the page. Every text is set as text, never as markup.
+"use strict";
+
+(() => {
+  const report = JSON.parse(document.getElementById("document").textContent);
+  const {said, judged, points, groups, scores, worst, features, data, curve} = report;
+  const KINDS = {base: "base model", live: "live", ema: "EMA"};
+  const PLACES = {train: "train", held_out: "held out"};
+
+  const fixed = (digits) => (value) => value === undefined || value === null ? "–" : value.toFixed(digits);
+  const plcc = fixed(5), rmse = fixed(3);
+  const signed = (value) => `${value < 0 ? "−" : "+"}${rmse(Math.abs(value))}`;
+  const count = (value) => value.toLocaleString("en");
+  const short = (value) => String(Number(value.toPrecision(5)));
+
+  function element(name, attributes, ...children) {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    made.append(...children); // texts become text nodes
+    return made;
+  }
+  const paragraph = (text, kind = "") => element("p", {class: kind}, text);
+  const columns = (...children) => element("div", {class: "columns"}, ...children);
+
+  function figure(label, caption, make) {
+    const chart = element("div", {class: "chart"});
+    Charts.show(chart, label, make);
+    return element("figure", {}, chart, element("figcaption", {}, caption));
+  }
+
+  // rows: arrays of cells; a column whose name begins with "#" holds numbers. A cell may be an element.
+  function table(caption, names, rows) {
+    const numeric = names.map((name) => name.startsWith("#"));
+    const kind = (i) => (numeric[i] ? {class: "number"} : {});
+    const head = names.map((name, i) => element("th", {scope: "col", ...kind(i)}, name.replace(/^#/, "")));
+    const body = rows.map((row) => element("tr", {}, ...row.map((cell, i) => element("td", kind(i), cell))));
+    const made = element("table", {}, element("caption", {}, caption),
+      element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
+    // What may have to be scrolled can be reached with the keyboard.
+    return element("div", {class: "scrolls", tabindex: "0", role: "group", "aria-label": caption}, made);
+  }
+  const behind = (summary, ...children) => element("details", {}, element("summary", {}, summary), ...children);
+  const fields = (caption, values) => table(caption, ["name", "value"], Object.entries(values).map(([name, value]) => [
+    name, value === null || value === "" ? "–" : String(value),
+  ]));
+
+  const tile = (name, value, kind = "") => element("div", {}, element("dt", {}, name), element("dd", {class: kind}, value));
+  const gate = said.gate?.verdict ?? report.model.gate;
+  const gateKind = {stable: "good", unstable: "bad"}[gate] ?? "";
+
+  const sections = {
+    result() {
+      const shown = [
+        element("dl", {class: "tiles"},
+          tile("PLCC", plcc(judged.plcc)), tile("SROCC", plcc(judged.srocc)), tile("RMSE, score points", rmse(judged.rmse)),
+          tile("pairs judged", count(judged.pairs)), ...(gate ? [tile("gate", gate, gateKind)] : [])),
+        paragraph(`These figures, and all below that do not say otherwise, are of ${judged.what}.`),
+      ];
+      const tables = [];
+      if (said.metrics) {
+        const rows = Object.entries(said.metrics).flatMap(([place, kinds]) => Object.entries(kinds).map(([kind, found]) => [
+          PLACES[place], KINDS[kind], plcc(found.plcc), plcc(found.srocc), rmse(found.rmse), count(found.pairs)]));
+        tables.push(table("The trained model; EMA weights are what is published",
+          ["pairs", "weights", "#PLCC", "#SROCC", "#RMSE", "#count"], rows));
+      }
+      if (judged.base) {
+        const {base} = judged;
+        tables.push(table(`Against the base model, on ${judged.what}`, ["", "#PLCC", "#SROCC", "#RMSE"], [
+          ["base model", plcc(base.plcc), plcc(base.srocc), rmse(base.rmse)],
+          ["trained", plcc(judged.plcc), plcc(judged.srocc), rmse(judged.rmse)],
+          ["change of RMSE", "", "", signed(judged.rmse - base.rmse)],
+        ]));
+      }
+      if (tables.length) shown.push(columns(...tables));
+      if (said.gate) shown.push(paragraph(`Gate: ${said.gate.verdict} (${said.gate.reason}).`));
+      return shown;
+    },
+
+    training() {
+      if (!curve || curve.length < 2) return [];
+      const series = (place, value) => ["live", "ema"].map((kind) => ({
+        name: KINDS[kind], points: curve.map((point) => ({x: point.step, y: value(point[place]?.[kind] ?? null)})),
+      }));
+      const last = curve.at(-1);
+      const loss = (value) => value * value;
+      const drawn = [figure(
+        `Loss over ${last.step} steps: from ${short(loss(curve[0].train.ema))} to ${short(loss(last.train.ema))} (EMA)`,
+        "Loss: mean squared error on training pairs, score points squared. The axis is logarithmic.",
+        (width) => Charts.lines(width, series("train", loss), {x: "Steps", y: "Loss", log: true}))];
+      if (last.held_out) {
+        drawn.push(figure(
+          `Held-out RMSE over ${last.step} steps: from ${rmse(curve[0].held_out.ema)} to ${rmse(last.held_out.ema)} (EMA)`,
+          "RMSE on held-out pairs, score points. The axis is logarithmic.",
+          (width) => Charts.lines(width, series("held_out", (value) => value), {x: "Steps", y: "RMSE", log: true})));
+      }
+      const cells = (point, place) => ["live", "ema"].map((kind) => rmse(point[place]?.[kind]));
+      return [columns(...drawn),
+        ...(last.held_out ? [] : [paragraph("No held-out RMSE to follow: --holdout was 0.", "quiet")]),
+        behind("The same as a table", table("RMSE, score points, of live and EMA weights",
+          ["#step", "#train live", "#train EMA", "#held out live", "#held out EMA"],
+          curve.map((point) => [count(point.step), ...cells(point, "train"), ...cells(point, "held_out")])))];
+    },
+
+    predictions() {
+      const named = groups.map(({group}) => group);
+      const shown = points.map(([x, y, group]) => ({x, y, group: named[group] ?? ""}));
+      const part = shown.length < judged.pairs ? ` ${count(shown.length)} of ${count(judged.pairs)} pairs are drawn.` : "";
+      const options = {x: "True score", y: "Predicted score", line: "diagonal", groups: named};
+      const words = `PLCC ${plcc(judged.plcc)}, SROCC ${plcc(judged.srocc)}, RMSE ${rmse(judged.rmse)}`;
+      return [columns(
+        figure(`Predicted against true scores: ${words}`, `On the dashed line a prediction is right.${part}`,
+          (width) => Charts.scatter(width, shown, options)),
+        table(`Of ${judged.what}`, ["", "#value"], [
+          ["PLCC, Pearson's correlation", plcc(judged.plcc)], ["SROCC, Spearman's correlation", plcc(judged.srocc)],
+          ["RMSE, score points", rmse(judged.rmse)], ["pairs", count(judged.pairs)]]))];
+    },
+
+    groups() {
+      if (!groups.length) return [];
+      const [most] = groups;
+      const drawn = groups.slice(0, 30).map(({group, quantiles}) => ({name: group, quantiles}));
+      const all = report.n_groups;
+      const part = drawn.length < all ? ` The ${drawn.length} of ${count(all)} with the largest RMSE.` : "";
+      const base = groups.some((row) => row.base_rmse !== undefined);
+      return [
+        figure(`Residuals of ${drawn.length} groups; the largest RMSE is ${rmse(most.rmse)}, of ${most.group}`,
+          "Predicted minus true, score points: half of a group's pairs lie in the thick bar, nine of ten in the thin one, " +
+            `and the gap is the median.${part}`,
+          (width) => Charts.spreads(width, drawn, {x: "Residual"})),
+        table(groups.length < all ? `The ${groups.length} groups with the largest RMSE` : "All groups",
+          ["group", "#pairs", "#PLCC", "#SROCC", "#RMSE", ...(base ? ["#base RMSE"] : []), "#mean residual"],
+          groups.map((row) => [row.group, count(row.pairs), plcc(row.plcc), plcc(row.srocc), rmse(row.rmse),
+            ...(base ? [rmse(row.base_rmse)] : []), signed(row.mean)])),
+      ];
+    },
+
+    scores() {
+      const named = groups.map(({group}) => group);
+      const shown = points.map(([x, y, group]) => ({x, y: y - x, group: named[group] ?? ""}));
+      return [columns(
+        figure("Residuals over true scores", "Predicted minus true, score points. On the dashed line a prediction is right.",
+          (width) => Charts.scatter(width, shown, {x: "True score", y: "Residual", line: "zero", groups: named})),
+        table("By true score", ["from", "#pairs", "#RMSE", "#mean residual"], scores.map((row) => [
+          `${short(row.low)} to ${short(row.high)}`, count(row.pairs), rmse(row.rmse), signed(row.mean)])))];
+    },
+
+    worst() {
+      const grouped = groups.length > 0;
+      const rows = worst.map((row) => [row.job_id || `pair ${count(row.number)}`, ...(grouped ? [row.group] : []),
+        rmse(row.true), rmse(row.predicted), signed(row.residual)]);
+      const names = ["job", ...(grouped ? ["group"] : []), "#true", "#predicted", "#residual"];
+      const unnamed = paragraph("Pairs without a job_id are counted from 1, in the order read.", "quiet");
+      const listed = table("The pairs with the largest residuals, at most twenty", names, rows);
+      return worst.every((row) => row.job_id) ? [listed] : [listed, unnamed];
+    },
+
+    features() {
+      const largest = features.slice(0, 20).map(({name, importance}) => ({name, value: importance}));
+      const all = data.n_features;
+      const cut = features.length < all ? ` The ${features.length} most important of ${count(all)}.` : "";
+      return [
+        figure(`Importance of ${largest.length} features; the most important is ${largest[0].name}`,
+          "By how much the RMSE grows, in score points, when one feature's values are exchanged between the pairs: the mean " +
+            `of five permutations, on ${judged.what}. Features that say the same stand in for each other, and each seems to ` +
+            "matter less.",
+          (width) => Charts.bars(width, largest, {x: "Growth of RMSE"})),
+        behind("Importance and range of all features", table(`Ranges are of all pairs.${cut}`,
+          ["feature", "#growth of RMSE", "#lowest", "#mean", "#highest"],
+          features.map((row) => [row.name, rmse(row.importance), short(row.min), short(row.mean), short(row.max)]))),
+      ];
+    },
+
+    settings: () => [fields("What the run was asked for, with its defaults", report.settings)],
+
+    data() {
+      const {true_score: score} = data;
+      const part = data.files.length < data.n_files ? `The first ${data.files.length} of ${data.n_files} files` : "Files";
+      return [
+        table(part, ["file", "#pairs", "#bytes", "SHA-256"], data.files.map((file) => [
+          file.path === "-" ? "standard input" : file.path, count(file.pairs),
+          file.bytes === undefined ? "–" : count(file.bytes), element("span", {class: "digest"}, file.sha256 ?? "–")])),
+        paragraph(`${count(data.pairs)} pairs of ${count(data.n_features)} features; true scores from ${short(score.min)} to ` +
+          `${short(score.max)}, mean ${short(score.mean)}.` +
+          (said.metrics ? ` ${count(said.pairs.train)} trained, ${count(said.pairs.held_out)} were held out.` : "")),
+        ...(data.skipped ? [paragraph(`${count(data.skipped)} bad rows were skipped; the first: ${data.first_skipped}`)] : []),
+      ];
+    },
+
+    model: () => [fields("The model's file, and what its JSON says of it", report.model)],
+  };
+
+  const title = `${report.command}: ${report.model.file.replace(/.*\//, "")}`;
+  document.title = title;
+  document.querySelector("h1").textContent = title;
+  document.getElementById("about").textContent = `vmafx-sidecar ${report.version}, ${report.written_at}`;
+  const links = document.querySelector("nav ul");
+  for (const [name, make] of Object.entries(sections)) {
+    const section = document.getElementById(name), shown = make();
+    if (!shown.length) {
+      section.remove();
+      continue;
+    }
+    section.append(...shown);
+    links.append(element("li", {}, element("a", {href: `#${name}`}, section.querySelector("h2").textContent)));
+  }
+})();

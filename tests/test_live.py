@@ -1,0 +1,391 @@
+"""The live page: its JSON, what a browser shows of a real run, and the same in a terminal."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sidecar.address import parse_address
+from sidecar.history import COLUMNS, HISTORY, History
+from sidecar.look import HttpError
+from sidecar.pages import Pages
+from sidecar.status import Status
+from sidecar.watch import sparkline, watch
+from tests.browser import browser
+from tests.conftest import EXAMPLE, run
+from tests.running import PATIENCE_S, free_address, wait_until
+
+PARTS = ["/", "/live.js", "/charts.js", "/plot.js", "/style.css"]
+MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+
+
+def ask(address, path, method="GET", headers=None):
+    connection = http.client.HTTPConnection(*parse_address(address), timeout=PATIENCE_S)
+    try:
+        connection.request(method, path, headers=headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+    finally:
+        connection.close()
+
+
+def strict_json(body):
+    return json.loads(body, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+def ask_json(address, path):
+    code, _, body = ask(address, path)
+    assert code == 200
+    return strict_json(body)
+
+
+# The documents
+
+
+@pytest.fixture
+def pages(tmp_path):
+    """The pages of a sidecar with a hundred seconds of history, and its checkpoint directory."""
+    history = History()
+    for tick in range(11):
+        history.tell(Status(position=tick), float(10 * tick), 1000 + 10 * tick)
+    return Pages(lambda: Status(progress=time.monotonic()), lambda: history, tmp_path, {"seed": 3}), tmp_path
+
+
+def look_up(pages, target, **headers):
+    return pages.look_up(target, headers)
+
+
+def test_the_history_tells_the_present_the_settings_and_the_rows(pages):
+    told = strict_json(look_up(pages[0], "/api/history").body)
+    assert list(told) == ["now", "settings", "every_seconds", "columns", "rows"]
+    assert told["now"]["phase"] == "initializing"
+    assert told["now"]["making_progress"] is True
+    assert abs(told["now"]["time"] - time.time()) < 60
+    assert (told["settings"], told["every_seconds"], told["columns"]) == ({"seed": 3}, 10, list(COLUMNS))
+    assert [row[0] for row in told["rows"]] == list(range(1000, 1101, 10))
+
+
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("since=1080", 1090), ("x=1&since=1080&y=2", 1090), ("since=1085", 1090), ("since=0", 1000), ("since=-1", 1000),
+        ("since=", 1000), ("since=" + "9" * 5000, 1000), ("sincere=1080", 1000),
+    ],
+)  # fmt: skip
+def test_rows_since_a_moment(pages, query, first):
+    assert strict_json(look_up(pages[0], f"/api/history?{query}").body)["rows"][0][0] == first
+
+
+def test_what_a_thousand_ask_for_is_made_once_a_second(tmp_path, monkeypatch):
+    clock, calls = [100.0], []
+    monkeypatch.setattr("sidecar.pages.time.monotonic", lambda: clock[0])
+    pages = Pages(lambda: calls.append(1) or Status(), History, tmp_path, {})
+    for path in ("/api/history", "/api/history?since=3", "/api/checkpoints"):
+        for _ in range(1000):
+            pages.look_up(path, {})
+    assert len(calls) == 1
+    clock[0] += 1
+    pages.look_up("/api/history", {})
+    assert len(calls) == 2
+
+
+def write_checkpoint(directory, version, about):
+    name = f"model_v{version:06d}"
+    (directory / f"{name}.json").write_text(about if isinstance(about, str) else json.dumps(about))
+    (directory / f"{name}.onnx").touch()
+    return name
+
+
+GOOD = {
+    "created_at": "2026-01-01T00:00:00+00:00", "gate": {"verdict": "stable", "reason": "good"}, "sha256": "ab" * 32, "step": 4,
+    "metrics": {"plcc": 0.99, "srocc": 0.98, "rmse": 1.5, "pairs": 40}, "pairs_seen": 16, "base_model": {"path": "m.onnx"},
+}  # fmt: skip
+
+
+def test_checkpoints_are_told_the_newest_first_with_what_the_links_name(pages):
+    pages, directory = pages
+    for version in (1, 2, 12):
+        (directory / "latest.onnx").unlink(missing_ok=True)
+        (directory / "latest.onnx").symlink_to(f"{write_checkpoint(directory, version, GOOD)}.onnx")
+    (directory / "stable.onnx").symlink_to("model_v000002.onnx")
+    told = strict_json(look_up(pages, "/api/checkpoints").body)
+    assert (told["latest"], told["stable"]) == ("model_v000012", "model_v000002")
+    assert [each["version"] for each in told["checkpoints"]] == [12, 2, 1]
+    assert told["checkpoints"][2] == {
+        "name": "model_v000001", "version": 1, "created_at": GOOD["created_at"], "gate": "stable", "reason": "good", "step": 4,
+        "plcc": 0.99, "srocc": 0.98, "rmse": 1.5, "held_out": 40, "pairs_seen": 16, "base_model": "m.onnx", "sha256": "ab" * 32,
+    }  # fmt: skip
+
+
+def test_no_checkpoints_and_no_directory(pages, tmp_path):
+    nothing = {"latest": None, "stable": None, "checkpoints": []}
+    assert strict_json(look_up(pages[0], "/api/checkpoints").body) == nothing
+    nowhere = Pages(Status, History, tmp_path / "nowhere", {})
+    assert strict_json(nowhere.look_up("/api/checkpoints", {}).body) == nothing
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        "junk", "[]", "3", "[" * 100_000, "{}", {"gate": 3, "metrics": [1], "sha256": {"a": 1}, "base_model": None},
+        '{"metrics": {"rmse": NaN, "plcc": Infinity, "srocc": 1e999}}', {"created_at": ["x"] * 10_000},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_whose_json_is_not_as_it_should_be_has_its_name(pages, about):
+    write_checkpoint(pages[1], 1, about)
+    assert strict_json(look_up(pages[0], "/api/checkpoints").body)["checkpoints"] == [{"name": "model_v000001", "version": 1}]
+
+
+def test_many_checkpoints_with_long_texts_make_a_bounded_document_with_the_stable_one(pages):
+    for version in range(1, 151):
+        write_checkpoint(pages[1], version, {**GOOD, "gate": {"verdict": "x" * 10_000, "reason": "x" * 10_000}})
+    (pages[1] / "stable.onnx").symlink_to("model_v000001.onnx")
+    body = look_up(pages[0], "/api/checkpoints").body
+    versions = [each["version"] for each in strict_json(body)["checkpoints"]]
+    assert versions == [*range(150, 50, -1), 1]
+    assert len(body) < 200_000
+
+
+# What is served
+
+
+@pytest.fixture
+def live(serve, base_path, lines):
+    """A sidecar that has seen some pairs, and its address."""
+    address = free_address()
+    sidecar = serve(base_model=base_path, http=address, holdout_fraction=0.2, checkpoint_interval=0, min_samples=500).connect()
+    sidecar.send(lines[:300])
+    return sidecar, address
+
+
+def test_every_part_has_a_strict_policy_and_answers_get_and_head_alone(live):
+    _, address = live
+    for path in [*PARTS, "/api/history", "/api/checkpoints"]:
+        code, headers, body = ask(address, path)
+        assert code == 200
+        assert (
+            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'" in headers["Content-Security-Policy"]
+        )
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        head = ask(address, path, "HEAD")
+        assert (head[0], head[2]) == (200, b"")
+        if path != "/api/history":
+            assert int(head[1]["Content-Length"]) == len(body)
+        for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+            assert ask(address, path, method)[0] == 405
+
+
+def test_a_part_that_the_browser_has_is_not_sent_again(live):
+    _, address = live
+    for path in PARTS:
+        _, headers, _ = ask(address, path)
+        code, again, body = ask(address, path, headers={"If-None-Match": headers["ETag"]})
+        assert (code, again["ETag"], body) == (304, headers["ETag"], b"")
+        assert ask(address, path, headers={"If-None-Match": '"another"'})[0] == 200
+
+
+def test_the_page_loads_nothing_from_anywhere_else():
+    web = Path(__file__).parent.parent / "sidecar" / "web"
+    for name in ("live.html", "live.js", "charts.js", "style.css"):
+        assert "//" not in (web / name).read_text().replace("// ", ""), name
+        assert "innerHTML" not in (web / name).read_text()
+
+
+def test_rejected_input_is_told_by_reason(live, lines):
+    sidecar, address = live
+    sidecar.send(
+        [b"junk", b"junk", b'{"features": [1], "true_score": 3}', lines[0].replace(b'"true_score": ', b'"true_score": 1e3')]
+    )
+    wait_until(lambda: sum(ask_json(address, "/status")["rejected"].values()) == 4)
+    assert ask_json(address, "/status")["rejected"] == {"not JSON": 2, "features": 1, "true_score": 1}
+
+
+def test_the_history_outlives_the_process(live, serve, base_path):
+    sidecar, address = live
+    wait_until(lambda: ask_json(address, "/api/history")["rows"])
+    assert sidecar.stop() == 0
+    kept = (sidecar.checkpoint_dir / "state" / HISTORY).read_bytes().splitlines()
+    time.sleep(1)  # there is one row a second at most
+    sidecar = serve(base_model=base_path, http=address).connect()
+    wait_until(lambda: len(ask_json(address, "/api/history")["rows"]) > len(kept))
+    rows = ask_json(address, "/api/history")["rows"]
+    assert rows[: len(kept)] == [json.loads(row) for row in kept]
+    assert rows[len(kept)][1] is None
+    assert sidecar.stop() == 0
+
+
+def test_a_damaged_history_does_not_stop_the_start(live, serve, base_path):
+    sidecar, address = live
+    assert sidecar.stop() == 0
+    (sidecar.checkpoint_dir / "state" / HISTORY).write_bytes(b"junk")
+    sidecar = serve(base_model=base_path, http=address).connect()
+    assert "history.jsonl is damaged and passed over" in sidecar.log.read_text()
+    assert sidecar.stop() == 0
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def page():
+    with browser() as page:
+        yield page
+
+
+def text_of(page, selector):
+    return page.ask(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
+
+
+def lost(page):
+    return page.ask("document.querySelector('#lost').checkVisibility()")
+
+
+def test_the_page_follows_a_replay_shows_a_checkpoint_and_the_loss_of_the_sidecar(page, serve, base_path):
+    address = free_address()
+    options = {"base_model": base_path, "http": address, "checkpoint_interval": 0, "min_samples": 800}
+    sidecar = serve(**options).connect()
+    page.open(f"http://{address}/")
+    wait_until(lambda: "running" in text_of(page, "#state"), "the first answer")
+    assert "None yet." in text_of(page, "main")
+    assert run("replay", EXAMPLE, "--socket", sidecar.socket_path, "--rate", 500).returncode == 0
+    wait_until(lambda: "2,496" in text_of(page, "#tiles"), "the pairs of the replay")
+    wait_until(lambda: page.ask("document.querySelectorAll('.chart svg path').length") >= 2, "lines")
+    wait_until(lambda: "model_v000001" in text_of(page, "#checkpoints"), "the checkpoint")
+    assert "latest" in text_of(page, "#checkpoints")
+    newest = ask_json(address, "/api/checkpoints")["checkpoints"][0]
+    wait_until(lambda: newest["sha256"][:16] in text_of(page, "#checkpoints"), "its digest")
+    assert not lost(page)
+    assert page.console() == []
+    assert all(url.startswith(f"http://{address}/") for url in page.requests())
+
+    sidecar.process.kill()
+    sidecar.process.wait()
+    wait_until(lambda: lost(page), "the loss")
+    assert "The sidecar does not answer" in text_of(page, "#lost")
+    assert "2,496" in text_of(page, "#tiles")
+
+    serve(**options).connect()
+    wait_until(lambda: not lost(page), "its return")
+
+
+def test_hostile_text_is_text(page, serve, base_path, lines, tmp_path):
+    address, hostile = free_address(), tmp_path / MARKUP.replace("/", "∕")
+    hostile.mkdir()
+    base = hostile / "base.onnx"
+    base.write_bytes(base_path.read_bytes())
+    directory = hostile / "checkpoints"
+    sidecar = serve(base_model=base, http=address, checkpoint_dir=directory, holdout_fraction=0.2).connect()
+    named = [{**json.loads(line), "job_id": f"{i}{MARKUP}", "group": MARKUP} for i, line in enumerate(lines[:400])]
+    refused = [{"job_id": MARKUP, "features": MARKUP}, {"job_id": MARKUP, MARKUP: 1}, MARKUP]
+    sidecar.send([json.dumps(each).encode() for each in [*named, *refused]])
+    gate = {"verdict": MARKUP, "reason": MARKUP}
+    write_checkpoint(directory, 7, {"gate": gate, "sha256": MARKUP, "created_at": MARKUP, "name": MARKUP})
+    (directory / "latest.onnx").symlink_to("model_v000007.onnx")
+    page.open(f"http://{address}/")
+    wait_until(lambda: MARKUP in text_of(page, "#checkpoints"), "the checkpoint's texts")
+    page.ask("document.querySelector('details').open = true")
+    wait_until(lambda: str(base) in text_of(page, "#settings"), "the base model's path")
+    wait_until(lambda: "features" in text_of(page, "#rejected"), "what was refused")
+    assert page.ask("document.querySelectorAll('main img, main script').length") == 0
+    assert page.ask("document.title") == "vmafx-sidecar"
+    assert page.console() == []
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_nothing_sticks_out_at_the_side(page, live, width):
+    sidecar, address = live
+    sidecar.process.send_signal(signal.SIGUSR1)
+    page.open(f"http://{address}/", width)
+    wait_until(lambda: "model_v000001" in text_of(page, "#checkpoints"), "the checkpoint")
+    page.ask("document.querySelector('details').open = true")
+    assert page.ask("document.documentElement.scrollWidth") == width
+
+
+# In a terminal
+
+
+def test_a_sparkline_is_the_means_between_the_lowest_and_the_highest():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], range(8), 8, 1) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0, 2, 7, 7], range(4), 2, 1) == "▁█"
+    assert sparkline([5, 5, 5], range(3), 3, 1) == "▁▁▁"
+    assert sparkline([1, None, 3], [0, 50, 100], 10, 25) == "▁▁▁      █"
+
+
+def test_watch_shows_what_the_sidecar_says_then_that_it_is_lost_and_goes_on(live, monkeypatch, serve, base_path):
+    sidecar, address = live
+    sidecar.process.send_signal(signal.SIGUSR1)
+    monkeypatch.setenv("COLUMNS", "80")
+    looks = watch(address, sleep=lambda seconds: time.sleep(0.05))
+    seen = next(told for told in looks if "model_v000001" in told)
+    assert seen.startswith("vmafx-sidecar: running, ")
+    for part in ("RMSE    ", "PLCC    ", "loss    ", "latest, stable", "pairs in the journal   300", "hold", "base_model="):
+        assert part in seen
+    assert max(map(len, seen.splitlines())) <= 80
+    assert len(seen.partition("settings:")[0].splitlines()) <= 23
+    sidecar.process.kill()
+    sidecar.process.wait()
+    gone = next(looks)
+    assert gone.startswith("LOST THE SIDECAR at ")
+    assert "Connection refused" in " ".join(gone.split())
+    assert "model_v000001" in gone
+    assert next(looks).startswith("LOST")
+    serve(base_model=base_path, http=address).connect()
+    assert next(told for told in looks if "LOST" not in told)
+
+
+def test_watch_without_a_sidecar_says_so_and_without_a_terminal_prints_a_block_a_look():
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "sidecar", "status", "--watch", "--http", free_address()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert watching.stdout.readline().startswith(b"LOST THE SIDECAR at ")
+    watching.send_signal(signal.SIGINT)
+    out, errors = watching.communicate(timeout=PATIENCE_S)
+    assert (watching.returncode, errors) == (130, b"\ninterrupted\n")
+    assert b"\x1b" not in out
+
+
+def test_watch_redraws_in_place_in_a_terminal(live):
+    _, address = live
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-m", "sidecar", "status", "--watch", "--http", address]
+    environment = {**os.environ, "COLUMNS": "80", "LINES": "24"}
+    watching = subprocess.Popen(command, stdout=terminal, stderr=subprocess.DEVNULL, env=environment)
+    os.close(terminal)
+    drawn = b""
+    deadline = time.monotonic() + PATIENCE_S
+    while drawn.count(b"\x1b[H") < 2:
+        assert time.monotonic() < deadline
+        if select.select([controller], [], [], 1)[0]:
+            drawn += os.read(controller, 65536)
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(PATIENCE_S) == 130
+    os.close(controller)
+    first = drawn.split(b"\x1b[H")[1]
+    assert first.count(b"\x1b[K\r\n") == first.count(b"\n") <= 23
+    assert first.endswith(b"\x1b[J")
+
+
+@pytest.mark.parametrize("arguments", [("--watch", "--json"), ("--watch", "--http", "nowhere")])
+def test_watch_with_what_it_cannot_do(arguments):
+    done = run("status", *arguments)
+    assert done.returncode == 2
+    assert "--watch" in done.stderr or "nowhere" in done.stderr
+
+
+def test_what_answers_and_is_no_sidecar_is_lost_too(monkeypatch):
+    monkeypatch.setattr("sidecar.watch.fetch_history", lambda address: (_ for _ in ()).throw(HttpError("no sidecar")))
+    assert "no sidecar" in next(iter(itertools.islice(watch("127.0.0.1:1"), 1)))

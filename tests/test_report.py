@@ -1,0 +1,300 @@
+"""The report of a run: one file, its numbers those of --json, every text as text, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from sidecar.judged import Judged, Model, by_group, by_score, importance, worst
+from sidecar.learning.recipe import OBSERVATIONS, Recipe, fit
+from sidecar.recorded import RecordedPairs, read_pairs
+from sidecar.report import render
+from sidecar.scores import rmse
+from tests.browser import browser
+from tests.conftest import EXAMPLE, run, tree
+
+MARKUP = "</script><img src=x onerror=alert(1)>&amp;"
+MARKUP_IN_A_NAME = MARKUP.replace("/", "∕")  # a file's name has no slash
+MOST_BYTES = 1_500_000
+
+
+def document_of(path):
+    """What a page shows, from its JSON."""
+    found = re.search(r'<script type="application/json" id="document">(.*?)</script>', path.read_text(), flags=re.DOTALL)
+    return json.loads(found[1])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on the example from a base model, its report, and what --json said."""
+    directory = tmp_path_factory.mktemp("report")
+    base = ("train-offline", EXAMPLE, "--epochs", 2, "--output", directory / "base")
+    assert run(*base).returncode == 0
+    fine_tuned = ("--epochs", 4, "--output", directory / "c", "--base-model", directory / "base" / "latest.onnx")
+    done = run("train-offline", EXAMPLE, *fine_tuned, "--report", directory / "report.html", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    return directory, json.loads(done.stdout)
+
+
+@pytest.fixture
+def hostile(tmp_path, random_rows):
+    """A directory whose file, checkpoint directory, jobs, groups and report are all named in markup."""
+    directory = tmp_path / MARKUP_IN_A_NAME
+    directory.mkdir()
+    rows = [{**row, "job_id": f"{MARKUP}{i}", "clip": f"{MARKUP}{i % 3}"} for i, row in enumerate(random_rows(120))]
+    pairs = directory / f"{MARKUP_IN_A_NAME}.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("--epochs", 2, "--group-by", "clip", "--output", directory / "c", "--report", directory / "report.html")
+    assert run("train-offline", pairs, *arguments).returncode == 0
+    return directory / "report.html"
+
+
+def test_numbers_are_those_of_json(trained):
+    directory, said = trained
+    shown = document_of(directory / "report.html")
+    assert shown["said"] == said
+    held_out = said["metrics"]["held_out"]
+    assert {name: shown["judged"][name] for name in held_out["ema"]} == held_out["ema"]
+    assert shown["judged"]["base"] == held_out["base"]
+    assert shown["model"]["SHA-256"] == said["sha256"]
+    last = shown["curve"][-1]
+    assert last["held_out"]["ema"] == pytest.approx(held_out["ema"]["rmse"], rel=1e-3)
+    assert last["train"]["live"] == pytest.approx(said["metrics"]["train"]["live"]["rmse"], rel=1e-3)
+    assert shown["data"]["files"][0]["pairs"] == 2496
+    assert len(shown["worst"]) == 20
+    assert all(each["job_id"] for each in shown["worst"])
+    squares = sum(each["rmse"] ** 2 * each["pairs"] for each in shown["scores"])
+    assert squares == pytest.approx(held_out["ema"]["rmse"] ** 2 * held_out["ema"]["pairs"])
+
+
+def test_evaluate_reports_the_same_pairs_by_group(trained, tmp_path):
+    directory, _ = trained
+    report = tmp_path / "evaluated.html"
+    done = run("evaluate", directory / "c" / "latest.onnx", EXAMPLE, "--group-by", "source", "--report", report, "--json")
+    assert done.returncode == 0, done.stderr
+    said, shown = json.loads(done.stdout), document_of(report)
+    assert shown["said"] == {name: value for name, value in said.items() if name != "groups"}
+    assert {name: shown["judged"][name] for name in ("plcc", "srocc", "rmse", "pairs")} == {
+        name: said[name] for name in ("plcc", "srocc", "rmse", "pairs")
+    }
+    assert {g["group"]: g["rmse"] for g in shown["groups"]} == {g["group"]: g["rmse"] for g in said["groups"]}
+    assert "curve" not in shown
+
+
+def test_the_groups_of_a_validated_run_are_predicted_by_models_that_have_not_seen_them(tmp_path):
+    arguments = ("--group-by", "source", "--epochs", 1, "--output", tmp_path / "c", "--report", tmp_path / "r.html", "--json")
+    said, shown = json.loads(run("train-offline", EXAMPLE, *arguments).stdout), document_of(tmp_path / "r.html")
+    assert shown["judged"]["rmse"] == said["loso"]["pooled_rmse"]
+    assert {g["group"]: g["rmse"] for g in shown["groups"]} == {g["group"]: g["rmse"] for g in said["loso"]["groups"]}
+    assert [g["rmse"] for g in shown["groups"]] == sorted((g["rmse"] for g in shown["groups"]), reverse=True)
+
+
+def test_a_report_changes_no_byte_of_the_model(trained, tmp_path, random_rows, write_lines):
+    path = write_lines(random_rows(300))
+    digests = []
+    for name, more in (("plain", ()), ("reported", ("--report", tmp_path / "r.html"))):
+        done = run("train-offline", path, "--epochs", 30, "--output", tmp_path / name, *more, "--json")
+        digests.append(json.loads(done.stdout)["sha256"])
+    assert digests[0] == digests[1]
+
+
+def test_observing_covers_the_run_and_gives_the_same_bytes(example):
+    seen = []
+    rows, recipe = np.arange(600), Recipe(epochs=200)
+    observed = fit(
+        example.features, example.true_score, rows, recipe, observe=lambda step, live, ema: seen.append((step, live, ema))
+    )
+    plain = fit(example.features, example.true_score, rows, recipe)
+    assert (observed.live.parameters == plain.live.parameters).all()
+    assert (observed.ema.parameters == plain.ema.parameters).all()
+    steps = [step for step, _, _ in seen]
+    assert (steps[0], steps[-1]) == (0, observed.steps)
+    assert OBSERVATIONS / 2 < len(steps) <= OBSERVATIONS + 1
+    assert steps == sorted(set(steps))
+
+
+def test_the_page_is_small_and_asks_for_nothing(trained):
+    page = (trained[0] / "report.html").read_text()
+    assert len(page.encode()) < MOST_BYTES
+    assert re.findall(r"""\b(?:src|srcset|action|data|poster)\s*=\s*["']?[\w./:]+""", page.partition("<script")[0]) == []
+    assert set(re.findall(r'href="([^"]*)"', page.partition("<script")[0])) == {"#content"}
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_a_report_of_many_pairs_and_features_stays_small(tmp_path):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(30_000, 12)).astype(np.float32)
+    scores = np.clip(50 + 9 * features[:, :4].sum(axis=1), 0, 100)
+    groups = np.array(["g" * 200 + str(i % 5000) for i in range(len(scores))])
+    np.savez(tmp_path / "p.npz", features=features, true_score=scores, group=groups, job_id=groups)
+    assert run("train-offline", tmp_path / "p.npz", "--epochs", 1, "--output", tmp_path / "c").returncode == 0
+    report = tmp_path / "r.html"
+    done = run("evaluate", tmp_path / "c" / "latest.onnx", tmp_path / "p.npz", "--group-by", "group", "--report", report)
+    assert done.returncode == 0, done.stderr
+    assert report.stat().st_size < MOST_BYTES
+    assert document_of(report)["n_groups"] == 5000
+
+
+def test_names_of_markup_stay_inside_the_json(hostile):
+    assert MARKUP not in hostile.read_text()
+    assert hostile.read_text().count("</script>") == hostile.read_text().count("<script")
+    shown = document_of(hostile)
+    assert {each["group"] for each in shown["groups"]} == {f"{MARKUP}{i}" for i in range(3)}
+    assert all(each["job_id"].startswith(MARKUP) for each in shown["worst"])
+
+
+def test_a_name_that_is_not_unicode_is_written():
+    assert b"\\udcff" in render({"path": "\udcff"})
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ("nowhere/r.html", "nowhere is not a directory"),
+        (".", "is a directory, not a file for the report"),
+        ("pairs.jsonl", "is read by this command"),
+        ("/dev/full", "/dev/full: cannot be written"),
+    ],
+)
+def test_a_report_that_cannot_be_written_stops_before_training(tmp_path, random_rows, write_lines, report, message):
+    write_lines(random_rows(100))
+    before = tree(tmp_path)
+    done = run("train-offline", tmp_path / "pairs.jsonl", "--output", tmp_path / "c", "--report", tmp_path / report)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert tree(tmp_path) == before
+
+
+def test_features_are_named_by_the_header_of_a_csv(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(100, 2))
+    lines = [f"{a},{b},{50 + 10 * a:.4f}" for a, b in rows]
+    (tmp_path / "p.csv").write_text("\n".join(["vif,<b>motion</b>,true_score", *lines]) + "\n")
+    arguments = ("--epochs", 50, "--output", tmp_path / "c", "--report", tmp_path / "r.html")
+    assert run("train-offline", tmp_path / "p.csv", *arguments).returncode == 0
+    assert [each["name"] for each in document_of(tmp_path / "r.html")["features"]] == ["vif", "<b>motion</b>"]
+
+
+def judged(count=600):
+    """Predictions by a model that knows the first of three features alone, in two groups."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(count, 3)).astype(np.float32)
+    true = (50 + 10 * features[:, 0] + features[:, 1]).astype(np.float32)
+    group = (np.arange(count) % 2).astype(np.int32)
+    pairs = RecordedPairs(features, true, np.zeros(count), group, ["even", "odd"], job=[f"j{i}" for i in range(count)])
+    predict = lambda x: 50 + 10 * x[:, 0]  # noqa: E731
+    return Judged(pairs, np.arange(count), predict(features), [Model(predict, np.arange(count))])
+
+
+def test_importance_is_the_growth_of_rmse_and_nothing_for_a_feature_that_is_not_used():
+    found = importance(judged())
+    assert found[0] == pytest.approx(10 * 2**0.5, rel=0.15)  # the difference of two independent values
+    assert found[1] == found[2] == pytest.approx(0, abs=1e-6)
+
+
+def test_residuals_by_group_and_by_score_cover_every_pair():
+    one = judged()
+    for parts in (by_group(one), by_score(one, 0, 100)):
+        assert sum(part["pairs"] for part in parts) == 600
+        assert sum(part["pairs"] * part["mean"] for part in parts) == pytest.approx(one.residuals.sum())
+    even = next(part for part in by_group(one) if part["group"] == "even")
+    assert even["rmse"] == pytest.approx(rmse(one.predicted[::2], one.true[::2]))
+    assert worst(one)[0]["job_id"] == f"j{np.argmax(np.abs(one.residuals))}"
+
+
+def test_job_ids_are_kept_only_where_they_are_asked_for(write_lines, random_rows):
+    path = write_lines(random_rows(20))
+    assert read_pairs([path]).job == []
+    assert read_pairs([path, path], names=True).job == [f"j{i}" for i in range(20)] * 2
+    assert read_pairs([path, path]).file_pairs == [20, 20]
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as opened:
+        yield opened
+
+
+def drawn(chromium, path, **how):
+    """Open a report and wait for its charts."""
+    chromium.open(path.as_uri(), **how)
+    chromium.wait("[...document.querySelectorAll('.chart')].every(c => c.querySelector('svg[role=img]'))")
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1400, False), (400, True)])
+def test_it_opens_without_a_word_on_the_console_or_a_request(chromium, trained, width, dark):
+    report = trained[0] / "report.html"
+    drawn(chromium, report, width=width, dark=dark)
+    assert chromium.console() == []
+    assert chromium.requests() == [report.as_uri()]
+    assert chromium.ask("document.documentElement.scrollWidth") <= width
+
+
+def test_charts_have_marks_and_texts_in_their_place(chromium, trained):
+    directory, said = trained
+    drawn(chromium, directory / "report.html")
+    marks = "[...document.querySelectorAll('#{} svg[role=img]')].map(s => s.querySelectorAll('{}').length)"
+    assert chromium.ask(marks.format("predictions", "[aria-label=dot] > *")) == [said["pairs"]["held_out"]]
+    assert chromium.ask(marks.format("scores", "[aria-label=dot] > *")) == [said["pairs"]["held_out"]]
+    assert chromium.ask(marks.format("training", "[aria-label=line] path")) == [2, 2]
+    assert chromium.ask(marks.format("features", "[aria-label=bar] rect")) == [20]
+    labels = chromium.ask("[...document.querySelectorAll('.chart svg[role=img]')].map(s => s.getAttribute('aria-label'))")
+    assert len(labels) == 5
+    assert all(labels)
+    assert chromium.ask("[...document.querySelectorAll('figure:has(> .chart)')].every(f => f.querySelector('figcaption'))")
+
+
+def test_the_numbers_shown_are_those_of_json(chromium, trained):
+    directory, said = trained
+    drawn(chromium, directory / "report.html")
+    cells = chromium.ask(
+        "[...document.querySelector('#result table').tBodies[0].rows].map(r => [...r.cells].map(c => c.textContent))"
+    )
+    names = {"train": "train", "held_out": "held out", "base": "base model", "live": "live", "ema": "EMA"}
+    assert cells == [
+        [names[place], names[kind], f"{m['plcc']:.5f}", f"{m['srocc']:.5f}", f"{m['rmse']:.3f}", f"{m['pairs']:,}"]
+        for place, kinds in said["metrics"].items()
+        for kind, m in kinds.items()
+    ]
+    assert said["sha256"] in chromium.ask("document.getElementById('model').textContent")
+
+
+def test_markup_in_names_is_shown_as_text(chromium, hostile):
+    drawn(chromium, hostile)
+    assert chromium.console() == []
+    assert chromium.ask("document.querySelectorAll('img').length") == 0
+    for section, name in (("worst", MARKUP), ("groups", MARKUP), ("data", MARKUP_IN_A_NAME), ("model", MARKUP_IN_A_NAME)):
+        assert name in chromium.ask(f"document.getElementById('{section}').textContent")
+
+
+def test_a_keyboard_reaches_every_section_and_what_is_folded(chromium, trained):
+    from selenium.webdriver.common.keys import Keys
+
+    drawn(chromium, trained[0] / "report.html")
+    body = chromium.driver.find_element("tag name", "body")
+    reached = []
+    for _ in range(60):
+        body.send_keys(Keys.TAB)
+        reached.append(chromium.ask("document.activeElement.getAttribute('href') ?? document.activeElement.localName"))
+    sections = chromium.ask("[...document.querySelectorAll('main > section')].map(s => '#' + s.id)")
+    assert {"#content", *sections, "summary"} <= set(reached)
+    assert chromium.ask(
+        "[...document.querySelectorAll('table')].every(t => t.caption && t.tHead.querySelector('th[scope=col]'))"
+    )
+
+
+def test_paper_is_white(chromium, trained):
+    drawn(chromium, trained[0] / "report.html", dark=True)
+    assert chromium.driver.print_page()
+    chromium.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    background = chromium.ask("getComputedStyle(document.documentElement).backgroundColor")
+    chromium.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert background == "rgb(255, 255, 255)"
