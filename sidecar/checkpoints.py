@@ -202,8 +202,9 @@ def _prune(directory: Path, keep: int) -> None:
 
 def _remove_leftovers(directory: Path) -> None:
     """What a crash left: files written aside, and a digest or JSON whose model never came or was pruned."""
-    for name in os.listdir(directory):
+    names = set(os.listdir(directory))
+    for name in names:
         match = _PART.fullmatch(name)
-        orphan = match is not None and not Checkpoint(directory, int(match[1])).model.exists()
+        orphan = match is not None and Checkpoint(directory, int(match[1])).model.name not in names
         if orphan or name.startswith(TEMPORARY):
             (directory / name).unlink(missing_ok=True)

@@ -69,21 +69,21 @@ Predict = Callable[[Array], Array]
 
 
 def judge_on_each(
-    candidate: Predict,
+    predicted: Sequence[Array],
     sets: Sequence[Evidence],
     references: Sequence[tuple[str, Predict]],
     *,
     plcc_delta: float = 0.005,
     rmse_ratio: float = 1.1,
 ) -> Gate:
-    """Judge a checkpoint on several sets: stable if it is on the first, and unstable on none.
+    """Judge a checkpoint's predictions (n,) of several sets: stable if it is on the first, and unstable on none.
 
     The first set decides alone whether it can be judged at all; others too small or without variation are passed over.
     """
     verdicts = []
-    for evidence in sets:
+    for evidence, own in zip(sets, predicted, strict=True):
         others = [(name, predict(evidence.features)) for name, predict in references] if len(evidence.true) else []
-        gate = judge(candidate(evidence.features), evidence.true, others, plcc_delta=plcc_delta, rmse_ratio=rmse_ratio)
+        gate = judge(own, evidence.true, others, plcc_delta=plcc_delta, rmse_ratio=rmse_ratio)
         if gate.verdict == "unstable" and len(sets) > 1:
             gate = Gate(gate.verdict, f"{evidence.name}: {gate.reason}")
         verdicts.append(gate)

@@ -31,6 +31,8 @@ from sidecar.wire import Answer, read_request, refused
 _log = logging.getLogger(__name__)
 _MOST_BEHIND = 100_000
 """Pairs that may wait for a fresh head's fit; then its end is waited for."""
+_TOGETHER = 128
+"""Pairs that come a few at a time are trained on so many together, at most twice."""
 
 
 @dataclass
@@ -53,8 +55,8 @@ class OnlineTraining:
     train: False only records; then nothing is recovered, and `learner` stays as it was made. worker: where a fresh head is
     fitted, which takes a second; None fits at once. progress: told of pairs that were trained again, as they are.
 
-    `accept` leaves to `catch_up` what answers need not wait for: the pairs that complete no group, a group's steps after its
-    first, and the pairs that come while a fresh head is being fitted.
+    `accept` leaves to `catch_up` what answers need not wait for: the pairs that complete no group, the steps of the last group
+    once its loss is known, and the pairs that come while a fresh head is being fitted.
 
     recovered: pairs that were trained again. loss: of the last group, before its first step, in score points squared. failed:
     why a fresh head could not be fitted, else empty. Raises StateError where another process holds the directory, or it cannot
@@ -151,15 +153,16 @@ class OnlineTraining:
         return self._fitting is None and (bool(self._behind) or self.learner.trainer.steps_left > 0)
 
     def catch_up(self) -> None:
-        """Run the steps that are left, and train on some of the pairs that wait, where that can be done."""
+        """Run one of the steps that are left, or else train on some of the pairs that wait, where that can be done."""
         if self._fitting is not None and self._fitting.done():
             error = self._fitting.exception()
             self._fitting = None
             if error is not None:
                 self._fail(error)
         if self._fitting is None:
-            self.learner.trainer.finish()
-            if self._behind:
+            if self.learner.trainer.steps_left:
+                self.learner.trainer.advance()
+            elif self._behind:
                 self._take(self._behind.popleft())
 
     def wait(self) -> None:
@@ -210,10 +213,11 @@ class OnlineTraining:
         return 0 if self.busy else self.learner.trainer.step + self.learner.trainer.steps_left
 
     def _train(self, rows: PairRows) -> list[Group]:
-        """Train on journalled pairs where they complete a group, up to its first step, else keep them."""
+        """Train on journalled pairs where they complete a group, up to the loss of the last one, else keep them."""
         if not self._train_pairs or self.failed:
             return []
-        if self._fitting is None:
+        waiting = self.journal.position - self.learner.position
+        if self._fitting is None and waiting >= self.learner.trainer.missing:
             for _ in range(min(2, len(self._behind))):  # more than come, so that a fit's backlog grows less
                 self._take(self._behind.popleft())
             if not self._behind:
@@ -224,7 +228,9 @@ class OnlineTraining:
                     rows = rows.part(first, len(rows))
                 elif len(rows) >= self.learner.trainer.missing:
                     return self._take(rows, finish=False)
-        if rows:
+        if rows and self._behind and len(self._behind[-1]) < _TOGETHER:
+            self._behind[-1].extend(rows)
+        elif rows:
             self._behind.append(rows)
         if self.behind > _MOST_BEHIND:
             self.wait()

@@ -131,6 +131,12 @@ class PairRows:
         )  # fmt: skip
         return rows
 
+    def extend(self, rows: PairRows) -> None:
+        """Append those of another."""
+        self._packed += rows._packed
+        self.scores += rows.scores
+        self.positions += rows.positions
+
     def clear(self) -> None:
         """Begin anew."""
         self._packed: list[bytes] = []

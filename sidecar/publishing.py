@@ -11,16 +11,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onnx_builder.network import Array, Network, NetworkError
+from onnx_builder.parity import parity
 from onnx_builder.write import OPSET, to_bytes
 from sidecar.base_model import BaseModel, ExportIo, published_scaling, scaled, scaling_as_json
 from sidecar.checkpoints import STABLE, Checkpoint, CheckpointError, linked, publish
 from sidecar.gate import Evidence, Gate, Predict, judge_on_each
 from sidecar.learning.head import Head
 from sidecar.scores import Metrics, metrics
+
+if TYPE_CHECKING:
+    from onnx_builder.runtime import Scorer
 
 _log = logging.getLogger(__name__)
 PARITY_TOLERANCE = 1e-4
@@ -38,6 +43,14 @@ class Terms:
     keep: int = 0
     plcc_delta: float = 0.005
     rmse_ratio: float = 1.1
+
+    @cached_property
+    def base_scorer(self) -> Scorer:
+        """The base model as onnxruntime runs it, in its canonical form."""
+        from onnx_builder.runtime import Scorer  # as in `publish_network`
+
+        assert self.base is not None
+        return Scorer(to_bytes(self.base.network))
 
 
 class Published(NamedTuple):
@@ -65,20 +78,23 @@ def publish_network(
     CheckpointError (it cannot be written); nothing is published then.
     """
     started = time.monotonic()
-    from onnx_builder.parity import parity  # onnxruntime takes longer to load than a sidecar to start
+    from onnx_builder.runtime import Scorer  # onnxruntime takes longer to load than a sidecar to start
+
+    published = terms.base.exported(network, terms.export_io) if terms.base else network
+    model = to_bytes(published)
+    scorer = Scorer(model)
+
+    def predict(features: Array) -> Array:
+        return scorer.predict(terms.base.exported_features(features, terms.export_io) if terms.base else features)
 
     head = Head(network)
-    published, features = network, parity_features
-    if terms.base is not None:
-        published = terms.base.exported(network, terms.export_io)
-        features = terms.base.exported_features(parity_features, terms.export_io)
-    model = to_bytes(published)
-    difference = parity(model, features, head.predict(parity_features))
+    difference = parity(predict(parity_features), head.predict(parity_features))
     allowed = PARITY_TOLERANCE * terms.score_range
     if difference > allowed:
         raise ParityError(f"parity: the graph differs from the trainer by {difference:g} score points; allowed {allowed:g}")
+    predicted = [predict(evidence.features) for evidence in sets]
     gate = judge_on_each(
-        head.predict, sets, _references(terms, network.n_features), plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio
+        predicted, sets, _references(terms, network.n_features), plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio
     )
     measured = metrics(head.predict(sets[0].features), sets[0].true) if len(sets[0].true) else None
     about = {
@@ -107,7 +123,7 @@ def _references(terms: Terms, n_features: int) -> list[tuple[str, Predict]]:
 
     references: list[tuple[str, Predict]] = []
     if terms.base is not None:
-        references.append((f"base model {terms.base.path.name}", Head(terms.base.network).predict))
+        references.append((f"base model {terms.base.path.name}", terms.base_scorer.predict))
     stable = linked(terms.directory, STABLE)
     if stable is not None:
         try:

@@ -134,7 +134,7 @@ class Trainer:
     def add(self, features: Array, scores: Array, finish: bool = True) -> list[Group]:
         """Take pairs to train on, in order: features (n, n_features), scores (n,) in points. Gives the groups completed.
 
-        finish: False leaves the last group's steps after its first to `finish`, or to whatever needs them to be run.
+        finish: False leaves the last group's steps to `advance` and `finish`, or to whatever needs them to be run.
         """
         groups: list[Group] = []
         start, count = 0, len(scores)
@@ -155,13 +155,19 @@ class Trainer:
             self.finish()
         return groups
 
+    def advance(self) -> None:
+        """Run one of the steps that are left of the last group, where any are."""
+        if self._rest is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                more = next(self._rest, None) is not None
+            self.steps_left -= 1
+            if not more:
+                self._rest = None
+
     def finish(self) -> None:
         """Run the steps that are left of the last group."""
-        if self._rest is not None:
-            rest, self._rest, self.steps_left = self._rest, None, 0
-            with np.errstate(over="ignore", invalid="ignore"):
-                for _ in rest:
-                    pass
+        while self._rest is not None:
+            self.advance()
 
     def network(self, head: Head) -> Network:
         """The function of `live` or `ema` as a network of the base's own units."""
@@ -277,10 +283,8 @@ class Trainer:
         if self._conditioning is None or any(self.trained - len(self._new) < count <= self.trained for count in MEASURED_AT):
             self._measure_units()
         with np.errstate(over="ignore", invalid="ignore"):  # a step after which a number is not finite is left out
-            if self.drift is not None:
-                self.drift.add(self._new[:, : self.n_features])
             self._rest = self._train(self.live)
-            self.steps_left = self.settings.steps_per_batch - 1 if self.settings.replay_mix else 0
+            self.steps_left = self.settings.steps_per_batch if self.settings.replay_mix else 1
             return next(self._rest)
 
     def _fit_fresh(self) -> None:
@@ -319,10 +323,18 @@ class Trainer:
         self.live.rows(pairs[:, :n], pairs[:, n], out=self._rows.data[:count])
 
     def _train(self, head: Head) -> Iterator[float]:
-        """Run the first step of the group at hand; give the loss before it, in score points squared; run the others."""
+        """Run the steps of the group at hand, one each time; before each, give its loss in score points squared."""
         assert self.ema is not None
-        settings, new = self.settings, self._new
+        settings, new, unit = self.settings, self._new, head.score_scale**2
+        self._new = self._room_for(settings.new_pairs)
         rows = head.rows(new[:, : self.n_features], new[:, self.n_features])
+        batch = head.batch(min(settings.batch_size, len(new) + len(self._rows)))
+        batch[: len(new)] = rows
+        self._rows.sample(self._generator, batch[len(new) :])
+        yield head.loss_and_gradient(batch) * unit
+
+        if self.drift is not None:
+            self.drift.add(new[:, : self.n_features])
         predicted = np.empty((len(new), 2), dtype=np.float32)
         predicted[:, 0], predicted[:, 1] = self.ema.predict_rows(rows), new[:, self.n_features]
         self.prequential.add(predicted)
@@ -331,19 +343,16 @@ class Trainer:
         before = head.parameters.copy(), self._average.parameters.copy(), self._average.steps, self._optimizer.state()
         first_step, skipped = self.step, self.skipped_steps
 
-        batch = head.batch(min(settings.batch_size, len(new) + len(self._rows)))
-        batch[: len(new)] = rows
-        self._rows.sample(self._generator, batch[len(new) :])
-        loss = self._step(head, batch)
+        self._step(head)
         self.replay.add(new)
         self._rows.add(rows)
-        yield loss
 
         batch = head.batch(min(settings.batch_size, len(self._rows)))
         further = settings.steps_per_batch - 1 if settings.replay_mix else 0
         for places in self._rows.draw(self._generator, further, len(batch)):
             self._rows.data.take(places, axis=0, out=batch, mode="clip")
-            self._step(head, batch)
+            yield head.loss_and_gradient(batch) * unit
+            self._step(head)
 
         if not math.isfinite(head.parameters.dot(head.parameters)):
             head.parameters[:], self._average.parameters[:], self._average.steps, momentum = before
@@ -355,10 +364,9 @@ class Trainer:
         off = rmse(predicted[:, 0], predicted[:, 1]) / (FAR_OFF * (self.settings.score_max - self.settings.score_min))
         return min(1.0, off) if math.isfinite(off) else 1.0
 
-    def _step(self, head: Head, batch: Array) -> float:
-        """One gradient step, unless its gradient is not finite; gives the loss before it, in score points squared."""
+    def _step(self, head: Head) -> None:
+        """Take a step along the gradient, unless that is not finite."""
         settings = self.settings
-        loss = head.loss_and_gradient(batch)
         if clip_gradient(head.gradient, settings.max_grad_norm) < math.inf:
             peak = RATE_UNIT * settings.learning_rate
             self._optimizer.step(warmed_up(peak, self.step, settings.warmup_steps, self.warmup_start or 0.0))
@@ -366,4 +374,3 @@ class Trainer:
         else:
             self.skipped_steps += 1
         self.step += 1
-        return loss * head.score_scale**2

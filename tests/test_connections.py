@@ -208,3 +208,45 @@ def test_at_the_end_what_has_arrived_is_answered(loop):
     client.send(b"a\n" * (TURN_LINES + 5))
     loop.connections.finish()
     assert len(received(client)) == TURN_LINES + 5
+
+
+class Clock:
+    """A selector and the time: `ready_at` is when the next line comes; each look takes 5 µs."""
+
+    def __init__(self):
+        self.now = self.ready_at = 0.0
+        self.slept = False
+
+    def select(self, timeout=None):
+        self.now += 5e-6
+        if timeout and self.now < self.ready_at:
+            self.slept, self.now = True, self.ready_at
+        return ["ready"] if self.now >= self.ready_at else []
+
+    def comes_after(self, seconds, connections):
+        """Whether it slept until a line that comes after so many seconds."""
+        self.ready_at, self.slept = self.now + seconds, False
+        assert connections._wait(0.2) == ["ready"]
+        return self.slept
+
+
+def test_a_client_in_lockstep_is_waited_for_without_sleeping_until_it_does_not_come(loop, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(connections_module.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(loop.connections, "_selector", clock)
+    slept = [clock.comes_after(30e-6, loop.connections) for _ in range(100)]
+    assert all(slept[:32])
+    assert not any(slept[32:])
+    assert clock.comes_after(1e-3, loop.connections)  # after which it has to be prompt again for a while
+    assert all(clock.comes_after(30e-6, loop.connections) for _ in range(32))
+    assert not clock.comes_after(30e-6, loop.connections)
+
+
+def test_a_client_that_is_not_in_lockstep_is_never_waited_for_without_sleeping(loop, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(connections_module.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(loop.connections, "_selector", clock)
+    looks = []
+    monkeypatch.setattr(clock, "select", lambda timeout, select=clock.select: (looks.append(timeout), select(timeout))[1])
+    assert all(clock.comes_after(1e-3, loop.connections) for _ in range(50))
+    assert looks == [0, 0.2] * 50

@@ -29,7 +29,7 @@ def test_graph_computes_what_numpy_computes_at_every_batch_size(make_network, wi
     model = to_bytes(network)
     features = np.random.default_rng(1).normal(size=(4096, widths[0])).astype(np.float32) * 3
     for batch in (1, 2, 33, 4096):
-        assert parity(model, features[:batch], network.forward(features[:batch])) <= 1e-4 * 100
+        assert parity(Scorer(model).predict(features[:batch]), network.forward(features[:batch])) <= 1e-4 * 100
 
 
 def test_graph_is_what_the_contract_says(make_network):
@@ -63,7 +63,7 @@ def test_features_of_very_different_scale_keep_parity():
     network = Network(40, steps)
     expected = network.forward(features)
     assert np.isfinite(expected).all()
-    assert parity(to_bytes(network), features, expected) <= 1e-4 * np.ptp(expected)
+    assert parity(Scorer(to_bytes(network)).predict(features), expected) <= 1e-4 * np.ptp(expected)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no recorded pairs beside the checkout")
@@ -74,7 +74,7 @@ def test_parity_on_all_recorded_pairs(make_network, n_features):
     features = read_pairs([SHARED / "data" / f"recorded-{n_features}.jsonl.gz"]).features
     network = make_network((n_features, 64, 1), "gelu")
     for batch in (1, 2, 33, 4096, len(features)):
-        assert parity(to_bytes(network), features[:batch], network.forward(features[:batch])) <= 1e-4 * 100
+        assert parity(Scorer(to_bytes(network)).predict(features[:batch]), network.forward(features[:batch])) <= 1e-4 * 100
 
 
 def chains():
@@ -113,7 +113,7 @@ def test_reading_what_was_written_gives_the_same_network(network):
     expected = network.forward(features)
     assert np.array_equal(again.forward(features), expected)
     assert to_bytes(again) == model
-    assert parity(model, features, expected) <= 1e-4 * max(1.0, np.abs(expected).max())
+    assert parity(Scorer(model).predict(features), expected) <= 1e-4 * max(1.0, np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_bytes_that_are_no_model_are_refused(data):
 def test_parity_sees_a_wrong_weight_and_numbers_that_are_not_finite(make_network):
     network, other = make_network((4, 3, 1)), make_network((4, 3, 1), seed=5)
     features = ones(2, 4)
-    assert parity(to_bytes(other), features, network.forward(features)) > 1
+    assert parity(Scorer(to_bytes(other)).predict(features), network.forward(features)) > 1
     with pytest.raises(NetworkError, match="2 of 2 scores are not finite"):
-        parity(to_bytes(network), features, network.forward(features) * np.nan)
+        parity(Scorer(to_bytes(network)).predict(features), network.forward(features) * np.nan)
 
 
 def test_scorer_splits_columns_over_inputs_and_feeds_a_fixed_batch():

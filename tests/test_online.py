@@ -89,10 +89,25 @@ def test_a_group_is_answered_with_its_loss_and_the_steps_after_it(tmp_path, run,
 def test_how_pairs_were_grouped_into_reads_does_not_matter(tmp_path, run, base, lines, with_base, start):
     run, base = (run, base) if with_base else (replace(run, base=None), None)
     one, other = (start(tmp_path / name, run, base) for name in ("one", "other"))
-    one.accept(lines[:500])
-    for start in range(0, 500, 7):
-        other.accept(lines[start : min(start + 7, 500)])
+    at_once = said(one.accept(lines[:500]))
+    draw, bit_by_bit = random.Random(0), []
+    while len(bit_by_bit) < 500:
+        bit_by_bit += said(other.accept(lines[len(bit_by_bit) : min(len(bit_by_bit) + draw.choice([1, 1, 1, 7, 40]), 500)]))
+        for _ in range(draw.choice([0, 1, 1, 2, 9])):
+            other.catch_up()
+    assert bit_by_bit == at_once
     assert_same_state(one, other)
+
+
+def test_steps_that_answers_need_not_wait_for_are_run_one_at_a_time(tmp_path, run, base, lines, start):
+    online = start(tmp_path, replace(run, holdout_fraction=0.0), base)
+    answers = [said(online.accept([line]))[0] for line in lines[:16]]
+    assert (answers[-1]["trained"], answers[-1]["step"]) == (True, 4)
+    for step in (1, 2, 3, 4):
+        assert online.has_work
+        online.catch_up()
+        assert online.learner.trainer.step == step
+    assert not online.has_work
 
 
 @pytest.mark.parametrize("seed", range(6))

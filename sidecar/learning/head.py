@@ -34,8 +34,9 @@ from onnx_builder.network import (
 )
 from sidecar.learning.passes import Pass, parameter_views, parameters_of, with_parameters
 
-_SMALL_CHUNK, _CHUNK = 32, 512
-"""Rows that `predict` takes at a time, of few and of many."""
+_SMALL_CHUNK, _CHUNK = 32, 128
+"""Rows that `predict` takes at a time, of few and of many: buffers for more come fresh from the system, which costs more than
+it saves."""
 
 
 class Head:
