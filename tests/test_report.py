@@ -192,17 +192,18 @@ def judged(count=600):
 
 
 def test_importance_is_the_growth_of_rmse_and_nothing_for_a_feature_that_is_not_used():
-    found = importance(judged())
+    found, n_pairs = importance(judged())
+    assert n_pairs == 600
     assert found[0] == pytest.approx(10 * 2**0.5, rel=0.15)  # the difference of two independent values
     assert found[1] == found[2] == pytest.approx(0, abs=1e-6)
 
 
 def test_residuals_by_group_and_by_score_cover_every_pair():
     one = judged()
-    for parts in (by_group(one), by_score(one, 0, 100)):
+    for parts in (by_group(one, 9)[0], by_score(one, 0, 100)):
         assert sum(part["pairs"] for part in parts) == 600
         assert sum(part["pairs"] * part["mean"] for part in parts) == pytest.approx(one.residuals.sum())
-    even = next(part for part in by_group(one) if part["group"] == "even")
+    even = next(part for part in by_group(one, 9)[0] if part["group"] == "even")
     assert even["rmse"] == pytest.approx(rmse(one.predicted[::2], one.true[::2]))
     assert worst(one)[0]["job_id"] == f"j{np.argmax(np.abs(one.residuals))}"
 
