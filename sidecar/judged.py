@@ -25,8 +25,8 @@ _SCORE_BINS = 10
 _WORST = 20
 _PREDICTION_BLOCK = 8192
 _PERMUTATIONS = 5
-_PERMUTED_PREDICTIONS = 2_000_000
-"""Predictions that permutation importance takes, about: so many pairs are taken, evenly spread, as the features allow."""
+_PERMUTED_PREDICTIONS = 1_000_000
+"""Predictions that permutation importance takes at most, of so many pairs, evenly spread, as the number of features allows."""
 
 
 def predict(head: Head, pairs: RecordedPairs, rows: Rows) -> Float32:
@@ -150,7 +150,7 @@ def importance(judged: Judged) -> tuple[NDArray[np.float64], int]:
     """
     rng = np.random.default_rng(0)
     n_features = judged.pairs.features.shape[1]
-    every = max(1, len(judged.rows) * n_features * _PERMUTATIONS // _PERMUTED_PREDICTIONS)
+    every = math.ceil(len(judged.rows) * n_features * _PERMUTATIONS / _PERMUTED_PREDICTIONS)
     rows = np.concatenate([model.rows for model in judged.models])[::every]
     ends = -(-np.cumsum([0, *(len(model.rows) for model in judged.models)]) // every)
     parts = [(model, slice(*ends[n : n + 2])) for n, model in enumerate(judged.models) if ends[n] < ends[n + 1]]

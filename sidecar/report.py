@@ -53,20 +53,26 @@ def check_report_path(path: Path, inputs: Sequence[str | Path], output: Path | N
 
     output: a directory that will have been made by then.
     """
-    if path.is_dir() or (output is not None and path.absolute() == output.absolute()):
+    target, made = _target(path), None if output is None else _target(output)
+    if target.is_dir() or target == made:
         raise ReportError(f"{path}: is a directory, not a file for the report")
-    if output is not None and not output.exists() and path.parent.absolute() == output.absolute():
+    if target.parent == made and not made.exists():
         return
-    if not path.parent.is_dir():
+    if not target.parent.is_dir():
         raise ReportError(f"{path}: {path.parent} is not a directory")
     try:
-        if path.exists() and not path.is_file():
+        if target.exists() and not target.is_file():
             raise ReportError(f"{path}: cannot be written: it is no regular file")
-        if path.exists() and any(os.path.exists(each) and path.samefile(each) for each in inputs):
+        if target.exists() and any(os.path.exists(each) and target.samefile(each) for each in inputs):
             raise ReportError(f"{path}: is read by this command; the report needs a file of its own")
-        _try_to_write(path)
+        _try_to_write(target)
     except OSError as error:
         raise ReportError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _target(path: Path) -> Path:
+    """What a link leads to, which is written in the link's stead."""
+    return Path(os.path.realpath(path))
 
 
 def _try_to_write(path: Path) -> None:
@@ -82,7 +88,7 @@ class _OnlyTrying(Exception):  # noqa: N818 (no error)
 def write_report(path: Path, document: dict[str, Any]) -> None:
     """Write the page, whole or not at all. Raises ReportError."""
     try:
-        write_whole(path, render(document))
+        write_whole(_target(path), render(document))
     except OSError as error:
         raise ReportError(f"{path}: {error.strerror or error}") from error
 
