@@ -8,7 +8,6 @@ written as Python escapes.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import math
@@ -22,7 +21,7 @@ import numpy as np
 
 from sidecar import __version__
 from sidecar.checkpoints import read_description
-from sidecar.files import whole_file, write_whole
+from sidecar.files import try_to_write, write_whole
 from sidecar.forms import STDIN
 from sidecar.judged import Judged, Model, by_group, by_score, group_of, importance, predict, worst, worst_of
 from sidecar.recorded import RecordedPairs
@@ -54,18 +53,18 @@ def check_report_path(path: Path, inputs: Sequence[str | Path], output: Path | N
     output: a directory that will have been made by then.
     """
     target, made = _target(path), None if output is None else _target(output)
-    if target.is_dir() or target == made:
-        raise ReportError(f"{path}: is a directory, not a file for the report")
-    if target.parent == made and not made.exists():
-        return
-    if not target.parent.is_dir():
-        raise ReportError(f"{path}: {path.parent} is not a directory")
     try:
+        if target.is_dir() or target == made:
+            raise ReportError(f"{path}: is a directory, not a file for the report")
+        if target.parent == made and not made.exists():
+            return
+        if not target.parent.is_dir():
+            raise ReportError(f"{path}: {path.parent} is not a directory")
         if target.exists() and not target.is_file():
             raise ReportError(f"{path}: cannot be written: it is no regular file")
         if target.exists() and any(os.path.exists(each) and target.samefile(each) for each in inputs):
             raise ReportError(f"{path}: is read by this command; the report needs a file of its own")
-        _try_to_write(target)
+        try_to_write(target)
     except OSError as error:
         raise ReportError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -73,16 +72,6 @@ def check_report_path(path: Path, inputs: Sequence[str | Path], output: Path | N
 def _target(path: Path) -> Path:
     """What a link leads to, which is written in the link's stead."""
     return Path(os.path.realpath(path))
-
-
-def _try_to_write(path: Path) -> None:
-    """Makes the file that the report will be written in before it takes its place, and removes it again. Raises OSError."""
-    with contextlib.suppress(_OnlyTrying), whole_file(path):
-        raise _OnlyTrying
-
-
-class _OnlyTrying(Exception):  # noqa: N818 (no error)
-    pass
 
 
 def write_report(path: Path, document: dict[str, Any]) -> None:
