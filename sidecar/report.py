@@ -85,7 +85,8 @@ def write_report(path: Path, document: dict[str, Any]) -> None:
 def render(document: dict[str, Any]) -> bytes:
     """The page that shows a document: numbers, texts, lists and dictionaries."""
     # "<" is escaped, so that no text can end the element that it stands in.
-    data = json.dumps(_presentable(document), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(_presentable(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    data = text.replace("<", "\\u003c")
     scripts = [(_WEB / name).read_text(encoding="utf-8") for name in _SCRIPTS]
     digests = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in scripts)
     parts = {
@@ -108,9 +109,13 @@ def _presentable(value: Any) -> Any:
             return [_presentable(each) for each in value]
         case float():
             return value if math.isfinite(value) else None
-        case str() if not value.isprintable():
-            return "".join(each if each.isprintable() or each in _JOINERS else repr(each)[1:-1] for each in value)
+        case str():
+            return _seen(value)
     return value
+
+
+def _seen(text: str) -> str:
+    return "".join(each if each.isprintable() or each in _JOINERS else repr(each)[1:-1] for each in text)
 
 
 def training_document(result: Result, said: dict[str, Any], paths: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
@@ -271,4 +276,5 @@ def _nested(values: dict[tuple[str, str], float]) -> dict[str, dict[str, float]]
 
 
 def _cut(name: str, characters: int = _NAME_CHARACTERS) -> str:
+    name = _seen(name)
     return name if len(name) <= characters else name[: characters - 1] + "…"

@@ -136,14 +136,16 @@ def test_a_report_of_many_pairs_and_features_stays_small(tmp_path):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(30_000, 12)).astype(np.float32)
     scores = np.clip(50 + 9 * features[:, :4].sum(axis=1), 0, 100)
-    groups = np.array(["g" * 200 + str(i % 5000) for i in range(len(scores))])
+    groups = np.array([("😀" + UNSEEN) * 30 + str(i % 5000) for i in range(len(scores))])
     np.savez(tmp_path / "p.npz", features=features, true_score=scores, group=groups, job_id=groups)
     assert run("train-offline", tmp_path / "p.npz", "--epochs", 1, "--output", tmp_path / "c").returncode == 0
     report = tmp_path / "r.html"
     done = run("evaluate", tmp_path / "c" / "latest.onnx", tmp_path / "p.npz", "--group-by", "group", "--report", report)
     assert done.returncode == 0, done.stderr
     assert report.stat().st_size < MOST_BYTES
-    assert document_of(report)["n_groups"] == 5000
+    shown = document_of(report)
+    assert shown["n_groups"] == 5000
+    assert {len(each["group"]) for each in shown["groups"]} == {256}
 
 
 def test_names_of_markup_stay_inside_the_json(hostile):
