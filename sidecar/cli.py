@@ -220,7 +220,7 @@ def train_offline_command(
     if report is not None:
         if stream:
             raise click.UsageError("--report does not go with --stream; evaluate --report shows the checkpoint that it makes")
-        check_report_path(report, (*pairs, *([base_model] if base_model else [])))
+        check_report_path(report, (*pairs, *([base_model] if base_model else [])), output)
     if stream:
         _refuse_what_stream_decides()
         from sidecar.streaming import train_stream
@@ -255,8 +255,15 @@ def train_offline_command(
     else:
         print_result(result)
     if report is not None:
-        asked = {"holdout": holdout, "group_by": group_by, "skip_bad": skip_bad, "export_io": export_io}
-        write_report(report, training_document(result, said, pairs, asked))
+        asked: dict[str, Any] = {"holdout": holdout, "group_by": group_by, "skip_bad": skip_bad}
+        asked |= {"base_model": base_model and str(base_model), "base_scaler": base_scaler, "export_io": export_io}
+        try:
+            write_report(report, training_document(result, said, pairs, asked))
+        except ReportError as error:
+            raise ReportError(f"{error}; the checkpoint is published, without a report") from error
+        except KeyboardInterrupt:
+            click.echo("the checkpoint is published, without a report", err=True)
+            raise
         if not as_json:
             click.echo(f"report: {report}")
     return EXIT_CHECK_SAYS_NO if result.gate.verdict == "unstable" else 0

@@ -15,7 +15,7 @@ TEMPORARY = ".tmp-"
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write aside; then it is brought to disk and renamed into place. Raises OSError, having removed it."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as stream:
             yield stream
@@ -25,6 +25,17 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def try_to_write(path: Path) -> None:
+    """Begin to write a file, and leave nothing of it. Raises OSError where that cannot be."""
+    temporary = _temporary(path)
+    temporary.touch()
+    temporary.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{path.name}")
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:

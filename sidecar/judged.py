@@ -5,6 +5,7 @@ Residuals are predicted minus true, in score points.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +25,8 @@ _SCORE_BINS = 10
 _WORST = 20
 _PREDICTION_BLOCK = 8192
 _PERMUTATIONS = 5
-_PERMUTED_PAIRS = 4096
-"""Pairs that permutation importance is measured on, of more about so many."""
+_PERMUTED_PREDICTIONS = 1_000_000
+"""Predictions that permutation importance takes at most, of so many pairs, evenly spread, as the number of features allows."""
 
 
 def predict(head: Head, pairs: RecordedPairs, rows: Rows) -> Float32:
@@ -82,13 +83,17 @@ def group_of(pairs: RecordedPairs, row: int) -> str:
     return "" if pairs.group is None else pairs.group_names[pairs.group[row]]
 
 
-def by_group(judged: Judged) -> list[dict[str, Any]]:
-    """Of each group that has pairs, the largest RMSE first; none where the pairs have no groups."""
+def by_group(judged: Judged, most: int) -> tuple[list[dict[str, Any]], int]:
+    """Of each group that has pairs, the largest RMSE first, so many at most, and how many there are in all.
+
+    None where the pairs have no groups.
+    """
     pairs = judged.pairs
-    group = None if pairs.group is None else pairs.group[judged.rows]
-    parts = rows_by_group(group)
-    found = [{"group": group_of(pairs, judged.rows[part[0]]), **_summary(judged, part)} for part in parts]
-    return sorted(found, key=lambda each: -each["rmse"])
+    parts = rows_by_group(None if pairs.group is None else pairs.group[judged.rows])
+    mean_squares = [float(np.square(judged.residuals[part]).mean()) for part in parts]
+    chosen = sorted(range(len(parts)), key=lambda n: -mean_squares[n])[:most]
+    found = [{"group": group_of(pairs, judged.rows[parts[n][0]]), **_summary(judged, parts[n])} for n in chosen]
+    return found, len(parts)
 
 
 def by_score(judged: Judged, low: float, high: float) -> list[dict[str, Any]]:
@@ -113,11 +118,16 @@ def _summary(judged: Judged, part: Rows) -> dict[str, Any]:
     }
 
 
+def worst_of(judged: Judged) -> Rows:
+    """Where among what is judged the twenty largest residuals are, the largest first."""
+    return np.argsort(-np.abs(judged.residuals), kind="stable")[:_WORST]
+
+
 def worst(judged: Judged) -> list[dict[str, Any]]:
     """The twenty pairs with the largest residuals. number: of the pair among all that were read, from 1."""
     pairs, residuals = judged.pairs, judged.residuals
     found = []
-    for at in np.argsort(-np.abs(residuals), kind="stable")[:_WORST]:
+    for at in worst_of(judged):
         row = judged.rows[at]
         found.append(
             {
@@ -132,27 +142,29 @@ def worst(judged: Judged) -> list[dict[str, Any]]:
     return found
 
 
-def importance(judged: Judged) -> NDArray[np.float64]:
+def importance(judged: Judged) -> tuple[NDArray[np.float64], int]:
     """By how many score points the RMSE grows when one feature's values change places among the pairs: (n_features,).
 
-    The mean of five permutations, of fixed seed; each model's pairs are permuted among themselves. Breiman: Random forests
-    (2001), section 10.
+    And on how many pairs that was measured. The mean of five permutations, of fixed seed; each pair is predicted by its own
+    model. Breiman: Random forests (2001), section 10.
     """
     rng = np.random.default_rng(0)
-    step = max(1, len(judged.rows) // _PERMUTED_PAIRS)
     n_features = judged.pairs.features.shape[1]
-    squares, permuted = 0.0, np.zeros((n_features, _PERMUTATIONS))
-    count = 0
-    for model in judged.models:
-        rows = model.rows[::step]
-        features, true = judged.pairs.features[rows], judged.pairs.true_score[rows].astype(np.float64)
-        squares += float(np.square(model.predict(features) - true).sum())
-        count += len(rows)
-        for feature in range(n_features):
-            kept = features[:, feature].copy()
-            for n in range(_PERMUTATIONS):
-                features[:, feature] = rng.permutation(kept)
-                permuted[feature, n] += np.square(model.predict(features) - true).sum()
-            features[:, feature] = kept
-    grown: NDArray[np.float64] = np.sqrt(permuted / count).mean(axis=1) - np.sqrt(squares / count)
-    return grown
+    every = math.ceil(len(judged.rows) * n_features * _PERMUTATIONS / _PERMUTED_PREDICTIONS)
+    rows = np.concatenate([model.rows for model in judged.models])[::every]
+    ends = -(-np.cumsum([0, *(len(model.rows) for model in judged.models)]) // every)
+    parts = [(model, slice(*ends[n : n + 2])) for n, model in enumerate(judged.models) if ends[n] < ends[n + 1]]
+    features, true = judged.pairs.features[rows], judged.pairs.true_score[rows].astype(np.float64)
+
+    def error() -> float:
+        squares = (np.square(model.predict(features[part]) - true[part]).sum() for model, part in parts)
+        return math.sqrt(sum(map(float, squares)) / len(rows))
+
+    before, after = error(), np.zeros((n_features, _PERMUTATIONS))
+    for feature in range(n_features):
+        kept = features[:, feature].copy()
+        for n in range(_PERMUTATIONS):
+            features[:, feature] = rng.permutation(kept)
+            after[feature, n] = error()
+        features[:, feature] = kept
+    return after.mean(axis=1) - before, len(rows)

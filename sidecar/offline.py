@@ -76,7 +76,8 @@ class Result:
     """What `train_offline` did.
 
     train, held_out: rows of `pairs`; heads: by "base" where there is one, "live" and "ema"; metrics: by ("train" or
-    "held_out", one of these); curve: empty where it was not asked for.
+    "held_out", one of these); curve: empty where it was not asked for; curve_pairs: on how many it was measured, by "train" and
+    "held_out".
     """
 
     checkpoint: Checkpoint
@@ -93,6 +94,7 @@ class Result:
     seconds: float
     pairs_per_second: float
     curve: list[CurvePoint]
+    curve_pairs: dict[str, int]
 
 
 def leave_one_group_out(
@@ -200,6 +202,7 @@ def train_offline(
         seconds,
         len(train) * epochs / seconds,
         curve.points,
+        curve.n_pairs,
     )
 
 
@@ -209,6 +212,7 @@ class _Curve:
     def __init__(self, pairs: RecordedPairs, sets: dict[str, Rows]) -> None:
         self._pairs = pairs
         self._sets = {place: rows[:: max(1, len(rows) // _CURVE_PAIRS)] for place, rows in sets.items() if len(rows)}
+        self.n_pairs = {place: len(rows) for place, rows in self._sets.items()}
         self.points: list[CurvePoint] = []
         self.seconds = 0.0
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
+import os
 import re
+import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -17,6 +22,8 @@ from tests.browser import browser
 from tests.conftest import EXAMPLE, run, tree
 
 MARKUP = "</script><img src=x onerror=alert(1)>&amp;"
+UNSEEN = "a\u2028b\u202ec\x1b[31m\x07"
+UNSEEN_SHOWN = r"a\u2028b\u202ec\x1b[31m\x07"
 MARKUP_IN_A_NAME = MARKUP.replace("/", "∕")  # a file's name has no slash
 MOST_BYTES = 1_500_000
 
@@ -44,7 +51,7 @@ def hostile(tmp_path, random_rows):
     """A directory whose file, checkpoint directory, jobs, groups and report are all named in markup."""
     directory = tmp_path / MARKUP_IN_A_NAME
     directory.mkdir()
-    rows = [{**row, "job_id": f"{MARKUP}{i}", "clip": f"{MARKUP}{i % 3}"} for i, row in enumerate(random_rows(120))]
+    rows = [{**row, "job_id": f"{MARKUP}{UNSEEN}{i}", "clip": f"{MARKUP}{i % 3}"} for i, row in enumerate(random_rows(120))]
     pairs = directory / f"{MARKUP_IN_A_NAME}.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ("--epochs", 2, "--group-by", "clip", "--output", directory / "c", "--report", directory / "report.html")
@@ -129,14 +136,16 @@ def test_a_report_of_many_pairs_and_features_stays_small(tmp_path):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(30_000, 12)).astype(np.float32)
     scores = np.clip(50 + 9 * features[:, :4].sum(axis=1), 0, 100)
-    groups = np.array(["g" * 200 + str(i % 5000) for i in range(len(scores))])
+    groups = np.array([("😀" + UNSEEN) * 30 + str(i % 5000) for i in range(len(scores))])
     np.savez(tmp_path / "p.npz", features=features, true_score=scores, group=groups, job_id=groups)
     assert run("train-offline", tmp_path / "p.npz", "--epochs", 1, "--output", tmp_path / "c").returncode == 0
     report = tmp_path / "r.html"
     done = run("evaluate", tmp_path / "c" / "latest.onnx", tmp_path / "p.npz", "--group-by", "group", "--report", report)
     assert done.returncode == 0, done.stderr
     assert report.stat().st_size < MOST_BYTES
-    assert document_of(report)["n_groups"] == 5000
+    shown = document_of(report)
+    assert shown["n_groups"] == 5000
+    assert {len(each["group"]) for each in shown["groups"]} == {256}
 
 
 def test_names_of_markup_stay_inside_the_json(hostile):
@@ -147,8 +156,18 @@ def test_names_of_markup_stay_inside_the_json(hostile):
     assert all(each["job_id"].startswith(MARKUP) for each in shown["worst"])
 
 
-def test_a_name_that_is_not_unicode_is_written():
-    assert b"\\udcff" in render({"path": "\udcff"})
+def shown_of(document):
+    page = render(document).decode()
+    return json.loads(re.search(r'id="document">(.*?)</script>', page, flags=re.DOTALL)[1])
+
+
+def test_characters_that_would_not_be_seen_are_escaped_and_others_are_not():
+    names = [UNSEEN, "\udcff", "العربية", "ni\u200cm", "naïve – ok", r"C:\new"]
+    assert shown_of({"names": names}) == {"names": [UNSEEN_SHOWN, r"\udcff", *names[2:]]}
+
+
+def test_figures_that_are_not_finite_are_none():
+    assert shown_of({"a": [math.inf, 1.5], "b": {"c": math.nan}}) == {"a": [None, 1.5], "b": {"c": None}}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +176,9 @@ def test_a_name_that_is_not_unicode_is_written():
         ("nowhere/r.html", "nowhere is not a directory"),
         (".", "is a directory, not a file for the report"),
         ("pairs.jsonl", "is read by this command"),
-        ("/dev/full", "/dev/full: cannot be written"),
+        ("/dev/full", "/dev/full: cannot be written: it is no regular file"),
+        ("c", "is a directory, not a file for the report"),
+        ("n" * 251, "cannot be written: File name too long"),
     ],
 )
 def test_a_report_that_cannot_be_written_stops_before_training(tmp_path, random_rows, write_lines, report, message):
@@ -168,6 +189,58 @@ def test_a_report_that_cannot_be_written_stops_before_training(tmp_path, random_
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert tree(tmp_path) == before
+
+
+def test_a_report_beside_the_checkpoint_is_written_into_the_directory_that_the_run_makes(tmp_path, random_rows, write_lines):
+    pairs, output = write_lines(random_rows(60)), tmp_path / "new" / "c"
+    assert run("train-offline", pairs, "--epochs", 1, "--output", output, "--report", output / "r.html").returncode == 0
+    assert document_of(output / "r.html")["data"]["pairs"] == 60
+
+
+def test_a_link_is_followed_and_stays(tmp_path, random_rows, write_lines):
+    pairs, link = write_lines(random_rows(60)), tmp_path / "latest.html"
+    link.symlink_to("today.html")
+    assert run("train-offline", pairs, "--epochs", 1, "--output", tmp_path / "c", "--report", link).returncode == 0
+    assert link.readlink().name == "today.html"
+    assert document_of(tmp_path / "today.html")["data"]["pairs"] == 60
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_report_that_was_there(tmp_path, random_rows, write_lines):
+    pairs, disk = write_lines(random_rows(60)), tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")
+    try:
+        (disk / "r.html").write_text("before")
+        done = run("train-offline", pairs, "--epochs", 1, "--output", tmp_path / "c", "--report", disk / "r.html")
+        assert done.returncode == 2
+        said = f"Error: {disk}/r.html: No space left on device; the checkpoint is published, without a report\n"
+        assert done.stderr == said
+        assert tree(disk) == {"r.html": b"before"}
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert (tmp_path / "c" / "latest.onnx").exists()
+
+
+def test_what_can_be_read_but_once_has_no_digest(tmp_path, random_rows, write_lines):
+    pairs, pipe = write_lines(random_rows(60)), tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(pairs.read_bytes()))
+    writer.start()
+    arguments = ("--epochs", 1, "--output", tmp_path / "c", "--report", tmp_path / "r.html")
+    assert run("train-offline", pipe, *arguments).returncode == 0
+    writer.join()
+    assert document_of(tmp_path / "r.html")["data"]["files"] == [{"path": str(pipe), "pairs": 60}]
+
+
+def test_nothing_is_taken_from_the_json_of_another_model(trained, tmp_path):
+    directory, _ = trained
+    for suffix, source in (("onnx", "base"), ("json", "c")):
+        (tmp_path / f"m.{suffix}").write_bytes((directory / source / f"model_v000001.{suffix}").read_bytes())
+    assert run("evaluate", tmp_path / "m.onnx", EXAMPLE, "--report", tmp_path / "r.html").returncode == 0
+    shown = document_of(tmp_path / "r.html")["model"]
+    assert shown.keys() == {"file", "SHA-256", "JSON beside it"}
 
 
 def test_features_are_named_by_the_header_of_a_csv(tmp_path):
@@ -192,17 +265,39 @@ def judged(count=600):
 
 
 def test_importance_is_the_growth_of_rmse_and_nothing_for_a_feature_that_is_not_used():
-    found = importance(judged())
+    found, n_pairs = importance(judged())
+    assert n_pairs == 600
     assert found[0] == pytest.approx(10 * 2**0.5, rel=0.15)  # the difference of two independent values
     assert found[1] == found[2] == pytest.approx(0, abs=1e-6)
 
 
+def test_importance_exchanges_values_among_all_pairs_whichever_model_they_are_judged_by():
+    one = judged()
+    alone = [Model(one.models[0].predict, np.array([row])) for row in range(600)]
+    assert importance(Judged(one.pairs, one.rows, one.predicted, alone))[0] == pytest.approx(importance(one)[0])
+
+
+def test_importance_takes_a_million_predictions_at_most():
+    taken = 0
+
+    def predict(features):
+        nonlocal taken
+        taken += len(features)
+        return features[:, 0]
+
+    rng = np.random.default_rng(0)
+    pairs = RecordedPairs(rng.normal(size=(5000, 300)).astype(np.float32), np.zeros(5000, np.float32), np.zeros(5000))
+    rows = np.arange(5000)
+    _, n_pairs = importance(Judged(pairs, rows, pairs.features[:, 0], [Model(predict, rows[:9]), Model(predict, rows[9:])]))
+    assert 500_000 < taken - n_pairs <= 1_000_000
+
+
 def test_residuals_by_group_and_by_score_cover_every_pair():
     one = judged()
-    for parts in (by_group(one), by_score(one, 0, 100)):
+    for parts in (by_group(one, 9)[0], by_score(one, 0, 100)):
         assert sum(part["pairs"] for part in parts) == 600
         assert sum(part["pairs"] * part["mean"] for part in parts) == pytest.approx(one.residuals.sum())
-    even = next(part for part in by_group(one) if part["group"] == "even")
+    even = next(part for part in by_group(one, 9)[0] if part["group"] == "even")
     assert even["rmse"] == pytest.approx(rmse(one.predicted[::2], one.true[::2]))
     assert worst(one)[0]["job_id"] == f"j{np.argmax(np.abs(one.residuals))}"
 
@@ -245,11 +340,60 @@ def test_charts_have_marks_and_texts_in_their_place(chromium, trained):
     assert chromium.ask(marks.format("predictions", "[aria-label=dot] > *")) == [said["pairs"]["held_out"]]
     assert chromium.ask(marks.format("scores", "[aria-label=dot] > *")) == [said["pairs"]["held_out"]]
     assert chromium.ask(marks.format("training", "[aria-label=line] path")) == [2, 2]
+    fills = chromium.ask("[...document.querySelectorAll('#training [aria-label=dot] > *')].map(e => e.getAttribute('fill'))")
+    assert set(fills) == {"var(--series-1)", "var(--series-2)"}
     assert chromium.ask(marks.format("features", "[aria-label=bar] rect")) == [20]
     labels = chromium.ask("[...document.querySelectorAll('.chart svg[role=img]')].map(s => s.getAttribute('aria-label'))")
     assert len(labels) == 5
     assert all(labels)
     assert chromium.ask("[...document.querySelectorAll('figure:has(> .chart)')].every(f => f.querySelector('figcaption'))")
+
+
+@pytest.fixture(scope="module")
+def of_groups(trained, tmp_path_factory):
+    """Gives a report on pairs in so many groups of much the same size."""
+    directory = tmp_path_factory.mktemp("groups")
+    rows = [json.loads(line) for line in gzip.decompress(EXAMPLE.read_bytes()).splitlines()]
+
+    def report(count):
+        pairs, made = directory / f"{count}.jsonl", directory / f"{count}.html"
+        pairs.write_text("".join(json.dumps({**row, "g": f"group {i % count}"}) + "\n" for i, row in enumerate(rows)))
+        done = run("evaluate", trained[0] / "c" / "latest.onnx", pairs, "--group-by", "g", "--report", made)
+        assert done.returncode == 0, done.stderr
+        return made
+
+    return report
+
+
+@pytest.mark.parametrize("count", [2, 7, 8, 30])
+def test_groups_are_told_apart_the_worst_six_where_there_are_many(chromium, of_groups, count):
+    report = of_groups(count)
+    drawn(chromium, report)
+    worst_first = [each["group"] for each in document_of(report)["groups"]]
+    legend = chromium.ask("[...document.querySelectorAll('#predictions [class$=-swatch]')].map(s => s.textContent)")
+    assert legend == (worst_first if count <= 7 else [*worst_first[:6], "all others"])
+    assert (
+        chromium.ask("new Set([...document.querySelectorAll('#predictions [class$=-swatch]')].map(s => s.offsetTop)).size") < 4
+    )
+    colours = "[...document.querySelectorAll('#predictions [aria-label=dot] > *')].map(e => e.getAttribute('stroke'))"
+    seen = set(chromium.ask(colours))
+    assert len(seen) == len(legend)
+    assert all(each.startswith("var(--") for each in seen)
+    assert chromium.ask("document.querySelectorAll('#groups [aria-label=bar] rect').length") == count
+    assert chromium.ask("document.querySelectorAll('#groups table')[0].tBodies[0].rows.length") == count
+
+
+@pytest.mark.parametrize("scores", [[50.0] * 60, [50.0]])
+def test_charts_of_one_value_have_axes_and_marks(chromium, tmp_path, random_rows, write_lines, scores):
+    pairs = write_lines([{**row, "true_score": score} for row, score in zip(random_rows(len(scores)), scores, strict=True)])
+    arguments = ("--epochs", 3, "--holdout", 0, "--output", tmp_path / "c", "--report", tmp_path / "r.html")
+    assert run("train-offline", pairs, *arguments).returncode == 0
+    drawn(chromium, tmp_path / "r.html")
+    assert chromium.console() == []
+    assert chromium.ask("[...document.querySelectorAll('svg *')].every(e => !e.outerHTML.includes('NaN'))")
+    for chart in ("predictions", "scores"):
+        assert chromium.ask(f"document.querySelectorAll('#{chart} [aria-label=dot] > *').length") == len(scores)
+        assert chromium.ask(f"document.querySelectorAll('#{chart} [aria-label=\"x-axis tick label\"] text').length") > 2
 
 
 def test_the_numbers_shown_are_those_of_json(chromium, trained):
@@ -273,6 +417,7 @@ def test_markup_in_names_is_shown_as_text(chromium, hostile):
     assert chromium.ask("document.querySelectorAll('img').length") == 0
     for section, name in (("worst", MARKUP), ("groups", MARKUP), ("data", MARKUP_IN_A_NAME), ("model", MARKUP_IN_A_NAME)):
         assert name in chromium.ask(f"document.getElementById('{section}').textContent")
+    assert UNSEEN_SHOWN in chromium.ask("document.getElementById('worst').textContent")
 
 
 def test_a_keyboard_reaches_every_section_and_what_is_folded(chromium, trained):
@@ -298,3 +443,11 @@ def test_paper_is_white(chromium, trained):
     background = chromium.ask("getComputedStyle(document.documentElement).backgroundColor")
     chromium.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert background == "rgb(255, 255, 255)"
+
+
+def test_what_is_folded_is_on_paper(chromium, trained):
+    drawn(chromium, trained[0] / "report.html")
+    opened = "document.querySelectorAll('details[open]').length"
+    chromium.driver.execute_script("addEventListener('beforeprint', () => { window.unfolded = " + opened + "; })")
+    assert chromium.driver.print_page()
+    assert (chromium.ask("window.unfolded"), chromium.ask(opened)) == (2, 0)

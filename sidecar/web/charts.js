@@ -8,6 +8,7 @@ const Charts = (() => {
   const SYMBOLS = ["circle", "triangle", "square", "diamond2", "star", "times", "plus"];
   const DASHES = ["none", "6 3", "2 2", "8 3 2 3"];
   const MARKERS = 14; // on each line, so that it can be told from the others
+  const TIP = {format: {stroke: false, fill: false, symbol: false}};
   const STYLE = {background: "none", color: "inherit", fontSize: "12px", overflow: "visible"};
 
   // Draw in an element, now and whenever its width changes. label: what a screen reader says in place of the chart;
@@ -34,10 +35,18 @@ const Charts = (() => {
 
   const height = (width) => Math.round(Math.max(220, Math.min(360, width * 0.5)));
   const ticks = (width) => Math.max(3, Math.floor(width / 90));
-  const scale = (names) => ({
-    color: {domain: names, range: names.map((_, i) => COLOURS[i % COLOURS.length])},
-    symbol: {domain: names, range: names.map((_, i) => SYMBOLS[i % SYMBOLS.length]), legend: names.length > 1},
-  });
+  // What tells series apart, by their places in names; rest: what the last one is called where it is all others together.
+  function scale(names, rest = []) {
+    const domain = [...names, ...rest].map((_, i) => i);
+    const colours = [...names.map((_, i) => COLOURS[i % COLOURS.length]), ...rest.map(() => "var(--quiet)")];
+    const called = [...names, ...rest].map((name) => (name.length > 40 ? `${name.slice(0, 39)}…` : name));
+    return {
+      color: {type: "ordinal", domain, range: colours},
+      symbol: {
+        domain, range: domain.map((i) => SYMBOLS[i % SYMBOLS.length]), legend: domain.length > 1, tickFormat: (i) => called[i],
+      },
+    };
+  }
 
   // Values over time. series: [{name, points: [{x, y}]}]; y of null leaves a gap. zero: the axis begins there.
   function lines(width, series, {x, y, log = false, time = false, zero = false}) {
@@ -45,7 +54,7 @@ const Charts = (() => {
     const marked = drawn.flatMap(({name, points}, i) => {
       const every = Math.max(1, Math.ceil(points.length / MARKERS));
       return points.filter((_, at) => (at + Math.floor((i * every) / drawn.length)) % every === 0)
-        .map((point) => ({...point, name}));
+        .map((point) => ({...point, name, i}));
     });
     return Plot.plot({
       width, height: height(width), style: STYLE, marginLeft: 52, marginBottom: 40, ...scale(drawn.map(({name}) => name)),
@@ -55,36 +64,51 @@ const Charts = (() => {
         ...drawn.map(({points}, i) => Plot.line(points, {
           x: "x", y: "y", stroke: COLOURS[i % COLOURS.length], strokeWidth: 1.75, strokeDasharray: DASHES[i % DASHES.length],
         })),
-        Plot.dot(marked, {x: "x", y: "y", stroke: "name", fill: "name", symbol: "name", r: 3, tip: true}),
+        Plot.dot(marked, {x: "x", y: "y", stroke: "i", fill: "i", symbol: "i", r: 3, channels: {name: "name"}, tip: TIP}),
       ],
     });
   }
 
-  // One mark for each pair. points: [{x, y, group}], of whose groups the first seven are told apart; line: "diagonal", or
-  // "zero" for residuals.
+  // One mark for each pair. points: [{x, y, group}], group: a place in groups, or -1; groups: names, of which the first six are
+  // told apart, and the others together where there are more than seven; line: "diagonal", or "zero" for residuals.
   function scatter(width, points, {x, y, line, groups = []}) {
-    const named = groups.length > 1 && groups.length <= COLOURS.length;
-    const colours = named ? {stroke: "group", symbol: "group"} : {stroke: COLOURS[0]};
-    const low = Math.min(...points.map((point) => point.x)), high = Math.max(...points.map((point) => point.x));
+    const told = groups.length > COLOURS.length ? COLOURS.length - 1 : groups.length;
+    const kind = ({group}) => (group < 0 ? told : Math.min(group, told));
+    const drawn = [...points].sort((a, b) => kind(b) - kind(a)); // the others below, the first on top
+    const range = around(points.map((point) => point.x));
+    const [from, to] = range;
+    const right = line === "zero" ? [0] : range;
+    const dashed = {stroke: "currentColor", strokeDasharray: "4 3"};
     return Plot.plot({
-      width, height: height(width), style: STYLE, marginLeft: 52, marginBottom: 40, ...(named ? scale(groups) : {}),
-      x: {label: x, ticks: ticks(width), nice: true}, y: {label: y, grid: true, nice: true},
+      width, height: height(width), style: STYLE, marginLeft: 52, marginBottom: 40,
+      ...(told > 1 ? scale(groups.slice(0, told), told < groups.length ? ["all others"] : []) : {}),
+      x: {label: x, ticks: ticks(width), nice: true, domain: range},
+      y: {label: y, grid: true, nice: true, domain: around([...points.map((point) => point.y), ...right])},
       marks: [
-        Plot.dot(points, {x: "x", y: "y", ...colours, r: 2.5, strokeOpacity: 0.6, tip: true}),
-        line === "diagonal" ? Plot.line([[low, low], [high, high]], {stroke: "currentColor", strokeDasharray: "4 3"})
-          : Plot.ruleY([0], {stroke: "currentColor", strokeDasharray: "4 3"}),
+        Plot.dot(drawn, {
+          x: "x", y: "y", ...(told > 1 ? {stroke: kind, symbol: kind} : {stroke: COLOURS[0]}), r: 2.5, strokeOpacity: 0.6,
+          channels: told ? {group: ({group}) => groups[group] ?? "–"} : {}, tip: TIP,
+        }),
+        line === "zero" ? Plot.ruleY([0], dashed) : Plot.line([[from, from], [to, to]], dashed),
       ],
     });
+  }
+
+  // The lowest and the highest value, apart from each other.
+  function around(values) {
+    const low = Math.min(...values), high = Math.max(...values);
+    return low < high ? [low, high] : [low - 1, high + 1];
   }
 
   // A bar for each name, longest first as given. rows: [{name, value}].
   function bars(width, rows, {x}) {
     return Plot.plot({
-      width, height: 60 + 20 * rows.length, style: STYLE, marginBottom: 40, marginLeft: labels(width, rows),
+      width, height: 60 + 20 * rows.length, style: STYLE, marginBottom: 40, marginLeft: margin(width, rows),
       x: {label: x, grid: true, ticks: ticks(width)},
-      y: {label: null, domain: [...rows.keys()], tickFormat: named(rows, width)},
+      y: {label: null, domain: [...rows.keys()]},
       marks: [
-        Plot.barX(rows, {x: "value", y: (_, i) => i, fill: COLOURS[0], tip: true, channels: {name: "name"}}),
+        names(width, rows),
+        Plot.barX(rows, {x: "value", y: (_, i) => i, fill: COLOURS[0], channels: {name: "name"}, tip: {format: {y: false}}}),
         Plot.ruleX([0], {stroke: "currentColor"}),
       ],
     });
@@ -96,10 +120,11 @@ const Charts = (() => {
     const at = (n) => (row) => row.quantiles[n];
     const y = (_, i) => i;
     return Plot.plot({
-      width, height: 60 + 24 * rows.length, style: STYLE, marginBottom: 40, marginLeft: labels(width, rows),
-      x: {label: x, grid: true, ticks: ticks(width)},
-      y: {label: null, domain: [...rows.keys()], tickFormat: named(rows, width)},
+      width, height: 60 + 24 * rows.length, style: STYLE, marginBottom: 40, marginLeft: margin(width, rows),
+      x: {label: x, grid: true, ticks: ticks(width), nice: true},
+      y: {label: null, domain: [...rows.keys()]},
       marks: [
+        names(width, rows),
         Plot.ruleX([0], {stroke: "currentColor", strokeDasharray: "4 3"}),
         Plot.ruleY(rows, {x1: at(0), x2: at(4), y, stroke: COLOURS[0], strokeWidth: 2}),
         Plot.barX(rows, {x1: at(1), x2: at(3), y, fill: COLOURS[0], insetTop: 3, insetBottom: 3}),
@@ -108,14 +133,11 @@ const Charts = (() => {
     });
   }
 
-  // Room for names at the left, and names that fit in it.
-  const characters = (width) => Math.floor((width * 0.35) / 6.5);
-  const labels = (width, rows) =>
-    14 + 6.5 * Math.min(characters(width), Math.max(4, ...rows.map(({name}) => name.length)));
-  const named = (rows, width) => (i) => {
-    const {name} = rows[i];
-    return name.length > characters(width) ? `${name.slice(0, characters(width) - 1)}…` : name;
-  };
+  // Room for the names of rows at the left, and the names, as much of each as there is room for.
+  const margin = (width, rows) => 14 + Math.min(width * 0.35, 7.6 * Math.max(4, ...rows.map(({name}) => name.length)));
+  const names = (width, rows) => Plot.axisY({
+    label: null, tickFormat: (i) => rows[i].name, lineWidth: (margin(width, rows) - 12) / 12, textOverflow: "ellipsis-end",
+  });
 
   return {show, lines, scatter, bars, spreads};
 })();

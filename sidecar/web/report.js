@@ -7,11 +7,12 @@
   const KINDS = {base: "base model", live: "live", ema: "EMA"};
   const PLACES = {train: "train", held_out: "held out"};
 
-  const fixed = (digits) => (value) => value === undefined || value === null ? "–" : value.toFixed(digits);
+  const known = (value) => value !== undefined && value !== null;
+  const fixed = (digits) => (value) => known(value) ? value.toFixed(digits) : "–";
   const plcc = fixed(5), rmse = fixed(3);
-  const signed = (value) => `${value < 0 ? "−" : "+"}${rmse(Math.abs(value))}`;
+  const signed = (value) => known(value) ? `${value < 0 ? "−" : "+"}${rmse(Math.abs(value))}` : "–";
   const count = (value) => value.toLocaleString("en");
-  const short = (value) => String(Number(value.toPrecision(5)));
+  const short = (value) => known(value) ? String(Number(value.toPrecision(5))) : "–";
 
   function element(name, attributes, ...children) {
     const made = document.createElement(name);
@@ -45,6 +46,9 @@
   ]));
 
   const tile = (name, value, kind = "") => element("div", {}, element("dt", {}, name), element("dd", {class: kind}, value));
+  const groupNames = groups.map(({group}) => group);
+  const drawnPart = points.length < judged.pairs
+    ? ` ${count(points.length)} of ${count(judged.pairs)} pairs are drawn, the worst twenty among them.` : "";
   const gate = said.gate?.verdict ?? report.model.gate;
   const gateKind = {stable: "good", unstable: "bad"}[gate] ?? "";
 
@@ -55,6 +59,8 @@
           tile("PLCC", plcc(judged.plcc)), tile("SROCC", plcc(judged.srocc)), tile("RMSE, score points", rmse(judged.rmse)),
           tile("pairs judged", count(judged.pairs)), ...(gate ? [tile("gate", gate, gateKind)] : [])),
         paragraph(`These figures, and all below that do not say otherwise, are of ${judged.what}.`),
+        ...(said.loso ? [paragraph(`Of the single groups, the mean PLCC is ${plcc(said.loso.mean_plcc)}, the lowest ` +
+          `${plcc(said.loso.min_plcc)}.`)] : []),
       ];
       const tables = [];
       if (said.metrics) {
@@ -81,16 +87,18 @@
       const series = (place, value) => ["live", "ema"].map((kind) => ({
         name: KINDS[kind], points: curve.map((point) => ({x: point.step, y: value(point[place]?.[kind] ?? null)})),
       }));
-      const last = curve.at(-1);
+      const last = curve.at(-1), {curve_pairs: measured} = report;
+      const on = (place) => (measured[place] < said.pairs[place]
+        ? `on ${count(measured[place])} of ${count(said.pairs[place])}` : `on all ${count(said.pairs[place])}`);
       const loss = (value) => value * value;
       const drawn = [figure(
         `Loss over ${last.step} steps: from ${short(loss(curve[0].train.ema))} to ${short(loss(last.train.ema))} (EMA)`,
-        "Loss: mean squared error on training pairs, score points squared. The axis is logarithmic.",
+        `Loss: mean squared error, score points squared, ${on("train")} training pairs. The axis is logarithmic.`,
         (width) => Charts.lines(width, series("train", loss), {x: "Steps", y: "Loss", log: true}))];
       if (last.held_out) {
         drawn.push(figure(
           `Held-out RMSE over ${last.step} steps: from ${rmse(curve[0].held_out.ema)} to ${rmse(last.held_out.ema)} (EMA)`,
-          "RMSE on held-out pairs, score points. The axis is logarithmic.",
+          `RMSE, score points, ${on("held_out")} held-out pairs. The axis is logarithmic.`,
           (width) => Charts.lines(width, series("held_out", (value) => value), {x: "Steps", y: "RMSE", log: true})));
       }
       const cells = (point, place) => ["live", "ema"].map((kind) => rmse(point[place]?.[kind]));
@@ -102,13 +110,11 @@
     },
 
     predictions() {
-      const named = groups.map(({group}) => group);
-      const shown = points.map(([x, y, group]) => ({x, y, group: named[group] ?? ""}));
-      const part = shown.length < judged.pairs ? ` ${count(shown.length)} of ${count(judged.pairs)} pairs are drawn.` : "";
-      const options = {x: "True score", y: "Predicted score", line: "diagonal", groups: named};
+      const shown = points.map(([x, y, group]) => ({x, y, group}));
+      const options = {x: "True score", y: "Predicted score", line: "diagonal", groups: groupNames};
       const words = `PLCC ${plcc(judged.plcc)}, SROCC ${plcc(judged.srocc)}, RMSE ${rmse(judged.rmse)}`;
       return [columns(
-        figure(`Predicted against true scores: ${words}`, `On the dashed line a prediction is right.${part}`,
+        figure(`Predicted against true scores: ${words}`, `On the dashed line a prediction is right.${drawnPart}`,
           (width) => Charts.scatter(width, shown, options)),
         table(`Of ${judged.what}`, ["", "#value"], [
           ["PLCC, Pearson's correlation", plcc(judged.plcc)], ["SROCC, Spearman's correlation", plcc(judged.srocc)],
@@ -125,23 +131,28 @@
       return [
         figure(`Residuals of ${drawn.length} groups; the largest RMSE is ${rmse(most.rmse)}, of ${most.group}`,
           "Predicted minus true, score points: half of a group's pairs lie in the thick bar, nine of ten in the thin one, " +
-            `and the gap is the median.${part}`,
+            `and the gap is the median. The largest RMSE comes first.${part}`,
           (width) => Charts.spreads(width, drawn, {x: "Residual"})),
         table(groups.length < all ? `The ${groups.length} groups with the largest RMSE` : "All groups",
-          ["group", "#pairs", "#PLCC", "#SROCC", "#RMSE", ...(base ? ["#base RMSE"] : []), "#mean residual"],
+          ["group", "#pairs", "#PLCC", "#SROCC", "#RMSE", ...(base ? ["#base RMSE"] : []), "#mean residual", "#5 %", "#median",
+            "#95 %"],
           groups.map((row) => [row.group, count(row.pairs), plcc(row.plcc), plcc(row.srocc), rmse(row.rmse),
-            ...(base ? [rmse(row.base_rmse)] : []), signed(row.mean)])),
+            ...(base ? [rmse(row.base_rmse)] : []), signed(row.mean), ...[0, 2, 4].map((n) => signed(row.quantiles[n]))])),
       ];
     },
 
     scores() {
-      const named = groups.map(({group}) => group);
-      const shown = points.map(([x, y, group]) => ({x, y: y - x, group: named[group] ?? ""}));
+      const shown = points.map(([x, y, group]) => ({x, y: y - x, group}));
+      const [most] = [...scores].sort((a, b) => b.rmse - a.rmse);
+      const range = (row) => `${short(row.low)} to ${short(row.high)}`;
+      const base = scores.some((row) => row.base_rmse !== undefined);
       return [columns(
-        figure("Residuals over true scores", "Predicted minus true, score points. On the dashed line a prediction is right.",
-          (width) => Charts.scatter(width, shown, {x: "True score", y: "Residual", line: "zero", groups: named})),
-        table("By true score", ["from", "#pairs", "#RMSE", "#mean residual"], scores.map((row) => [
-          `${short(row.low)} to ${short(row.high)}`, count(row.pairs), rmse(row.rmse), signed(row.mean)])))];
+        figure(`Residuals over true scores; the largest RMSE is ${rmse(most.rmse)}, from ${range(most)}`,
+          `Predicted minus true, score points. On the dashed line a prediction is right.${drawnPart}`,
+          (width) => Charts.scatter(width, shown, {x: "True score", y: "Residual", line: "zero", groups: groupNames})),
+        table("By true score", ["from", "#pairs", "#RMSE", ...(base ? ["#base RMSE"] : []), "#mean residual"],
+          scores.map((row) => [range(row), count(row.pairs), rmse(row.rmse), ...(base ? [rmse(row.base_rmse)] : []),
+            signed(row.mean)])))];
     },
 
     worst() {
@@ -157,16 +168,18 @@
     features() {
       const largest = features.slice(0, 20).map(({name, importance}) => ({name, value: importance}));
       const all = data.n_features;
+      const n = report.importance_pairs;
+      const measured = n < judged.pairs ? `, measured on ${count(n)} of the ${count(judged.pairs)} pairs judged` : "";
       const cut = features.length < all ? ` The ${features.length} most important of ${count(all)}.` : "";
       return [
         figure(`Importance of ${largest.length} features; the most important is ${largest[0].name}`,
           "By how much the RMSE grows, in score points, when one feature's values are exchanged between the pairs: the mean " +
-            `of five permutations, on ${judged.what}. Features that say the same stand in for each other, and each seems to ` +
+            `of five permutations${measured}. Features that say the same stand in for each other, and each seems to ` +
             "matter less.",
           (width) => Charts.bars(width, largest, {x: "Growth of RMSE"})),
         behind("Importance and range of all features", table(`Ranges are of all pairs.${cut}`,
           ["feature", "#growth of RMSE", "#lowest", "#mean", "#highest"],
-          features.map((row) => [row.name, rmse(row.importance), short(row.min), short(row.mean), short(row.max)]))),
+          features.map((row) => [row.name, signed(row.importance), short(row.min), short(row.mean), short(row.max)]))),
       ];
     },
 
@@ -186,7 +199,12 @@
       ];
     },
 
-    model: () => [fields("The model's file, and what its JSON says of it", report.model)],
+    model: () => [
+      fields("The model's file, and what its JSON says of it", report.model),
+      ...(said.metrics ? [paragraph(`Trained at ${count(Math.round(said.pairs_per_second))} pairs per second for ` +
+        `${said.seconds.toFixed(1)} s. It differs from what onnxruntime makes of it by ` +
+        `${said.parity_max_abs_diff.toPrecision(2)} score points at most.`)] : []),
+    ],
   };
 
   const title = `${report.command}: ${report.model.file.replace(/.*\//, "")}`;
@@ -203,4 +221,14 @@
     section.append(...shown);
     links.append(element("li", {}, element("a", {href: `#${name}`}, section.querySelector("h2").textContent)));
   }
+
+  // What is folded is on paper too.
+  let unfolded = [];
+  addEventListener("beforeprint", () => {
+    unfolded = [...document.querySelectorAll("details:not([open])")];
+    for (const each of unfolded) each.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const each of unfolded) each.open = false;
+  });
 })();
