@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import http.client
 import http.server
 import json
@@ -20,8 +21,9 @@ import pytest
 
 from sidecar.address import parse_address
 from sidecar.history import COLUMNS, HISTORY, History
+from sidecar.http import Page, start_http
 from sidecar.look import NoSidecarError, fetch_status
-from sidecar.pages import Pages
+from sidecar.pages import JSON, Pages
 from sidecar.status import Status
 from sidecar.watch import sparkline, watch
 from tests.browser import browser
@@ -186,7 +188,8 @@ def test_every_part_has_a_strict_policy_and_answers_get_and_head_alone(live):
         if path != "/api/history":
             assert int(head[1]["Content-Length"]) == len(body)
         for method in ("POST", "PUT", "DELETE", "OPTIONS"):
-            assert ask(address, path, method)[0] == 405
+            code, headers, _ = ask(address, path, method)
+            assert (code, headers["Allow"]) == (405, "GET, HEAD")
 
 
 def test_a_part_that_the_browser_has_is_not_sent_again(live):
@@ -303,6 +306,141 @@ def test_hostile_text_is_text(page, serve, base_path, lines, tmp_path):
     assert page.ask("document.querySelectorAll('main img, main script').length") == 0
     assert page.ask("document.title") == "vmafx-sidecar"
     assert page.console() == []
+
+
+@pytest.fixture
+def show(page, tmp_path):
+    """Opens the page of a sidecar that is made up of rows and the fields of a status; gives its address, and its server."""
+    servers = []
+
+    def start(rows, address="127.0.0.1:0", settings=None, **fields):
+        history = History(tuple((row[0], json.dumps(row).encode()) for row in rows))
+        status = Status(**{"phase": "running", "replay_capacity": 10, "held_out_capacity": 10, "n_features": 5, **fields})
+        pages = Pages(
+            lambda: dataclasses.replace(status, progress=time.monotonic()), lambda: history, tmp_path, settings or {"seed": 3}
+        )
+        servers.append(start_http(address, pages.look_up))
+        page.open(f"http://{servers[-1].address}/")
+        wait_until(lambda: text_of(page, "#tiles"), "the first answer")
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def rows_of(loss, count=30, end=0, **columns):
+    """So many rows up to so many seconds ago; loss and columns: what row i has."""
+    now = int(time.time()) - end - 10 * count
+    values = {"time": lambda i: now + 10 * i, "loss": loss, **columns}
+    return [[values.get(name, lambda i: 1.5)(i) for name in COLUMNS] for i in range(count)]
+
+
+def labels(page, chart, axis="y"):
+    wait_until(lambda: page.ask(f"document.querySelector('#{chart} svg')"), "the chart")
+    parts = f"document.querySelectorAll('#{chart} [aria-label=\"{axis}-axis tick label\"] text')"
+    return page.ask(f"[...{parts}].map(each => each.textContent)")
+
+
+@pytest.mark.parametrize(
+    ("loss", "ticks"),
+    [
+        (lambda i: 900 * 0.5**i * 1.02, ["1e-6", "0.0001", "0.01", "1", "100", "10,000"]),
+        (lambda i: 900 * 0.8**i, ["1", "10", "100", "1,000"]),
+        (lambda i: 3 + i, ["2", "5", "10", "20", "50"]),
+        (lambda i: 3.1 + i % 2, ["3", "4", "5"]),
+        (lambda i: 2.25, ["2", "3"]),
+        (lambda i: 2, ["2", "3"]),
+        (lambda i: 1e9, ["1e+9", "2e+9"]),
+        (lambda i: [None, 0, 4][i % 3], ["4", "5"]),
+    ],
+)
+def test_the_ticks_of_the_loss_are_few_and_each_has_its_label(page, show, loss, ticks):
+    show(rows_of(loss))
+    assert labels(page, "loss") == ticks
+    assert page.ask("document.querySelectorAll('#loss [aria-label=\"y-axis tick\"] path').length") == len(ticks)
+    assert "score points²" in text_of(page, "#loss")
+    assert page.console() == []
+
+
+def test_a_value_that_never_changes_has_an_axis_with_room(page, show):
+    show(rows_of(lambda i: 1, prequential_plcc=lambda i: 1, prequential_rmse=lambda i: 0.25))
+    assert labels(page, "prequential_plcc")[-1] == "1.00"
+    assert len(labels(page, "prequential_rmse")) >= 3
+    left = "document.querySelector('#prequential_rmse').getBoundingClientRect().left"
+    assert page.ask(
+        f"[...document.querySelectorAll('#prequential_rmse text')].every(each => each.getBoundingClientRect().left >= {left})"
+    )
+
+
+def test_without_history_the_page_says_so(page, show):
+    show([], phase="initializing")
+    assert "No curves yet" in text_of(page, "#live")
+    assert page.ask("document.querySelectorAll('.chart').length") == 0
+    assert page.console() == []
+
+
+def test_what_has_no_value_has_no_chart_and_a_gap_is_a_gap(page, show):
+    def nothing(i):
+        return None
+
+    early, late = (rows_of(lambda i: 2 + i, 10, end, prequential_rmse=nothing, prequential_plcc=nothing) for end in (600, 0))
+    show(early + late)
+    labels(page, "loss")
+    assert "No curves yet" not in text_of(page, "#live")
+    assert page.ask("[...document.querySelectorAll('.chart')].map(each => each.id)") == ["loss", "pairs_per_second"]
+    line = page.ask("document.querySelector('#loss [aria-label=line] path').getAttribute('d')")
+    assert line.count("M") >= 2
+
+
+def test_a_single_point_is_seen_on_an_axis_of_minutes(page, show):
+    show(rows_of(lambda i: 2, 1), loss=2.0)
+    assert 4 <= len(labels(page, "loss", "x")) <= 6
+    assert page.ask("document.querySelectorAll('#loss [aria-label=dot] path').length") >= 1
+
+
+def test_all_that_is_told_is_text(page, show):
+    hostile = {"phase": MARKUP, "reason": MARKUP, "rejected": {MARKUP: 1}, "pairs": {MARKUP: 2}}
+    show(rows_of(lambda i: 2), settings={MARKUP: MARKUP, "base_model": f"/{MARKUP}.onnx"}, **hostile)
+    page.ask("document.querySelector('details').open = true")
+    for part, times in (("#state", 2), ("#rejected", 1), ("#pairs", 1), ("#settings", 3)):
+        assert text_of(page, part).count(MARKUP) == times, part
+    assert page.ask("document.querySelectorAll('main img, main script, header img, header script').length") == 0
+    assert page.ask("document.title") == "vmafx-sidecar"
+    assert page.console() == []
+
+
+def test_the_browser_runs_nothing_that_is_not_the_sidecars_own_file(page, show):
+    show([])
+    page.driver.execute_script(
+        "const inline = document.createElement('script'); inline.textContent = 'document.title = `owned`';"
+        "document.body.append(inline);"
+        "const image = document.createElement('img'); image.setAttribute('onerror', 'document.title = `owned`');"
+        "image.src = '/none'; document.body.append(image);"
+        "const link = document.createElement('a'); link.href = 'javascript:document.title = `owned`';"
+        "document.body.append(link); link.click();"
+        "const code = document.createElement('script'); code.src = 'http://localhost:1/x.js'; document.body.append(code);"
+    )
+    wait_until(lambda: page.ask("performance.now()") > 500)
+    assert page.ask("document.title") == "vmafx-sidecar"
+    refused = [message for message in page.console() if "Content Security Policy" in message]
+    assert len(refused) == 4, refused
+
+
+def test_another_server_in_the_sidecars_place_is_its_loss_and_the_page_recovers(page, show):
+    server = show(rows_of(lambda i: 2), position=17)
+    server.close()
+    another = start_http(server.address, lambda target, headers: Page(b'{"hello": "world"}', JSON))
+    wait_until(lambda: lost(page), "the loss")
+    assert "17" in text_of(page, "#tiles")
+    time.sleep(2.5)  # a poll later it still asks
+    assert lost(page)
+    another.close()
+    pages = Pages(lambda: Status(position=18, progress=time.monotonic()), History, Path("nowhere"), {})
+    back = start_http(server.address, pages.look_up)
+    wait_until(lambda: not lost(page), "its return")
+    assert "18" in text_of(page, "#tiles")
+    back.close()
 
 
 @pytest.mark.parametrize("width", [1400, 400])
