@@ -433,6 +433,10 @@ def test_another_server_in_the_sidecars_place_is_its_loss_and_the_page_recovers(
     another = start_http(server.address, lambda target, headers: Page(b'{"hello": "world"}', JSON))
     wait_until(lambda: lost(page), "the loss")
     assert "17" in text_of(page, "#tiles")
+    page.resize(400, 400)
+    page.driver.execute_script("window.scrollTo(0, 700)")
+    assert page.ask("window.scrollY") == 700
+    assert page.ask("document.querySelector('#lost').getBoundingClientRect().top") == 0  # still in sight
     time.sleep(2.5)  # a poll later it still asks
     assert lost(page)
     another.close()

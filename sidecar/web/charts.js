@@ -44,7 +44,9 @@ const Charts = (() => {
     const decades = Math.log10(high / low), first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
     const digits = decades < 0.4 ? [1, 2, 3, 4, 5, 6, 7, 8, 9] : decades < 2 ? [1, 2, 5] : [1];
     const every = Math.max(1, Math.ceil((last - first) / 6)), all = [];
-    for (let power = first; power < last + every + 1; power += every) all.push(...digits.map((digit) => Number(`${digit}e${power}`)));
+    for (let power = first; power < last + every + 1; power += every) {
+      all.push(...digits.map((digit) => Number(`${digit}e${power}`)));
+    }
     const from = Math.max(0, all.findLastIndex((tick) => tick <= low));
     const shown = all.slice(from, Math.max(from + 1, all.findIndex((tick) => tick >= high)) + 1);
     const isPlain = (tick) => tick >= 1e-5 && tick < 1e6;
