@@ -23,7 +23,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ import numpy as np
 
 from onnx_builder.write import to_bytes
 from sidecar.address import parse_address
+from sidecar.history import COLUMNS, EVERY_S, HISTORY, KEPT_S
 from sidecar.learning.recipe import Recipe, fit
+from sidecar.look import fetch_history
 from sidecar.recorded import read_pairs
 from sidecar.replay import read_requests
 
@@ -41,13 +44,16 @@ WITHOUT_PAUSE = {"checkpoint_interval": 0, "min_samples": 1}
 class Sidecar:
     """A `serve` process in a directory of its own. start_s: from its start to a socket that accepts."""
 
-    def __init__(self, directory: Path, base: Path, **settings: object) -> None:
+    def __init__(self, directory: Path, base: Path, history: Sequence[bytes] = (), **settings: object) -> None:
         self.directory, self.socket_path, self.log = directory, directory / "s.sock", directory / "log"
         options = {
             "socket": self.socket_path, "checkpoint_dir": directory / "online", "base_model": base, "http": "127.0.0.1:0",
             "log_format": "json", **settings,
         }  # fmt: skip
         arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        state = directory / "online" / "state"
+        state.mkdir(parents=True)
+        (state / HISTORY).write_bytes(b"".join(row + b"\n" for row in history))
         started = time.perf_counter()
         self.process = subprocess.Popen([sys.executable, "-m", "sidecar", "serve", *arguments], stderr=self.log.open("wb"))
         connect(self.socket_path).close()
@@ -63,7 +69,7 @@ class Sidecar:
 
 
 @contextlib.contextmanager
-def sidecar(base: Path, **settings: object) -> Iterator[Sidecar]:
+def sidecar(base: Path, **settings: Any) -> Iterator[Sidecar]:
     with tempfile.TemporaryDirectory() as directory:
         running = Sidecar(Path(directory), base, **settings)
         try:
@@ -146,18 +152,46 @@ def at_a_rate(path: Path, lines: list[bytes], rate: float = 1000.0) -> list[floa
     return latencies
 
 
-def asking(address: str, seconds: float, rate: float = 1000.0) -> list[float]:
-    """Milliseconds from the moment that each request was due to its answer's end, for the live page and its figures in turn."""
+def full_history() -> list[bytes]:
+    """As many rows as are kept, up to now, of numbers with all their digits."""
+    random, now = np.random.default_rng(0), int(time.time())
+    numbers = (",".join(f"{value:.6g}" for value in random.uniform(1, 1000, len(COLUMNS) - 1)) for _ in itertools.count())
+    return [f"[{moment},{next(numbers)}]".encode() for moment in range(now - KEPT_S, now, EVERY_S)]
+
+
+@dataclass
+class Asked:
+    """What `asking` measured. latencies: milliseconds from the moment that each request was due to its answer's end."""
+
+    latencies: list[float]
+    refused: int
+    megabytes: float
+    seconds: float
+
+    def __str__(self) -> str:
+        reached = f"{len(self.latencies) / self.seconds:,.0f} requests a second answered, {self.refused} not"
+        return f"{reached}, {self.megabytes / self.seconds:.0f} MB a second; {percentiles(self.latencies)}"
+
+
+def asking(address: str, seconds: float, rate: float = 1000.0) -> Asked:
+    """Requests for the live page and its figures in turn, on a connection each, whether or not the one before is answered."""
     host, port = parse_address(address)
-    latencies: list[float] = []
+    asked = Asked([], 0, 0.0, 0.0)
+    paths = itertools.cycle(("/", "/api/history", "/status", f"/api/history?since={int(time.time()) - 60}", "/api/checkpoints"))
 
     async def ask(path: str, due: float) -> None:
-        reader, writer = await asyncio.open_connection(host, port)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
-        answer = await reader.read(-1)
-        writer.close()
-        assert answer.startswith(b"HTTP/1.1 200 "), answer[:100]
-        latencies.append(1e3 * (time.perf_counter() - due))
+        try:
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+            answer = await reader.read(-1)
+            writer.close()
+        except OSError:
+            answer = b""
+        if answer.startswith(b"HTTP/1.1 200 "):
+            asked.latencies.append(1e3 * (time.perf_counter() - due))
+            asked.megabytes += len(answer) / 1e6
+        else:
+            asked.refused += 1
 
     async def run() -> None:
         started = time.perf_counter()
@@ -166,14 +200,15 @@ def asking(address: str, seconds: float, rate: float = 1000.0) -> list[float]:
                 due = started + number / rate
                 while (ahead := due - time.perf_counter()) > 0:
                     await asyncio.sleep(ahead)
-                tasks.create_task(ask(("/", "/api/history")[number % 2], due))
+                tasks.create_task(ask(next(paths), due))
+        asked.seconds = time.perf_counter() - started
 
     asyncio.run(run())
-    return latencies
+    return asked
 
 
 @contextlib.contextmanager
-def asked(address: str, seconds: float) -> Iterator[Callable[[], list[float]]]:
+def asked(address: str, seconds: float) -> Iterator[Callable[[], Asked]]:
     """A thousand requests a second from another process; gives what `asking` measured, once it is done."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.Process(target=lambda: sender.send(asking(address, seconds)))
@@ -276,21 +311,25 @@ def main() -> None:
             if exports:
                 print(f"  {len(exports)} exports with parity and gate: {percentiles([1e3 * each for each in exports])}")
 
-        print("the same, in turn without and with 1,000 requests a second for / and /api/history, 5 s each:")
+        print("the same, in turn without and beside 1,000 requests a second for the live page and its figures, 5 s each:")
         for name, settings in (("", {}), (" while checkpoints are exported", WITHOUT_PAUSE)):
-            address, alone, beside, answered = free_address(), [], [], []
-            with sidecar(base, http=address, **settings) as running:
+            address, alone, beside, requests = free_address(), [], [], []
+            with sidecar(base, history=full_history(), http=address, **settings) as running:
                 in_a_process(pipelined, running.socket_path, lines.take(2000))
+                rows = len(fetch_history(address)["rows"])
                 for _ in rounds:
                     alone.append(in_a_process(at_a_rate, running.socket_path, lines.take(5000)))
                     with asked(address, 6.0) as answers:
                         beside.append(in_a_process(at_a_rate, running.socket_path, lines.take(5000)))
-                        answered += answers()
+                        requests.append(answers())
+                exports = len(running.events("checkpoint published"))
             for label, latencies in (("alone", alone), ("beside them", beside)):
                 best = min(latencies, key=lambda each: float(np.percentile(each, 99)))
                 print(f"  answer time{name}, {label}: {percentiles(list(itertools.chain(*latencies)))}")
                 print(f"    of the best round: {percentiles(best)}")
-            print(f"  requests: {len(answered):,} answered, {percentiles(answered)}")
+            print(f"  a history of {rows:,} rows, {exports} exports; the requests of each round:")
+            for each in requests:
+                print(f"    {each}")
 
         if options.memory:
             with sidecar(base, checkpoint_interval=5) as running:

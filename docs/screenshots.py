@@ -1,7 +1,7 @@
 """Makes the pictures in docs/ from real runs in a real browser: `python docs/screenshots.py`, in a checkout with the dev extra.
 
-Needs Chromium and chromedriver, and three minutes. The report is of the README's first command with `--group-by source`, and a
-holdout; the live page of a sidecar that gets the example's pairs at 30 a second, with some bad lines and a restart on the way.
+Needs Chromium and chromedriver, and six minutes. The report is of the README's first command with `--group-by source`, and a
+holdout; the live page of a sidecar that gets the example's pairs at 12 a second, with some bad lines and a restart on the way.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def live(directory: Path) -> Iterator[str]:
         pairs.write_bytes(b"\n".join(part))
         with ending(Sidecar(directory, **options, steps_per_batch=16)) as running:
             running.connect().send([b"not JSON", *2 * [b'{"features": [1, 2], "true_score": 3}']])
-            run("replay", pairs, "--socket", running.socket_path, "--rate", "30")
+            run("replay", pairs, "--socket", running.socket_path, "--rate", "12")
             if not pause:
                 yield address
             running.stop()

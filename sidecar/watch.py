@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sidecar.look import HttpError, fetch_checkpoints, fetch_history, format_status
+from sidecar.look import HttpError, NoSidecarError, fetch_checkpoints, fetch_history, format_status
 from sidecar.status import one_line
 
 EVERY_S = 2.0
 _SHOWN_CHECKPOINTS = 3
+_NARROWEST = 40
 _BARS = "▁▂▃▄▅▆▇█"
 _CHARTS = {"RMSE": "prequential_rmse", "PLCC": "prequential_plcc", "loss": "loss", "pairs/s": "pairs_per_second"}
 
@@ -21,15 +22,19 @@ _CHARTS = {"RMSE": "prequential_rmse", "PLCC": "prequential_plcc", "loss": "loss
 def watch(address: str, sleep: Callable[[float], object] = time.sleep) -> Iterator[str]:
     """What to show of the sidecar at an address, again and again; where it does not answer, that, above what it said last.
 
-    As wide as the terminal, or 80 characters. Raises ValueError for a bad address.
+    As wide as the terminal, or 80 characters. Raises ValueError for a bad address, NoSidecarError where something else answers
+    and no sidecar ever has.
     """
     known = ""
     while True:
-        width = shutil.get_terminal_size().columns
+        width = max(_NARROWEST, shutil.get_terminal_size().columns)
         try:
             history, checkpoints = fetch_history(address), fetch_checkpoints(address)
         except HttpError as error:
-            lost = textwrap.fill(f"LOST THE SIDECAR at {_clock(time.time())}: {error}. Going on trying.", width)
+            if isinstance(error, NoSidecarError) and not known:
+                raise
+            what = "LOST THE SIDECAR" if known else "NO SIDECAR"
+            lost = textwrap.fill(f"{what} at {_clock(time.time())}: {error}. Going on trying.", width)
             yield f"{lost}\n\n{known}"
         else:
             known = picture(history, checkpoints, width)
@@ -50,9 +55,9 @@ def picture(history: Mapping[str, Any], checkpoints: Mapping[str, Any], width: i
         "pairs": now["pairs"],
         "rejected": now["rejected"],
     }
-    settings = " ".join(f"{name}={one_line(str(value))}" for name, value in history["settings"].items())
+    settings = " ".join(f"{one_line(name)}={one_line(str(value))}" for name, value in history["settings"].items())
     parts = (
-        [f"vmafx-sidecar: {one_line(now['phase'])}{alive}, {_clock(now['time'])}"],
+        [textwrap.fill(f"vmafx-sidecar: {one_line(now['phase'])}{alive}, {_clock(now['time'])}", width)],
         _sparklines(history, width),
         _checkpoint_lines(checkpoints, width),
         [format_status(figures, width)],
@@ -68,7 +73,8 @@ def _sparklines(history: Mapping[str, Any], width: int) -> list[str]:
     times = [row[0] for row in rows] + [now["time"]]
     lines = [f"{'since ' + _clock(rows[0][0]):{width - 27}} {'lowest':>8} {'now':>8} {'highest':>8}"]
     for label, name in _CHARTS.items():
-        values = [row[columns.index(name)] for row in rows] + [now.get(name)]
+        column = columns.index(name) if name in columns else None
+        values = [None if column is None else row[column] for row in rows] + [now.get(name)]
         known = [value for value in values if value is not None]
         if known:
             line = sparkline(values, times, width - 36, 3 * history["every_seconds"])
@@ -86,7 +92,7 @@ def sparkline(values: Sequence[float | None], times: Sequence[float], width: int
     spans: list[list[float]] = [[] for _ in range(width)]
     for value, moment in zip(values, times, strict=True):
         if value is not None:
-            spans[min(width - 1, int((moment - first) / span))].append(value)
+            spans[max(0, min(width - 1, int((moment - first) / span)))].append(value)
     means: list[float | None] = []
     stood = 0.0
     for each in spans:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import http.client
-import itertools
+import http.server
 import json
 import os
 import pty
@@ -11,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,8 +21,9 @@ import pytest
 
 from sidecar.address import parse_address
 from sidecar.history import COLUMNS, HISTORY, History
-from sidecar.look import HttpError
-from sidecar.pages import Pages
+from sidecar.http import Page, start_http
+from sidecar.look import NoSidecarError, fetch_status
+from sidecar.pages import JSON, Pages
 from sidecar.status import Status
 from sidecar.watch import sparkline, watch
 from tests.browser import browser
@@ -184,7 +188,8 @@ def test_every_part_has_a_strict_policy_and_answers_get_and_head_alone(live):
         if path != "/api/history":
             assert int(head[1]["Content-Length"]) == len(body)
         for method in ("POST", "PUT", "DELETE", "OPTIONS"):
-            assert ask(address, path, method)[0] == 405
+            code, headers, _ = ask(address, path, method)
+            assert (code, headers["Allow"]) == (405, "GET, HEAD")
 
 
 def test_a_part_that_the_browser_has_is_not_sent_again(live):
@@ -303,6 +308,145 @@ def test_hostile_text_is_text(page, serve, base_path, lines, tmp_path):
     assert page.console() == []
 
 
+@pytest.fixture
+def show(page, tmp_path):
+    """Opens the page of a sidecar that is made up of rows and the fields of a status; gives its address, and its server."""
+    servers = []
+
+    def start(rows, address="127.0.0.1:0", settings=None, **fields):
+        history = History(tuple((row[0], json.dumps(row).encode()) for row in rows))
+        status = Status(**{"phase": "running", "replay_capacity": 10, "held_out_capacity": 10, "n_features": 5, **fields})
+        pages = Pages(
+            lambda: dataclasses.replace(status, progress=time.monotonic()), lambda: history, tmp_path, settings or {"seed": 3}
+        )
+        servers.append(start_http(address, pages.look_up))
+        page.open(f"http://{servers[-1].address}/")
+        wait_until(lambda: text_of(page, "#tiles"), "the first answer")
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def rows_of(loss, count=30, end=0, **columns):
+    """So many rows up to so many seconds ago; loss and columns: what row i has."""
+    now = int(time.time()) - end - 10 * count
+    values = {"time": lambda i: now + 10 * i, "loss": loss, **columns}
+    return [[values.get(name, lambda i: 1.5)(i) for name in COLUMNS] for i in range(count)]
+
+
+def labels(page, chart, axis="y"):
+    wait_until(lambda: page.ask(f"document.querySelector('#{chart} svg')"), "the chart")
+    parts = f"document.querySelectorAll('#{chart} [aria-label=\"{axis}-axis tick label\"] text')"
+    return page.ask(f"[...{parts}].map(each => each.textContent)")
+
+
+@pytest.mark.parametrize(
+    ("loss", "ticks"),
+    [
+        (lambda i: 900 * 0.5**i * 1.02, ["1e-6", "0.0001", "0.01", "1", "100", "10,000"]),
+        (lambda i: 900 * 0.8**i, ["1", "10", "100", "1,000"]),
+        (lambda i: 3 + i, ["2", "5", "10", "20", "50"]),
+        (lambda i: 3.1 + i % 2, ["3", "4", "5"]),
+        (lambda i: 2.25, ["2", "3"]),
+        (lambda i: 2, ["2", "3"]),
+        (lambda i: 1e9, ["1e+9", "2e+9"]),
+        (lambda i: [None, 0, 4][i % 3], ["4", "5"]),
+    ],
+)
+def test_the_ticks_of_the_loss_are_few_and_each_has_its_label(page, show, loss, ticks):
+    show(rows_of(loss))
+    assert labels(page, "loss") == ticks
+    assert page.ask("document.querySelectorAll('#loss [aria-label=\"y-axis tick\"] path').length") == len(ticks)
+    assert "score points²" in text_of(page, "#loss")
+    assert page.console() == []
+
+
+def test_a_value_that_never_changes_has_an_axis_with_room(page, show):
+    show(rows_of(lambda i: 1, prequential_plcc=lambda i: 1, prequential_rmse=lambda i: 0.25))
+    assert labels(page, "prequential_plcc")[-1] == "1.00"
+    assert len(labels(page, "prequential_rmse")) >= 3
+    left = "document.querySelector('#prequential_rmse').getBoundingClientRect().left"
+    assert page.ask(
+        f"[...document.querySelectorAll('#prequential_rmse text')].every(each => each.getBoundingClientRect().left >= {left})"
+    )
+
+
+def test_without_history_the_page_says_so(page, show):
+    show([], phase="initializing")
+    assert "No curves yet" in text_of(page, "#live")
+    assert page.ask("document.querySelectorAll('.chart').length") == 0
+    assert page.console() == []
+
+
+def test_what_has_no_value_has_no_chart_and_a_gap_is_a_gap(page, show):
+    def nothing(i):
+        return None
+
+    early, late = (rows_of(lambda i: 2 + i, 10, end, prequential_rmse=nothing, prequential_plcc=nothing) for end in (600, 0))
+    show(early + late)
+    labels(page, "loss")
+    assert "No curves yet" not in text_of(page, "#live")
+    assert page.ask("[...document.querySelectorAll('.chart')].map(each => each.id)") == ["loss", "pairs_per_second"]
+    line = page.ask("document.querySelector('#loss [aria-label=line] path').getAttribute('d')")
+    assert line.count("M") >= 2
+
+
+def test_a_single_point_is_seen_on_an_axis_of_minutes(page, show):
+    show(rows_of(lambda i: 2, 1), loss=2.0)
+    assert 4 <= len(labels(page, "loss", "x")) <= 6
+    assert page.ask("document.querySelectorAll('#loss [aria-label=dot] path').length") >= 1
+
+
+def test_all_that_is_told_is_text(page, show):
+    hostile = {"phase": MARKUP, "reason": MARKUP, "rejected": {MARKUP: 1}, "pairs": {MARKUP: 2}}
+    show(rows_of(lambda i: 2), settings={MARKUP: MARKUP, "base_model": f"/{MARKUP}.onnx"}, **hostile)
+    page.ask("document.querySelector('details').open = true")
+    for part, times in (("#state", 2), ("#rejected", 1), ("#pairs", 1), ("#settings", 3)):
+        assert text_of(page, part).count(MARKUP) == times, part
+    assert page.ask("document.querySelectorAll('main img, main script, header img, header script').length") == 0
+    assert page.ask("document.title") == "vmafx-sidecar"
+    assert page.console() == []
+
+
+def test_the_browser_runs_nothing_that_is_not_the_sidecars_own_file(page, show):
+    show([])
+    page.driver.execute_script(
+        "const inline = document.createElement('script'); inline.textContent = 'document.title = `owned`';"
+        "document.body.append(inline);"
+        "const image = document.createElement('img'); image.setAttribute('onerror', 'document.title = `owned`');"
+        "image.src = '/none'; document.body.append(image);"
+        "const link = document.createElement('a'); link.href = 'javascript:document.title = `owned`';"
+        "document.body.append(link); link.click();"
+        "const code = document.createElement('script'); code.src = 'http://localhost:1/x.js'; document.body.append(code);"
+    )
+    wait_until(lambda: page.ask("performance.now()") > 500)
+    assert page.ask("document.title") == "vmafx-sidecar"
+    refused = [message for message in page.console() if "Content Security Policy" in message]
+    assert len(refused) == 4, refused
+
+
+def test_another_server_in_the_sidecars_place_is_its_loss_and_the_page_recovers(page, show):
+    server = show(rows_of(lambda i: 2), position=17)
+    server.close()
+    another = start_http(server.address, lambda target, headers: Page(b'{"hello": "world"}', JSON))
+    wait_until(lambda: lost(page), "the loss")
+    assert "17" in text_of(page, "#tiles")
+    page.resize(400, 400)
+    page.driver.execute_script("window.scrollTo(0, 700)")
+    assert page.ask("window.scrollY") == 700
+    assert page.ask("document.querySelector('#lost').getBoundingClientRect().top") == 0  # still in sight
+    time.sleep(2.5)  # a poll later it still asks
+    assert lost(page)
+    another.close()
+    pages = Pages(lambda: Status(position=18, progress=time.monotonic()), History, Path("nowhere"), {})
+    back = start_http(server.address, pages.look_up)
+    wait_until(lambda: not lost(page), "its return")
+    assert "18" in text_of(page, "#tiles")
+    back.close()
+
+
 @pytest.mark.parametrize("width", [1400, 400])
 def test_nothing_sticks_out_at_the_side(page, live, width):
     sidecar, address = live
@@ -351,7 +495,7 @@ def test_watch_without_a_sidecar_says_so_and_without_a_terminal_prints_a_block_a
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert watching.stdout.readline().startswith(b"LOST THE SIDECAR at ")
+    assert watching.stdout.readline().startswith(b"NO SIDECAR at ")
     watching.send_signal(signal.SIGINT)
     out, errors = watching.communicate(timeout=PATIENCE_S)
     assert (watching.returncode, errors) == (130, b"\ninterrupted\n")
@@ -386,6 +530,171 @@ def test_watch_with_what_it_cannot_do(arguments):
     assert "--watch" in done.stderr or "nowhere" in done.stderr
 
 
-def test_what_answers_and_is_no_sidecar_is_lost_too(monkeypatch):
-    monkeypatch.setattr("sidecar.watch.fetch_history", lambda address: (_ for _ in ()).throw(HttpError("no sidecar")))
-    assert "no sidecar" in next(iter(itertools.islice(watch("127.0.0.1:1"), 1)))
+# What a sidecar says at /api/history, as far as `watch` needs it, and at /api/checkpoints.
+HISTORY_TOLD = {
+    "now": {
+        "phase": "running", "current_samples": 3, "time": 1030.5, "making_progress": True, "replay_size": 3,
+        "replay_capacity": 9, "held_out_size": 0, "held_out_capacity": 9, "pairs": {"accepted": 3}, "rejected": {},
+        "prequential_rmse": 1.5,
+    },
+    "settings": {"seed": 3}, "every_seconds": 10, "columns": list(COLUMNS),
+    "rows": [[1000, None, None, None, None, 0, 0], [1010, 0.3, 2.5, 0.9, 7, 3, 0]],
+}  # fmt: skip
+CHECKPOINTS_TOLD = {"latest": None, "stable": None, "checkpoints": [{"name": "model_v000001", "version": 1}]}
+
+
+def changed(told, **values):
+    """A document with a part of `now` or of itself replaced; None takes it away."""
+    told = copy.deepcopy(told)
+    for name, value in values.items():
+        place = told["now"] if name in told.get("now", {}) else told
+        place[name] = value
+        if value is None:
+            del place[name]
+    return told
+
+
+@pytest.fixture
+def impostor():
+    """A server whose answers, by path, are JSON documents or bytes: a dictionary to change, and its address."""
+    answers = {"/api/history": HISTORY_TOLD, "/api/checkpoints": CHECKPOINTS_TOLD}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = answers[self.path]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield answers, f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_watch_needs_no_more_than_this(impostor):
+    seen = next(watch(impostor[1]))
+    for part in ("vmafx-sidecar: running, ", "RMSE ", "model_v000001", "seed=3"):
+        assert part in seen
+
+
+HUGE = b"1" + b"0" * 400
+WRONG = {
+    "answered 200 with b'<!doctype html>'": b"<!doctype html>",
+    "answered 200 with b'[1]'": b"[1]",
+    "answered 200 with b'\\x00\\xff'": b"\x00\xff",
+    "answered 200 with b'": b"[" * 100_000,
+    "answered 200 with b'{\"now\": NaN}'": b'{"now": NaN}',
+    "object missing required field `now`": {"hello": "world"},
+    "expected `object`, got `array` - at `$.now`": {**HISTORY_TOLD, "now": []},
+    "object missing required field `phase` - at `$.now`": changed(HISTORY_TOLD, phase=None),
+    "expected `str`, got `int` - at `$.now.phase`": changed(HISTORY_TOLD, phase=3),
+    "expected `float` <= 100000000000.0 - at `$.now.time`": changed(HISTORY_TOLD, time=1e12),
+    "expected `int`, got `str` - at `$.now.replay_size`": changed(HISTORY_TOLD, replay_size="many"),
+    "expected `int`, got `array` - at `$.now.pairs[...]`": changed(HISTORY_TOLD, pairs={"accepted": []}),
+    "expected `array`, got `object` - at `$.rows`": changed(HISTORY_TOLD, rows={}),
+    "expected `float | null`, got `str` - at `$.rows[0][0]`": changed(HISTORY_TOLD, rows=[["x"] * len(COLUMNS)]),
+    "expected rows as long as `columns`, `time` first": changed(HISTORY_TOLD, rows=[[1000]]),
+    "expected `float`, got `null` - at `$[0]`": changed(HISTORY_TOLD, rows=[[None] * len(COLUMNS)]),
+    "number out of range": json.dumps(changed(HISTORY_TOLD, time=17)).encode().replace(b"17", HUGE),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_watch_ends_with_one_line_where_something_else_answers(impostor, message):
+    answers, address = impostor
+    answers["/api/history"] = WRONG[message]
+    with pytest.raises(NoSidecarError) as refused:
+        next(watch(address))
+    assert str(refused.value).startswith(f"{address}: /api/history is not a sidecar's: {message}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["latest", "checkpoints"])
+def test_watch_looks_at_the_checkpoints_document_too(impostor, name):
+    answers, address = impostor
+    answers["/api/checkpoints"] = changed(CHECKPOINTS_TOLD, **{name: 3})
+    with pytest.raises(NoSidecarError, match=f"/api/checkpoints is not a sidecar's: expected `.*, got `int` - at `.*{name}`"):
+        next(watch(address))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        changed(HISTORY_TOLD, rows=[]),
+        changed(HISTORY_TOLD, rows=[[1000, *[None] * 6]], prequential_rmse=None),
+        changed(HISTORY_TOLD, rows=[[5000, *[1] * 6], [10, *[1e100] * 6], [1020, *[-1e100] * 6]]),
+        changed(HISTORY_TOLD, columns=["time", "another"], rows=[[1000, 3]]),
+        changed(HISTORY_TOLD, settings={"\x1b[31m": "\x1b[32m\n" * 500}, phase="\x1b[2J" * 100, every_seconds=-1),
+    ],
+)
+@pytest.mark.parametrize("columns", ["1", "80", "500"])
+def test_watch_shows_what_is_odd_as_well_as_can_be(impostor, monkeypatch, told, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    answers, address = impostor
+    answers["/api/history"] = told
+    seen = next(watch(address))
+    assert "\x1b" not in seen
+    assert max(map(len, seen.splitlines())) <= max(40, int(columns)) or columns == "1"
+
+
+def test_something_else_in_the_place_of_a_sidecar_is_its_loss_and_watch_goes_on(impostor):
+    answers, address = impostor
+    looks = watch(address, sleep=lambda seconds: None)
+    assert next(looks).startswith("vmafx-sidecar: running")
+    answers["/api/history"] = {"hello": "world"}
+    lost = next(looks)
+    assert lost.startswith("LOST THE SIDECAR at ")
+    assert "/api/history is not a sidecar's: object missing required field `now`" in " ".join(lost.split())
+    assert "vmafx-sidecar: running" in lost
+    answers["/api/history"] = HISTORY_TOLD
+    assert next(looks).startswith("vmafx-sidecar: running")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--watch"], ["--json"]])
+def test_the_command_says_in_one_line_that_something_else_answers(impostor, arguments):
+    answers, address = impostor
+    answers["/status"] = answers["/api/history"] = {"hello": "world"}
+    done = run("status", "--http", address, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: {address}: /")
+    assert " is not a sidecar's: object missing required field `" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("told", [{"phase": 3, "current_samples": 3}, {"phase": "running", "current_samples": 3.5}])
+def test_a_status_has_what_every_reader_relies_on(impostor, told):
+    answers, address = impostor
+    answers["/status"] = told
+    with pytest.raises(NoSidecarError, match="/status is not a sidecar's: expected "):
+        fetch_status(address)
+
+
+def test_a_closed_pipe_ends_watch_quietly(impostor, tmp_path):
+    _, address = impostor
+    with (tmp_path / "errors").open("wb") as errors:
+        command = [sys.executable, "-m", "sidecar", "status", "--watch", "--http", address]
+        watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        assert watching.stdout.readline().startswith(b"vmafx-sidecar: running, ")
+        watching.stdout.close()
+        assert watching.wait(PATIENCE_S) == 1
+    assert (tmp_path / "errors").read_bytes() == b""
+
+
+def test_watch_into_a_file_is_plain_lines_and_ctrl_c_ends_it(impostor, tmp_path):
+    _, address = impostor
+    command = [sys.executable, "-m", "sidecar", "status", "--watch", "--http", address]
+    with (tmp_path / "seen").open("wb") as seen:
+        watching = subprocess.Popen(command, stdout=seen, stderr=subprocess.PIPE)
+        wait_until(lambda: (tmp_path / "seen").read_bytes().count(b"vmafx-sidecar: ") == 2)
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=PATIENCE_S)
+    assert (watching.returncode, errors) == (130, b"\ninterrupted\n")
+    text = (tmp_path / "seen").read_text()
+    assert all(line.isprintable() for line in text.splitlines())
+    first, second = text.split("vmafx-sidecar: ")[1:]
+    assert first == second
+    assert first.endswith("\n\n")

@@ -48,18 +48,50 @@ const Charts = (() => {
     };
   }
 
-  // Values over time. series: [{name, points: [{x, y}]}]; y of null leaves a gap. zero: the axis begins there.
-  function lines(width, series, {x, y, log = false, time = false, zero = false}) {
-    const drawn = series.filter(({points}) => points.some((point) => point.y !== null));
+  // A logarithmic axis for values from low to high: from tick to tick, a few of them, each with its label.
+  function logAxis(low, high) {
+    const decades = Math.log10(high / low), first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
+    const digits = decades < 0.4 ? [1, 2, 3, 4, 5, 6, 7, 8, 9] : decades < 2 ? [1, 2, 5] : [1];
+    const every = Math.max(1, Math.ceil((last - first) / 6)), all = [];
+    for (let power = first; power < last + every + 1; power += every) {
+      all.push(...digits.map((digit) => Number(`${digit}e${power}`)));
+    }
+    const from = Math.max(0, all.findLastIndex((tick) => tick <= low));
+    const shown = all.slice(from, Math.max(from + 1, all.findIndex((tick) => tick >= high)) + 1);
+    const isPlain = (tick) => tick >= 1e-5 && tick < 1e6;
+    return {
+      type: "log", domain: [shown[0], shown.at(-1)], ticks: shown,
+      tickFormat: (tick) => (isPlain(tick) ? tick.toLocaleString("en", {maximumSignificantDigits: 1}) : tick.toExponential(0)),
+    };
+  }
+
+  // A linear axis likewise; round a value that never changes there is some room, but not above most.
+  function linearAxis(low, high, {zero, most}) {
+    const room = Math.abs(low) / 10 || 1;
+    const domain = low === high ? [zero ? Math.min(0, low) : low - room, Math.min(high + room, most)] : undefined;
+    return {type: "linear", domain, zero, nice: true, ticks: 5};
+  }
+
+  // Values over time. series: [{name, points: [{x, y}]}]; y of null leaves a gap, as does one that a logarithm has not.
+  // zero: the axis begins there; most: no value can be higher; from: where the axis of time begins, at the latest.
+  function lines(width, series, {x, y, log = false, time = false, zero = false, most = Infinity, from}) {
+    const has = (point) => point && point.y !== null && (!log || point.y > 0);
+    const drawn = series.filter(({points}) => points.some(has))
+      .map(({name, points}) => ({name, points: points.map((point) => (has(point) ? point : {...point, y: null}))}));
+    const values = drawn.flatMap(({points}) => points.filter(has).map((point) => point.y));
+    const low = values.reduce((a, b) => Math.min(a, b), Infinity), high = values.reduce((a, b) => Math.max(a, b), -Infinity);
     const marked = drawn.flatMap(({name, points}, i) => {
-      const every = Math.max(1, Math.ceil(points.length / MARKERS));
-      return points.filter((_, at) => (at + Math.floor((i * every) / drawn.length)) % every === 0)
+      const every = Math.max(1, Math.ceil(points.length / MARKERS)), shift = Math.floor((i * every) / drawn.length);
+      const isAlone = (at) => !has(points[at - 1]) && !has(points[at + 1]); // a line of one point would not be seen
+      return points.filter((point, at) => has(point) && ((at + shift) % every === 0 || isAlone(at)))
         .map((point) => ({...point, name, i}));
     });
+    const times = from && [from, ...series.flatMap(({points}) => [points[0].x, points.at(-1).x])].sort((a, b) => a - b);
     return Plot.plot({
-      width, height: height(width), style: STYLE, marginLeft: 52, marginBottom: 40, ...scale(drawn.map(({name}) => name)),
-      x: {label: x, ticks: ticks(width), type: time ? "time" : "linear"},
-      y: {label: y, grid: true, type: log ? "log" : "linear", nice: !log, zero, tickFormat: log ? "~g" : undefined, ticks: 5},
+      width, height: height(width), style: STYLE, marginLeft: 64, marginTop: 30, marginBottom: 40,
+      ...scale(drawn.map(({name}) => name)),
+      x: {label: x, ticks: ticks(width), type: time ? "time" : "linear", domain: times && [times[0], times.at(-1)]},
+      y: {label: y, grid: true, ...(log && values.length ? logAxis(low, high) : linearAxis(low, high, {zero, most}))},
       marks: [
         ...drawn.map(({points}, i) => Plot.line(points, {
           x: "x", y: "y", stroke: COLOURS[i % COLOURS.length], strokeWidth: 1.75, strokeDasharray: DASHES[i % DASHES.length],
@@ -80,7 +112,7 @@ const Charts = (() => {
     const right = line === "zero" ? [0] : range;
     const dashed = {stroke: "currentColor", strokeDasharray: "4 3"};
     return Plot.plot({
-      width, height: height(width), style: STYLE, marginLeft: 52, marginBottom: 40,
+      width, height: height(width), style: STYLE, marginLeft: 64, marginBottom: 40,
       ...(told > 1 ? scale(groups.slice(0, told), told < groups.length ? ["all others"] : []) : {}),
       x: {label: x, ticks: ticks(width), nice: true, domain: range},
       y: {label: y, grid: true, nice: true, domain: around([...points.map((point) => point.y), ...right])},

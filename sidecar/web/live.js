@@ -1,7 +1,7 @@
 // The live page: asks the sidecar every two seconds what is new, and shows it. What comes from there is shown as text alone.
 "use strict";
 
-const POLL_MS = 2000, PATIENCE_MS = 5000, SHOWN_S = 6 * 3600;
+const POLL_MS = 2000, PATIENCE_MS = 5000, SHOWN_S = 6 * 3600, LEAST_SHOWN_S = 300;
 const $ = (id) => document.getElementById(id);
 const number = (value, digits = 4) =>
   value === null || value === undefined ? "–" : value.toLocaleString("en", {maximumSignificantDigits: digits});
@@ -21,7 +21,7 @@ const TILES = {
 };
 const CHARTS = [
   {column: "prequential_rmse", title: "RMSE", about: "of the last 1,000 pairs, each before it trained", y: "score points"},
-  {column: "prequential_plcc", title: "PLCC", about: "of the same pairs", y: "correlation"},
+  {column: "prequential_plcc", title: "PLCC", about: "of the same pairs", y: "correlation", most: 1},
   {column: "loss", title: "Loss", about: "of the last group before its first step", y: "score points²", log: true},
   {column: "pairs_per_second", title: "Pairs per second", about: "that came", y: "pairs per second", zero: true},
 ];
@@ -74,10 +74,10 @@ async function poll() {
 }
 
 function take(answer) {
+  const {now, columns} = answer;
+  const fresh = answer.rows.map((row) => Object.fromEntries(columns.map((name, i) => [name, row[i]])));
+  rows = [...rows, ...fresh].filter(({time}) => time > now.time - SHOWN_S && time <= now.time);
   latest = answer;
-  const {now, columns} = latest;
-  const fresh = latest.rows.map((row) => Object.fromEntries(columns.map((name, i) => [name, row[i]])));
-  rows = [...rows, ...fresh].filter(({time}) => time > now.time - SHOWN_S);
   showState(now);
   $("tiles").replaceChildren(...Object.entries(TILES).map(([name, of]) => tile(name, ...of(now))));
   showCharts();
@@ -85,7 +85,7 @@ function take(answer) {
   const rejected = Object.entries(now.rejected ?? {}).sort((a, b) => b[1] - a[1]);
   $("no-rejected").hidden = rejected.length > 0;
   fillCounts($("rejected"), rejected);
-  fill($("settings"), [], Object.entries(latest.settings).map(([name, value]) =>
+  fill($("settings"), [], Object.entries(answer.settings).map(([name, value]) =>
     [element("th", name.replaceAll("_", " ")), element("td", value === null ? "–" : String(value))]));
   $("live").hidden = false;
 }
@@ -103,8 +103,8 @@ function tile(name, text, size, limit) {
 }
 
 function showState(now) {
-  const good = now.phase === "running" && now.making_progress;
-  const words = [element("span", now.phase, good ? "good" : "bad")];
+  const isGood = now.phase === "running" && now.making_progress, isStarting = now.phase === "initializing";
+  const words = [element("span", now.phase, isGood ? "good" : isStarting ? "quiet" : "bad")];
   if (!now.making_progress) words.push(element("span", ", but makes no progress", "bad"));
   if (now.reason) words.push(element("span", `: ${now.reason}`));
   const connections = `${count(now.connections)} connection${now.connections === 1 ? "" : "s"}`;
@@ -132,7 +132,7 @@ function points(column) {
 }
 
 function showCharts() {
-  CHARTS.forEach(({column, title, about, y, log, zero}, i) => {
+  CHARTS.forEach(({column, title, about, ...axis}, i) => {
     if (redraw[i]) {
       if (!$(column).matches(":hover")) redraw[i](); // drawing would take away what the pointer shows
     } else if (points(column).some((point) => point.y !== null)) {
@@ -144,9 +144,10 @@ function showCharts() {
       figure.append(caption, chart);
       figure.style.order = i;
       $("charts").append(figure);
+      $("no-charts").hidden = true;
       const series = () => [{name: title, points: points(column)}];
-      const axes = {x: null, y, log, zero, time: true};
-      redraw[i] = Charts.show(chart, `${title} over the last hours`, (width) => Charts.lines(width, series(), axes));
+      const axes = () => ({x: null, ...axis, time: true, from: new Date(1000 * (latest.now.time - LEAST_SHOWN_S))});
+      redraw[i] = Charts.show(chart, `${title} over the last hours`, (width) => Charts.lines(width, series(), axes()));
     }
   });
 }
@@ -178,7 +179,8 @@ function checkpointRows(each, marks) {
     digest,
   ];
   if (each.gate === "stable" || !each.reason) return [row];
-  const reason = element("td", each.reason, "reason", "quiet");
+  const reason = element("td", "", "reason", "quiet");
+  reason.append(element("div", each.reason));
   reason.colSpan = row.length;
   return [row, [reason]];
 }
