@@ -34,7 +34,6 @@ from onnx_builder.write import to_bytes
 from sidecar.address import parse_address
 from sidecar.history import COLUMNS, EVERY_S, HISTORY, KEPT_S
 from sidecar.learning.recipe import Recipe, fit
-from sidecar.look import fetch_history
 from sidecar.recorded import read_pairs
 from sidecar.replay import read_requests
 
@@ -311,23 +310,26 @@ def main() -> None:
             if exports:
                 print(f"  {len(exports)} exports with parity and gate: {percentiles([1e3 * each for each in exports])}")
 
-        print("the same, in turn without and beside 1,000 requests a second for the live page and its figures, 5 s each:")
+        print(
+            "the same, in turn alone, beside 1,000 requests a second for its live page, and beside as many to another sidecar:"
+        )
         for name, settings in (("", {}), (" while checkpoints are exported", WITHOUT_PAUSE)):
-            address, alone, beside, requests = free_address(), [], [], []
-            with sidecar(base, history=full_history(), http=address, **settings) as running:
+            here, elsewhere = free_address(), free_address()
+            measured: dict[str, list[list[float]]] = {"alone": [], "beside requests": [], "beside another's": []}
+            requests = []
+            with sidecar(base, full_history(), http=here, **settings) as running, sidecar(base, full_history(), http=elsewhere):
                 in_a_process(pipelined, running.socket_path, lines.take(2000))
-                rows = len(fetch_history(address)["rows"])
                 for _ in rounds:
-                    alone.append(in_a_process(at_a_rate, running.socket_path, lines.take(5000)))
-                    with asked(address, 6.0) as answers:
-                        beside.append(in_a_process(at_a_rate, running.socket_path, lines.take(5000)))
-                        requests.append(answers())
-                exports = len(running.events("checkpoint published"))
-            for label, latencies in (("alone", alone), ("beside them", beside)):
-                best = min(latencies, key=lambda each: float(np.percentile(each, 99)))
-                print(f"  answer time{name}, {label}: {percentiles(list(itertools.chain(*latencies)))}")
-                print(f"    of the best round: {percentiles(best)}")
-            print(f"  a history of {rows:,} rows, {exports} exports; the requests of each round:")
+                    for label, address in zip(measured, (None, here, elsewhere), strict=True):
+                        with asked(address, 6.0) if address else contextlib.nullcontext() as answers:
+                            measured[label].append(in_a_process(at_a_rate, running.socket_path, lines.take(5000)))
+                            if address == here:
+                                requests.append(answers())
+            for label, latencies in measured.items():
+                best = min(float(np.percentile(each, 99)) for each in latencies)
+                print(
+                    f"  answer time{name}, {label}: {percentiles(list(itertools.chain(*latencies)))}; {best:.2f} ms 99 % of the best"
+                )
             for each in requests:
                 print(f"    {each}")
 
