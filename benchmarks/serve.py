@@ -316,7 +316,10 @@ def main() -> None:
             here, elsewhere = free_address(), free_address()
             measured: dict[str, list[list[float]]] = {"alone": [], "beside requests": [], "beside another's": []}
             requests = []
-            with sidecar(base, full_history(), http=here, **settings) as running, sidecar(base, full_history(), http=elsewhere):
+            with (
+                sidecar(base, history=full_history(), http=here, **settings) as running,
+                sidecar(base, history=full_history(), http=elsewhere),
+            ):
                 in_a_process(pipelined, running.socket_path, lines.take(2000))
                 for _ in rounds:
                     for label, address in zip(measured, (None, here, elsewhere), strict=True):

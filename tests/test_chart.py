@@ -290,6 +290,7 @@ def test_names_fit_where_they_are_used():
 def test_the_notes_say_what_comes_next():
     notes = render(SEED)["NOTES.txt"]
     assert "http://vmafx-trainer-training.vmafx.svc:9091/status" in notes
+    assert "kubectl -n vmafx port-forward statefulset/training-vmafx-sidecar 9091" in notes
     assert "/mnt/vmafx-models/base/fr_regressor_v3.onnx" in notes
     assert "WARNING" not in notes
     assert "3 replicas share a volume of access mode ReadWriteOnce" in render(CASES["three replicas"])["NOTES.txt"]
