@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import os
 import sys
@@ -67,6 +68,11 @@ def main() -> NoReturn:
         sys.exit(EXIT_BAD_INPUT)
     except MemoryError:
         click.echo("Error: out of memory; give fewer pairs, or a smaller --hidden", err=True)
+        sys.exit(EXIT_BAD_INPUT)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:  # those of files are told by whoever writes them
+            raise
+        click.echo(f"Error: standard output: {error.strerror}", err=True)
         sys.exit(EXIT_BAD_INPUT)
 
 

@@ -33,6 +33,8 @@ DRAIN_BYTES = 1 << 20
 TEXT = "text/plain; charset=utf-8"
 
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_ENDS_WITH_HEAD = re.compile(rb"\n\r?\n\Z")
+_BODY = {"content-length", "transfer-encoding"}
 _VERSION = re.compile(r"HTTP/(\d{1,9})\.\d{1,9}")
 _LOG = logging.getLogger(__name__)
 
@@ -144,55 +146,72 @@ class HttpServer:
             return
         connection.setblocking(False)
         self._clients[connection] = client = _Client(connection)
-        self._selector.register(connection, selectors.EVENT_READ, client)
+        self._serve(client)  # its request is mostly there by now
 
     def _accept_later(self, moment: float) -> None:
         """Leave the listener alone, which stays readable, until then or until a place becomes free: do not spin."""
         self._selector.unregister(self._listener)
         self._accept_at = moment
 
+    def _watch(self, client: _Client, events: int) -> None:
+        """Go on with a client once it is ready for that."""
+        if not client.watched:
+            self._selector.register(client.connection, events, client)
+        elif events != client.watched:
+            self._selector.modify(client.connection, events, client)
+        client.watched = events
+
     def _drop(self, client: _Client) -> None:
-        self._selector.unregister(client.connection)
+        if client.watched:
+            self._selector.unregister(client.connection)
         del self._clients[client.connection]
         client.connection.close()
         if self._accept_at is not None:
             self._accept_at = 0.0
 
     def _serve(self, client: _Client) -> None:
-        """Go on with a client that has sent something, or takes something again."""
+        """Go on with a client that is new, has sent something, or takes something again."""
         try:
             if client.unsent is None:
                 head = client.read_head()
                 if head is None:
+                    self._watch(client, selectors.EVENT_READ)
                     return
-                client.unsent = memoryview(self._answer(head))
+                answer, client.may_send_more = self._answer(head)
+                client.unsent = memoryview(answer)
                 client.deadline = time.monotonic() + REQUEST_SECONDS
             if client.unsent:
                 client.unsent = client.unsent[client.connection.send(client.unsent) :]
                 if client.unsent:
-                    self._selector.modify(client.connection, selectors.EVENT_WRITE, client)
-                    return
-                # Closing over bytes that were not read would reset the connection before the answer arrives.
-                client.connection.shutdown(socket.SHUT_WR)
-                client.deadline = time.monotonic() + LINGER_SECONDS
-                self._selector.modify(client.connection, selectors.EVENT_READ, client)
+                    self._watch(client, selectors.EVENT_WRITE)
+                elif client.may_send_more:
+                    # Closing over bytes that were not read would reset the connection before the answer arrives.
+                    client.connection.shutdown(socket.SHUT_WR)
+                    client.deadline = time.monotonic() + LINGER_SECONDS
+                    self._watch(client, selectors.EVENT_READ)
+                else:
+                    self._drop(client)
             elif client.drain():
                 self._drop(client)
         except BlockingIOError:
-            return
+            self._watch(client, selectors.EVENT_WRITE if client.unsent else selectors.EVENT_READ)
         except OSError as error:  # a client that goes away is no error
             _LOG.debug("HTTP client: %s", error)
             self._drop(client)
 
-    def _answer(self, head: bytes) -> bytes:
-        """Head and body; the head alone where that is what was asked for; nothing where nothing was asked."""
-        method = ""
+    def _answer(self, head: bytes) -> tuple[bytes, bool]:
+        """Head and body; the head alone where that is what was asked for; nothing where nothing was asked.
+
+        And whether more may follow the request than was read.
+        """
+        method, more = "", True
         try:
             request = _parse(head)
             if request is None:
-                return b""
+                return b"", more
             method, target, headers = request
             if method in ("GET", "HEAD"):
+                more = not _ENDS_WITH_HEAD.search(head) or not _BODY.isdisjoint(headers)
                 page = self._look_up(target, headers)
             else:
                 refusal = ("Cache-Control: no-store", "Allow: GET, HEAD")
@@ -214,17 +233,22 @@ class HttpServer:
             "\r\n",
         )
         bare = method == "HEAD" or page.status == HTTPStatus.NOT_MODIFIED
-        return "\r\n".join(lines).encode("latin-1") + (b"" if bare else page.body)
+        return "\r\n".join(lines).encode("latin-1") + (b"" if bare else page.body), more
 
 
 class _Client:
-    """A connection. unsent: what is left of its answer, None as long as there is no answer."""
+    """A connection. unsent: what is left of its answer, None as long as there is no answer; watched: for which events.
+
+    may_send_more: after its request.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.since = time.monotonic()
         self.deadline = self.since + REQUEST_SECONDS
         self.unsent: memoryview | None = None
+        self.watched = 0
+        self.may_send_more = True
         self._head = b""
         self._to_drain = DRAIN_BYTES
 

@@ -43,7 +43,7 @@ _SYNC_S = 1.0
 _HOUSEKEEPING_S = 60.0
 _MOST_KINDS = 16
 _KIND_CHARACTERS = 60
-_SWITCH_S = 0.0005
+_SWITCH_S = 0.0001
 """How long the other threads may hold the interpreter when the one that answers wants it; Python's own 5 ms would show."""
 
 

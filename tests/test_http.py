@@ -622,7 +622,7 @@ def test_a_client_that_never_closes_is_left(server, monkeypatch, drip):
         return not len(server)
 
     with connect(server) as client:
-        client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        client.sendall(b"GET /healthz HTTP/1.1\r\nContent-Length: 99999\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
         assert eventually(is_left)
 
@@ -674,12 +674,23 @@ def test_many_requests_leave_nothing_behind():
     assert open_descriptors() == before
 
 
+def test_a_request_without_a_body_is_closed_once_it_is_answered_and_one_with_a_body_waits_for_it(server):
+    with connect(server) as bare, connect(server) as with_body:
+        bare.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        with_body.sendall(b"GET /healthz HTTP/1.1\r\nContent-Length: 3\r\n\r\n")
+        for client in (bare, with_body):
+            assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 200 ")  # noqa: B023 (called at once)
+        assert len(server) == 1
+        with_body.sendall(b"abc")
+    assert eventually(lambda: not len(server))
+
+
 def test_close_frees_the_port_and_waits_for_every_thread():
     before = threading.enumerate()
     server = start("127.0.0.1:0", lambda: FULL)
     with connect(server) as slow, connect(server) as answered:
         slow.sendall(b"GET /sta")
-        answered.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        answered.sendall(b"POST /healthz HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
         assert answered.recv(100)
         assert eventually(lambda: len(server) == 2)
         server.close()
