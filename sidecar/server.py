@@ -72,6 +72,7 @@ class Server:
         self._failed = ""
         self._announce = ""
         self._step_seconds: float | None = None
+        self._steps_run, self._steps_took = 0, 0.0  # since that was measured
         self._complaints = Complaints(_log)
         self._rejected: dict[str, int] = {}
         self._history = History()
@@ -170,9 +171,8 @@ class Server:
 
     def _answers(self, lines: list[bytes]) -> list[Answer]:
         online = self._online
-        rejected, steps, started = online.counts.rejected, self._steps(), time.perf_counter()
+        rejected = online.counts.rejected
         answers = online.accept(lines)
-        self._note_steps(steps, started)
         if online.counts.rejected > rejected:
             self._complain(answers)
         if self._announce:
@@ -191,11 +191,6 @@ class Server:
                     kind = "other"
                 self._rejected[kind] = self._rejected.get(kind, 0) + 1
 
-    def _note_steps(self, before: int, started: float) -> None:
-        """How long a step takes, of those since there were so many."""
-        if (trained := self._steps() - before) > 0:
-            self._step_seconds = (time.perf_counter() - started) / trained
-
     def _steps(self) -> int:
         return 0 if self._online.busy else self._online.learner.trainer.step
 
@@ -204,9 +199,7 @@ class Server:
     def _turn(self) -> None:
         online, now = self._online, time.monotonic()
         if online.has_work or online.busy:
-            steps, started = self._steps(), time.perf_counter()
-            online.catch_up()
-            self._note_steps(steps, started)
+            self._catch_up()
         if self._publish_now:
             self._publish_now = False
             self._checkpointing.request()
@@ -225,6 +218,17 @@ class Server:
         if now >= self._next_told:
             self._next_told = now + _TICK_S
             self._tell(accepting=True)
+
+    def _catch_up(self) -> None:
+        """Run a step that is left, or some of the pairs that wait; and see how long steps take."""
+        steps, started = self._steps(), time.perf_counter()
+        self._online.catch_up()
+        if (run := self._steps() - steps) > 0:
+            self._steps_run += run
+            self._steps_took += time.perf_counter() - started
+            if not self._online.learner.trainer.steps_left:
+                self._step_seconds = self._steps_took / self._steps_run
+                self._steps_run, self._steps_took = 0, 0.0
 
     def _sync(self) -> None:
         """Bring the journal to disk, on a thread of its own; where the journal cannot be written, try whether it can now."""
