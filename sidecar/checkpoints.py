@@ -59,6 +59,11 @@ class Checkpoint:
         return self.directory / f"{self.name}.json"
 
 
+def belongs_to_one(name: str) -> bool:
+    """Whether a file of this name in a checkpoint directory is a checkpoint's, or a link to one."""
+    return name in (LATEST, STABLE) or bool(_MODEL.fullmatch(name) or _PART.fullmatch(name))
+
+
 def check_writable(directory: Path) -> None:
     """Raises CheckpointError if a checkpoint could not be written to a directory, or it could not be made. Makes nothing."""
     existing = directory.absolute()
@@ -161,7 +166,7 @@ def read_description(model: Path) -> dict[str, Any] | None:
         about = json.loads(path.read_bytes())
     except OSError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from error
     if not isinstance(about, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(about).__name__}")

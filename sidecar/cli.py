@@ -226,7 +226,7 @@ def train_offline_command(
     if report is not None:
         if stream:
             raise click.UsageError("--report does not go with --stream; evaluate --report shows the checkpoint that it makes")
-        check_report_path(report, (*pairs, *([base_model] if base_model else [])), output)
+        check_report_path(report, (*pairs, *([base_model, base_model.with_suffix(".json")] if base_model else [])), output)
     if stream:
         _refuse_what_stream_decides()
         from sidecar.streaming import train_stream
@@ -322,7 +322,7 @@ def evaluate_command(model: Path, pairs: tuple[str, ...], report: Path | None, a
     from sidecar.examine import evaluate
 
     if report is not None:
-        check_report_path(report, (model, *pairs))
+        check_report_path(report, (model, model.with_suffix(".json"), *pairs))
     found = evaluate(model, pairs, **settings, for_report=report is not None)
     said: dict[str, Any] = {"model": str(model), **found.metrics.as_json(), "skipped": found.pairs.skipped}
     if found.groups:

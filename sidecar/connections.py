@@ -22,6 +22,8 @@ READ_BYTES = 1 << 18
 """Read from one client at a time."""
 TURN_LINES = 512
 """Answered for one client at a time: some milliseconds of work."""
+TURN_S = 0.05
+"""After so long, signals, timers and the status have their turn, and the clients that are left theirs after that."""
 UNSENT_BYTES = 1 << 20
 """A client that leaves more answers than this is not read from until it takes them."""
 BUFFERED_BYTES = 64 << 20
@@ -50,7 +52,7 @@ class Connections:
         self._complaints = Complaints(_log)
         self._selector = selectors.DefaultSelector()
         self._clients: set[_Client] = set()
-        self._queued: deque[_Client] = deque()  # with lines that wait for their turn
+        self._queued: deque[_Client] = deque()  # those whose turn is to come
         self._buffered = self.too_long = 0
         self._received = memoryview(bytearray(READ_BYTES))
         self._accept_again_at = 0.0
@@ -79,16 +81,19 @@ class Connections:
         if self._accept_again_at and time.monotonic() >= self._accept_again_at:
             self._accept_again_at = 0.0
             self._selector.register(self._listener, selectors.EVENT_READ)
-        for _ in range(len(self._queued)):
-            self._serve(self._queued.popleft(), 0)
         for key, events in self._wait(0.0 if self._queued else timeout_s):
             if isinstance(key.data, _Client):
-                self._serve(key.data, events)
+                self._queue(key.data, events)
             elif key.fileobj is self._listener:
                 self._accept()
             else:
                 with contextlib.suppress(BlockingIOError):
                     self._woken.recv(4096)
+        until = time.monotonic() + TURN_S
+        for _ in range(len(self._queued)):
+            self._serve(self._queued.popleft())
+            if time.monotonic() >= until:
+                break
         if self._buffered > BUFFERED_BYTES:
             self._turn_away_the_fullest()
 
@@ -96,14 +101,18 @@ class Connections:
         """Accept nobody any more, answer what has arrived, give the answers a second to be taken, and hang up."""
         if not self._accept_again_at:
             self._selector.unregister(self._listener)
-        for client in list(self._clients):
-            self._serve(client, 0 if client.lines else selectors.EVENT_READ)
+        for client in self._clients:
+            self._queue(client, 0 if client.lines else selectors.EVENT_READ)
+        until = time.monotonic() + _DRAIN_S
         while self._queued:
-            self._serve(self._queued.popleft(), 0)
+            client = self._queued.popleft()
+            if time.monotonic() >= until:
+                client.due = 0  # what is not read by now is not answered
+            self._serve(client)
         until = time.monotonic() + _DRAIN_S
         while any(client.unsent for client in self._clients) and time.monotonic() < until:
             for client in list(self._clients):
-                self._serve(client, 0)
+                self._serve(client)
             time.sleep(0.001)
 
     def close(self) -> None:
@@ -146,9 +155,17 @@ class Connections:
         if len(self._clients) > MAX_CONNECTIONS:
             self._turn_away(client, f"connections: there are {MAX_CONNECTIONS} already")
 
-    def _serve(self, client: _Client, events: int) -> None:
+    def _queue(self, client: _Client, events: int) -> None:
+        """It is served in its turn, for what it has lines waiting for, and is ready for."""
+        client.due |= events
+        if not client.queued:
+            client.queued = True
+            self._queued.append(client)
+
+    def _serve(self, client: _Client) -> None:
         if client.gone:  # it was queued, and dropped since
             return
+        events, client.due, client.queued = client.due, 0, False
         before = client.buffered
         try:
             if events & selectors.EVENT_READ:
@@ -162,7 +179,7 @@ class Connections:
             client.closing, client.unsent = True, bytearray()
         self._buffered += client.buffered - before
         if client.lines:
-            self._queued.append(client)
+            self._queue(client, 0)
         elif client.closing:
             if client.too_long:
                 self.too_long += 1
@@ -211,8 +228,8 @@ class Connections:
 class _Client:
     """One connection: what of a line has come, which lines wait for their turn, and which answers it has not taken yet.
 
-    closing: nothing more is read, and it is closed once it has its answers; too_long: what a line over the limit is answered
-    with, after those.
+    due: the events that it is to be served for; queued: its turn is to come. closing: nothing more is read, and it is closed
+    once it has its answers; too_long: what a line over the limit is answered with, after those.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -220,7 +237,8 @@ class _Client:
         self.lines: list[bytes] = []
         self.unsent = bytearray()
         self.wanted = selectors.EVENT_READ
-        self.closing = self.gone = False
+        self.due = 0
+        self.queued = self.closing = self.gone = False
         self.too_long = ""
         self._buffer = LineBuffer()
         self._waiting_bytes = 0

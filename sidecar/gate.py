@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -65,24 +65,22 @@ class Evidence(NamedTuple):
     true: Array
 
 
-Predict = Callable[[Array], Array]
-
-
 def judge_on_each(
     predicted: Sequence[Array],
     sets: Sequence[Evidence],
-    references: Sequence[tuple[str, Predict]],
+    references: Sequence[tuple[str, Sequence[Array]]],
     *,
     plcc_delta: float = 0.005,
     rmse_ratio: float = 1.1,
 ) -> Gate:
-    """Judge a checkpoint's predictions (n,) of several sets: stable if it is on the first, and unstable on none.
+    """Judge a checkpoint on several sets: stable if it is on the first, and unstable on none.
 
-    The first set decides alone whether it can be judged at all; others too small or without variation are passed over.
+    predicted: its predictions (n,) of each; references: (name, predictions of each) of the models it has to stand up to. The
+    first set decides alone whether it can be judged at all; others too small or without variation are passed over.
     """
     verdicts = []
-    for evidence, own in zip(sets, predicted, strict=True):
-        others = [(name, predict(evidence.features)) for name, predict in references] if len(evidence.true) else []
+    for place, (evidence, own) in enumerate(zip(sets, predicted, strict=True)):
+        others = [(name, scores[place]) for name, scores in references]
         gate = judge(own, evidence.true, others, plcc_delta=plcc_delta, rmse_ratio=rmse_ratio)
         if gate.verdict == "unstable" and len(sets) > 1:
             gate = Gate(gate.verdict, f"{evidence.name}: {gate.reason}")

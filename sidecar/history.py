@@ -23,6 +23,7 @@ HISTORY = "history.jsonl"
 EVERY_S = 10
 KEPT_S = 6 * 3600
 _NOW_S = 2.0
+_WHOLE = 1 << 53
 _COLUMNS: dict[str, Callable[[Status], float | None]] = {
     "prequential_rmse": lambda status: status.prequential_rmse,
     "prequential_plcc": lambda status: status.prequential_plcc,
@@ -112,6 +113,6 @@ def _read(line: bytes) -> Row:
     values = json.loads(line)
     if not isinstance(values, list) or len(values) != len(COLUMNS) or type(values[0]) is not int:
         raise ValueError(f"expected {len(COLUMNS)} numbers: {line[:80]!r}")
-    if not all(value is None or type(value) in (int, float) for value in values):
+    if not all(value is None or type(value) is float or (type(value) is int and abs(value) < _WHOLE) for value in values):
         raise ValueError(f"expected numbers: {line[:80]!r}")
     return values[0], _encode(values)

@@ -233,7 +233,7 @@ class HttpServer:
             "\r\n",
         )
         bare = method == "HEAD" or page.status == HTTPStatus.NOT_MODIFIED
-        return "\r\n".join(lines).encode("latin-1") + (b"" if bare else page.body), more
+        return "\r\n".join(lines).encode("latin-1", "replace") + (b"" if bare else page.body), more
 
 
 class _Client:
@@ -249,15 +249,16 @@ class _Client:
         self.unsent: memoryview | None = None
         self.watched = 0
         self.may_send_more = True
-        self._head = b""
+        self._head = bytearray()
         self._to_drain = DRAIN_BYTES
 
     def read_head(self) -> bytes | None:
         """A request's head, and perhaps more: up to its end, the client's, or the limit; None as long as none has come."""
         chunk = self.connection.recv(HEAD_BYTES - len(self._head))
-        self._head += chunk
-        whole = not chunk or len(self._head) == HEAD_BYTES or _END_OF_HEAD.search(self._head)
-        return self._head if whole else None
+        searched = max(0, len(self._head) - 3)  # an end may have begun there
+        self._head += chunk if self._head else chunk.lstrip(b"\r\n")  # blank lines may come before a request
+        whole = not chunk or len(self._head) == HEAD_BYTES or _END_OF_HEAD.search(self._head, searched)
+        return bytes(self._head) if whole else None
 
     def drain(self) -> bool:
         """Take what comes after the answer; true at its end, or where it is too much."""

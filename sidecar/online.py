@@ -218,8 +218,11 @@ class OnlineTraining:
             return []
         waiting = self.journal.position - self.learner.position
         if self._fitting is None and waiting >= self.learner.trainer.missing:
-            for _ in range(min(2, len(self._behind))):  # more than come, so that a fit's backlog grows less
-                self._take(self._behind.popleft())
+            for _ in range(2):  # more than come, so that a fit's backlog grows less
+                if self._behind:
+                    self._take(self._behind.popleft())
+            if self.failed:
+                return []
             if not self._behind:
                 first = self.learner.until_fit(rows.positions) if self._worker else None
                 if first is not None:

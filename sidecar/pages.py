@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -29,6 +28,7 @@ from sidecar.status import Status, one_line
 
 JSON = "application/json"
 MOST_CHECKPOINTS = 100
+_LARGEST = 1e100
 _DESCRIPTION = {  # by what it is told as, where it stands in a checkpoint's JSON
     "created_at": ("created_at",),
     "gate": ("gate", "verdict"),
@@ -90,7 +90,10 @@ class Pages:
         if path == "/status":
             return Page(encode_status(status_document(self._status())), JSON)
         if path == "/metrics":
-            encode, content_type = choose_encoder(headers.get("accept", ""))
+            try:
+                encode, content_type = choose_encoder(headers.get("accept", ""))
+            except Exception:  # it trips over versions that are none
+                encode, content_type = choose_encoder("")
             return Page(encode(self._registry), content_type)
         if path == "/healthz":
             return _probe(*health(self._status(), time.monotonic()))
@@ -117,9 +120,11 @@ class Pages:
         if stable is not None and stable not in found:
             found.append(stable)
         # The JSON of a version never changes: each is read once.
-        self._described = {each: self._described.get(each) or _described(each) for each in found}
+        described = {each: self._described.get(each) or _described(each) for each in found}
+        self._described = {each: text for each, text in described.items() if text}
+        rows = [text or _encode(_name(each)) for each, text in described.items()]
         links = _encode({"latest": latest.name if latest else None, "stable": stable.name if stable else None})
-        return links.removesuffix(b"}") + b', "checkpoints": [' + b",\n".join(self._described.values()) + b"]}\n"
+        return links.removesuffix(b"}") + b', "checkpoints": [' + b",\n".join(rows) + b"]}\n"
 
 
 class _Fresh:
@@ -165,16 +170,24 @@ def _asset(path: str) -> tuple[bytes, str]:
     return body, f'"{hashlib.sha256(body).hexdigest()[:16]}"'
 
 
+def _name(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"name": checkpoint.name, "version": checkpoint.version}
+
+
 def _described(checkpoint: Checkpoint) -> bytes:
     """What a checkpoint's JSON says of it, as far as a person wants to see it; without what is not as it should be.
+
+    Empty where there is no such file, or it cannot be read now.
 
     Others may write to the directory: nothing is believed to have the right type, or a reasonable size.
     """
     try:
         about = read_description(checkpoint.model)
-    except (CheckpointError, RecursionError):
+        if about is None:
+            return b""
+    except CheckpointError:
         about = None
-    told: dict[str, Any] = {"name": checkpoint.name, "version": checkpoint.version}
+    told = _name(checkpoint)
     for name, (*path, last) in _DESCRIPTION.items():
         within: Any = about
         for key in path:
@@ -182,7 +195,7 @@ def _described(checkpoint: Checkpoint) -> bytes:
         value = within.get(last) if isinstance(within, dict) else None
         if isinstance(value, str):
             told[name] = one_line(value)
-        elif isinstance(value, int | float) and math.isfinite(value):
+        elif isinstance(value, int | float) and abs(value) <= _LARGEST:
             told[name] = value
     return _encode(told)
 

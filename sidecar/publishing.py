@@ -15,12 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from onnx_builder.network import Array, Network, NetworkError
 from onnx_builder.parity import parity
 from onnx_builder.write import OPSET, to_bytes
 from sidecar.base_model import BaseModel, ExportIo, published_scaling, scaled, scaling_as_json
 from sidecar.checkpoints import STABLE, Checkpoint, CheckpointError, linked, publish
-from sidecar.gate import Evidence, Gate, Predict, judge_on_each
+from sidecar.gate import Evidence, Gate, judge_on_each
 from sidecar.learning.head import Head
 from sidecar.scores import Metrics, metrics
 
@@ -93,9 +95,7 @@ def publish_network(
     if difference > allowed:
         raise ParityError(f"parity: the graph differs from the trainer by {difference:g} score points; allowed {allowed:g}")
     predicted = [predict(evidence.features) for evidence in sets]
-    gate = judge_on_each(
-        predicted, sets, _references(terms, network.n_features), plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio
-    )
+    gate = judge_on_each(predicted, sets, _references(terms, sets), plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio)
     measured = metrics(head.predict(sets[0].features), sets[0].true) if len(sets[0].true) else None
     about = {
         "kind": "fr",
@@ -117,21 +117,26 @@ def publish_network(
     return Published(checkpoint, hashlib.sha256(model).hexdigest(), gate, measured, difference, time.monotonic() - started)
 
 
-def _references(terms: Terms, n_features: int) -> list[tuple[str, Predict]]:
-    """The base model, and the model that `stable.onnx` names; one that cannot be used counts as absent, with a warning."""
+def _references(terms: Terms, sets: Sequence[Evidence]) -> list[tuple[str, list[Array]]]:
+    """What the base model and the one that `stable.onnx` names make of each set.
+
+    A stable model that cannot be used counts as absent, with a warning.
+    """
     from onnx_builder.runtime import Scorer  # as above
 
-    references: list[tuple[str, Predict]] = []
+    references: list[tuple[str, list[Array]]] = []
     if terms.base is not None:
-        references.append((f"base model {terms.base.path.name}", terms.base_scorer.predict))
+        scores = [terms.base_scorer.predict(evidence.features) for evidence in sets]
+        references.append((f"base model {terms.base.path.name}", scores))
     stable = linked(terms.directory, STABLE)
     if stable is not None:
         try:
             scorer, scaling = Scorer(stable.model), published_scaling(stable.model)
-            if scorer.n_features != n_features:
-                raise NetworkError(f"{stable.model}: takes {scorer.n_features} features, not {n_features}")
+            scores = [scorer.predict(scaled(evidence.features, scaling)) for evidence in sets]
+            if not all(np.isfinite(each).all() for each in scores):
+                raise NetworkError(f"{stable.model}: gives scores that are not finite")
         except (NetworkError, CheckpointError) as error:
             _log.warning("%s is not compared with: %s", STABLE, error)
         else:
-            references.append((stable.name, lambda features: scorer.predict(scaled(features, scaling))))
+            references.append((stable.name, scores))
     return references

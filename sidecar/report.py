@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sidecar import __version__
-from sidecar.checkpoints import read_description
+from sidecar.checkpoints import CheckpointError, belongs_to_one, read_description
 from sidecar.files import try_to_write, write_whole
 from sidecar.forms import STDIN
 from sidecar.judged import Judged, Model, by_group, by_score, group_of, importance, predict, worst, worst_of
@@ -56,6 +56,8 @@ def check_report_path(path: Path, inputs: Sequence[str | Path], output: Path | N
     try:
         if target.is_dir() or target == made:
             raise ReportError(f"{path}: is a directory, not a file for the report")
+        if belongs_to_one(path.name) or belongs_to_one(target.name):
+            raise ReportError(f"{path}: is a checkpoint's; the report needs a file of its own")
         if target.parent == made and not made.exists():
             return
         if not target.parent.is_dir():
@@ -163,7 +165,10 @@ def evaluation_document(
 
 def _model(path: Path, sha256: str) -> dict[str, str]:
     """Names and words to show, with what the JSON beside the model says of it, which may be anybody's."""
-    about = read_description(path.resolve()) or {}
+    try:
+        about = read_description(path.resolve()) or {}
+    except CheckpointError as error:
+        return {"file": str(path), "SHA-256": sha256, "JSON beside it": _cut(str(error))}
     if about.get("sha256", sha256) != sha256:
         return {"file": str(path), "SHA-256": sha256, "JSON beside it": "is of a model with another digest"}
     base, gate = about.get("base_model"), about.get("gate")

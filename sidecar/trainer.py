@@ -246,6 +246,7 @@ class Trainer:
 
     def begun_anew(self, settings: TrainingSettings, base: Network) -> Trainer:
         """A trainer that begins with a base model's weights and goes on with these pairs."""
+        self.finish()
         trainer = Trainer(self.n_features, settings, base)
         trainer.replay.restore(self.replay.rows(), self.replay.added)
         trainer._put_into_units_again()

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from onnx_builder.read import from_bytes
 from onnx_builder.runtime import Scorer
@@ -172,10 +173,17 @@ def test_checkpoint_worse_than_the_stable_one_is_published_but_not_stable(tmp_pa
     assert json.loads(worse.stdout)["gate"]["verdict"] == "unstable"
     assert os.readlink(tmp_path / "c" / "latest.onnx") == "model_v000002.onnx"
     assert os.readlink(tmp_path / "c" / "stable.onnx") == "model_v000001.onnx"
-    (tmp_path / "c" / "model_v000001.onnx").write_bytes(b"junk")
-    done = run("train-offline", path, "--output", tmp_path / "c", "--epochs", 30)
-    assert done.returncode == 0
-    assert "WARNING: stable.onnx is not compared with" in done.stderr
+    two_scores = helper.make_graph(
+        [helper.make_node("Concat", ["x", "x"], ["y"], axis=1)], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 10])],
+    )  # fmt: skip
+    loads = helper.make_model(two_scores, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
+    for cannot_be_used in (b"junk", loads):
+        (tmp_path / "c" / "stable.onnx").resolve().write_bytes(cannot_be_used)
+        done = run("train-offline", path, "--output", tmp_path / "c", "--epochs", 30)
+        assert done.returncode == 0
+        assert "WARNING: stable.onnx is not compared with" in done.stderr
 
 
 @pytest.mark.parametrize(

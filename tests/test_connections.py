@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import logging
 import selectors
@@ -208,6 +209,21 @@ def test_at_the_end_what_has_arrived_is_answered(loop):
     client.send(b"a\n" * (TURN_LINES + 5))
     loop.connections.finish()
     assert len(received(client)) == TURN_LINES + 5
+
+
+def test_a_turn_ends_in_time_and_goes_on_with_those_who_waited(loop, monkeypatch):
+    clients = [loop.connect() for _ in range(6)]
+    loop.turn(6)
+    moments = itertools.count(step=connections_module.TURN_S)  # each look at the clock is a whole turn later
+    monkeypatch.setattr(connections_module.time, "monotonic", lambda: next(moments))
+    for client in clients:
+        client.sendall(b"first\n")
+    loop.turn()
+    assert len(loop.calls) == 1
+    for client in clients:
+        client.sendall(b"second\n")
+    loop.turn(5)
+    assert [len(received(client)) > 0 for client in clients] == [True] * 6
 
 
 class Clock:

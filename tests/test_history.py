@@ -91,6 +91,7 @@ GOOD = b"[1, null, 1.5, 0.9, 3, 90, 10]"
         GOOD.replace(b"[1", b"[true"),
         GOOD.replace(b"[1", b"[1.0"),
         GOOD.replace(b"90", b"[90]"),
+        GOOD.replace(b"90", b"9" * 400),
     ],
 )
 def test_a_damaged_file_is_passed_over_with_a_warning(tmp_path, caplog, content):

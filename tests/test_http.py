@@ -515,7 +515,12 @@ def test_raw_requests_get_one_answer_each(server, request_bytes, code):
     assert body.decode().removesuffix("\n").isprintable()
 
 
-@pytest.mark.parametrize("request_bytes", [b"", b"\r\n", b"\r\n\r\nGET /status HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("blank", [b"\r\n", b"\n", b"\r\n\r\n"])
+def test_blank_lines_before_a_request_are_passed_over(server, blank):
+    assert send(server, blank + b"GET /healthz HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("request_bytes", [b"", b"\r\n", b"\r\n\r\n"])
 def test_nothing_asked_is_nothing_answered(server, request_bytes):
     assert send(server, request_bytes, end=True) == b""
 

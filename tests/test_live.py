@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import sidecar.pages as pages_module
 from sidecar.address import parse_address
 from sidecar.history import COLUMNS, HISTORY, History
 from sidecar.http import Page, start_http
@@ -144,11 +145,28 @@ def test_no_checkpoints_and_no_directory(pages, tmp_path):
     [
         "junk", "[]", "3", "[" * 100_000, "{}", {"gate": 3, "metrics": [1], "sha256": {"a": 1}, "base_model": None},
         '{"metrics": {"rmse": NaN, "plcc": Infinity, "srocc": 1e999}}', {"created_at": ["x"] * 10_000},
+        '{"step": 1%s}' % ("0" * 400),
     ],
 )  # fmt: skip
 def test_a_checkpoint_whose_json_is_not_as_it_should_be_has_its_name(pages, about):
     write_checkpoint(pages[1], 1, about)
     assert strict_json(look_up(pages[0], "/api/checkpoints").body)["checkpoints"] == [{"name": "model_v000001", "version": 1}]
+
+
+def test_a_checkpoint_whose_json_could_not_be_read_is_read_again(pages, monkeypatch):
+    pages, directory = pages
+    write_checkpoint(directory, 1, GOOD)
+    monkeypatch.setattr(pages_module, "_FRESH_S", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(pages_module, "read_description", lambda model: None)
+        assert strict_json(look_up(pages, "/api/checkpoints").body)["checkpoints"] == [{"name": "model_v000001", "version": 1}]
+    assert strict_json(look_up(pages, "/api/checkpoints").body)["checkpoints"][0]["gate"] == "stable"
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text;version=abc", "text/plain;version=x", ";;", "\xff"])
+def test_metrics_are_told_whatever_is_accepted(pages, accept):
+    page = pages[0].look_up("/metrics", {"accept": accept})
+    assert (page.status, b"vmafx_training_phase" in page.body) == (200, True)
 
 
 def test_many_checkpoints_with_long_texts_make_a_bounded_document_with_the_stable_one(pages):

@@ -179,6 +179,8 @@ def test_figures_that_are_not_finite_are_none():
         ("/dev/full", "/dev/full: cannot be written: it is no regular file"),
         ("c", "is a directory, not a file for the report"),
         ("n" * 251, "cannot be written: File name too long"),
+        ("c/latest.onnx", "is a checkpoint's"),
+        ("model_v000001.json", "is a checkpoint's"),
     ],
 )
 def test_a_report_that_cannot_be_written_stops_before_training(tmp_path, random_rows, write_lines, report, message):

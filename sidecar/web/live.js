@@ -153,7 +153,6 @@ function showCharts() {
 }
 
 function showCheckpoints(told) {
-  checkpoints = told;
   $("no-checkpoints").hidden = told.checkpoints.length > 0;
   const head = ["Checkpoint", "Gate", "RMSE", "PLCC", "SROCC", "Held out", "Trained on", "Published", "SHA-256"];
   const isNumber = (place) => place >= 2 && place <= 6;
@@ -162,6 +161,7 @@ function showCheckpoints(told) {
     head.map((name, place) => element("th", name, ...(isNumber(place) ? ["number"] : []))),
     told.checkpoints.flatMap((each) => checkpointRows(each, ["latest", "stable"].filter((mark) => told[mark] === each.name))),
   );
+  checkpoints = told;
 }
 
 // A checkpoint's row, and where the gate did not pass it another with the reason.
@@ -172,7 +172,7 @@ function checkpointRows(each, marks) {
   digest.title = each.sha256 ?? "";
   const row = [
     name,
-    element("td", each.gate ?? "–", {stable: "good", unstable: "bad"}[each.gate] ?? "quiet"),
+    element("td", each.gate ?? "–", each.gate === "stable" ? "good" : each.gate === "unstable" ? "bad" : "quiet"),
     ...[each.rmse, each.plcc, each.srocc].map((figure) => element("td", number(figure, 5), "number")),
     ...[each.held_out, each.pairs_seen].map((pairs) => element("td", count(pairs), "number")),
     element("td", Number.isNaN(published.getTime()) ? each.created_at ?? "–" : published.toLocaleString()),
@@ -185,12 +185,15 @@ function checkpointRows(each, marks) {
   return [row, [reason]];
 }
 
+let wake = () => {}; // ends the wait for the next poll
+document.addEventListener("visibilitychange", () => wake());
+
 (async () => {
   for (;;) {
     await poll();
     await new Promise((resolve) => {
+      wake = resolve;
       setTimeout(resolve, POLL_MS);
-      document.addEventListener("visibilitychange", resolve, {once: true});
     });
   }
 })();

@@ -50,7 +50,7 @@
   const drawnPart = points.length < judged.pairs
     ? ` ${count(points.length)} of ${count(judged.pairs)} pairs are drawn, the worst twenty among them.` : "";
   const gate = said.gate?.verdict ?? report.model.gate;
-  const gateKind = {stable: "good", unstable: "bad"}[gate] ?? "";
+  const gateKind = gate === "stable" ? "good" : gate === "unstable" ? "bad" : "";
 
   const sections = {
     result() {
