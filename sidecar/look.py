@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import textwrap
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Annotated, Any, NotRequired, TypedDict
@@ -135,9 +136,15 @@ def _get(address: str, path: str) -> tuple[int, bytes]:
     host, port = parse_address(address)
     connection = http.client.HTTPConnection(_LOOPBACK.get(host, host), port, timeout=CLIENT_SECONDS)
     try:
+        until = time.monotonic() + CLIENT_SECONDS
         connection.request("GET", path)
         with connection.getresponse() as response:
-            return response.status, response.read(_MOST_BYTES)
+            body = b""
+            while len(body) < _MOST_BYTES and (piece := response.read1(_MOST_BYTES)):
+                body += piece
+                if time.monotonic() > until:
+                    raise TimeoutError
+            return response.status, body
     except OSError as error:
         raise HttpError(f"{address}: no sidecar answers: {error.strerror or error or type(error).__name__}") from error
     except http.client.HTTPException as error:
