@@ -22,12 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from onnx_builder.network import Network
-from sidecar.base_model import load
-from sidecar.examine import probe_features
+from sidecar.checkpoints.verify import probe_features
+from sidecar.learning.metrics import plcc, rmse
 from sidecar.learning.recipe import Recipe, fit
-from sidecar.recorded import RecordedPairs, read_pairs
-from sidecar.scores import plcc, rmse
-from sidecar.trainer import Trainer, TrainingSettings
+from sidecar.learning.training_settings import TrainingSettings
+from sidecar.models.base_model import load
+from sidecar.online.trainer import Trainer
+from sidecar.pairs.recorded import RecordedPairs, read_pairs
 
 HOLDOUT, STREAM = 0.05, 0.9
 RECOMMENDED = TrainingSettings(learning_rate=2e-4, steps_per_batch=16, warmup_steps=400)

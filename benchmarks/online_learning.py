@@ -33,11 +33,12 @@ from river import compose, forest, linear_model, neighbors, optim, preprocessing
 from vowpalwabbit import Workspace
 
 from onnx_builder.network import Network
-from sidecar.base_model import load
+from sidecar.learning.metrics import plcc, rmse
 from sidecar.learning.recipe import Recipe, fit
-from sidecar.recorded import RecordedPairs, read_pairs
-from sidecar.scores import plcc, rmse
-from sidecar.trainer import Trainer, TrainingSettings
+from sidecar.learning.training_settings import TrainingSettings
+from sidecar.models.base_model import load
+from sidecar.online.trainer import Trainer
+from sidecar.pairs.recorded import RecordedPairs, read_pairs
 
 BURST_PAIRS = 14_400
 """An hour of video at 24 frames a second, six frames a pair."""

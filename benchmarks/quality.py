@@ -26,9 +26,9 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from sidecar.learning.metrics import plcc, rmse
 from sidecar.learning.recipe import Recipe, fit
-from sidecar.recorded import RecordedPairs, read_pairs
-from sidecar.scores import plcc, rmse
+from sidecar.pairs.recorded import RecordedPairs, read_pairs
 
 VARIATIONS: list[tuple[str, Any]] = [
     ("optimizer", "adam"),

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from sidecar.forms import open_lines, read_lines
-from sidecar.pairs import Packer, decode_pair
-from sidecar.recorded import read_pairs
+from sidecar.pairs.formats import open_lines, read_lines
+from sidecar.pairs.pair import Packer, decode_pair
+from sidecar.pairs.recorded import read_pairs
 
 ROUNDS = 7
 LINES = 30_000

@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 
 from onnx_builder.write import to_bytes
-from sidecar.address import parse_address
-from sidecar.history import COLUMNS, EVERY_S, HISTORY, KEPT_S
+from sidecar.client.replay import read_requests
 from sidecar.learning.recipe import Recipe, fit
-from sidecar.recorded import read_pairs
-from sidecar.replay import read_requests
+from sidecar.monitoring.history import COLUMNS, EVERY_S, HISTORY, KEPT_S
+from sidecar.network.address import parse_address
+from sidecar.pairs.recorded import read_pairs
 
 WITHOUT_PAUSE = {"checkpoint_interval": 0, "min_samples": 1}
 

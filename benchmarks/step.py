@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from sidecar.learning.head import Head
-from sidecar.learning.optimizer import Sgd, clip_gradient
-from sidecar.learning.polyak import PolyakAverage
+from sidecar.learning.optim.clipping import clip_gradient
+from sidecar.learning.optim.polyak import PolyakAverage
+from sidecar.learning.optim.sgd import Sgd
 from sidecar.learning.recipe import Recipe, fresh_network
 from sidecar.learning.scaler import measure_scaling
 

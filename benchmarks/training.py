@@ -20,7 +20,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
 
 from sidecar.learning.recipe import Recipe, fit, schedule
-from sidecar.recorded import read_pairs
+from sidecar.pairs.recorded import read_pairs
 
 ROUNDS = 5
 

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sidecar.replay import read_requests  # noqa: E402
+from sidecar.client.replay import read_requests  # noqa: E402
 from tests.browser import Browser, browser  # noqa: E402
 from tests.running import Sidecar, free_address  # noqa: E402
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from onnx_builder.network import ActivationName
-    from sidecar.base_model import BaseScaler, ExportIo
+    from sidecar.models.base_model import ExportIo
+    from sidecar.models.json_scaling import BaseScaler
 
 Fsync = Literal["always", "everysec", "never"]
 LogFormat = Literal["text", "json"]

@@ -1,14 +1,14 @@
 """Request lines for sidecars of three features: those that are refused, and odd ones that are pairs all the same.
 
-Each refused line has one thing wrong with it. `tests/test_wire.py` and `tests/test_serve_bad_input.py` read the same tables.
+Each refused line has one thing wrong with it. The tests of the line protocol and of bad input to `serve` read the same tables.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from sidecar.pairs import Packer, Pair, PairError
-from sidecar.wire import Answer, read_request, refused
+from sidecar.pairs.line_protocol import Answer, read_request, refused
+from sidecar.pairs.pair import Packer, Pair, PairError
 
 N_FEATURES = 3
 

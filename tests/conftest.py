@@ -17,7 +17,7 @@ import pytest
 from onnx_builder import Activation, Clip, Dense, Elementwise, Network
 from onnx_builder.write import to_bytes
 from sidecar.learning.recipe import Recipe, fit
-from sidecar.recorded import RecordedPairs, read_pairs
+from sidecar.pairs.recorded import RecordedPairs, read_pairs
 from tests.running import Sidecar
 
 ROOT = Path(__file__).parent.parent

@@ -12,8 +12,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from sidecar.checkpoints import checkpoints
-from sidecar.segments import read_journal
+from sidecar.checkpoints.directory import checkpoints
+from sidecar.journal.segments import read_journal
 
 PATIENCE_S = 60
 

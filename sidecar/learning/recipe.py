@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from onnx_builder.network import Activation, ActivationName, Array, Clip, Dense, Elementwise, Network
 from sidecar.learning.conditioning import condition
-from sidecar.learning.group_lasso import GroupLasso
 from sidecar.learning.head import Head
-from sidecar.learning.optimizer import Adam, Sgd, clip_gradient, cosine_decay, warmed_up
-from sidecar.learning.polyak import PolyakAverage
+from sidecar.learning.optim.adam import Adam
+from sidecar.learning.optim.clipping import clip_gradient
+from sidecar.learning.optim.group_lasso import GroupLasso
+from sidecar.learning.optim.learning_rate import cosine_decay, warmed_up
+from sidecar.learning.optim.polyak import PolyakAverage
+from sidecar.learning.optim.sgd import Sgd
 from sidecar.learning.scaler import Scaling, measure_scaling
 
 _BATCHES_A_BLOCK = 64

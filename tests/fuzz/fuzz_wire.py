@@ -28,13 +28,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnx_builder import Activation, Dense, Network
-from sidecar.learner import RECENT_PAIRS, Run
-from sidecar.online import OnlineTraining
-from sidecar.pairs import MAX_DEPTH, MAX_LINE_BYTES, MAX_NAME_CHARACTERS, decode_pair
-from sidecar.rebuild import digest_of
-from sidecar.segments import read_journal
-from sidecar.trainer import TrainingSettings
-from sidecar.wire import LineBuffer, LineTooLongError, encode
+from sidecar.journal.run import Run
+from sidecar.journal.segments import read_journal
+from sidecar.learning.training_settings import TrainingSettings
+from sidecar.online.training import OnlineTraining
+from sidecar.pairs.duplicates import RECENT_PAIRS
+from sidecar.pairs.line_protocol import LineBuffer, LineTooLongError, encode
+from sidecar.pairs.pair import MAX_DEPTH, MAX_LINE_BYTES, MAX_NAME_CHARACTERS, decode_pair
+from sidecar.state.base_models import digest_of
 from tests.fuzz.fuzz_read import bound_memory
 
 N_FEATURES = 5

@@ -1,0 +1,215 @@
+"""The checkpoint directory: versioned models that appear whole or not at all.
+
+    model_v000042.onnx          the model
+    model_v000042.onnx.sha256   its SHA-256
+    model_v000042.json          what it is
+    latest.onnx, stable.onnx    symbolic links
+
+Every change is made under one lock on the directory, so that several writers can share it. The next version number is
+written down durably before anything else and is never used again. Then the JSON, the digest and the model are each
+written aside, fsynced and renamed, in this order: whoever sees a model finds both others complete beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sidecar.files import TEMPORARY, sync_directory, write_whole
+from sidecar.models.description import DescriptionError, read_description
+
+LATEST, STABLE = "latest.onnx", "stable.onnx"
+_LOCK, _NEXT_VERSION = ".lock", ".next_version"
+_MODEL = re.compile(r"model_v(\d{6,})\.onnx")
+_PART = re.compile(r"model_v(\d{6,})\.(onnx\.sha256|json)")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or checkpoint directory that cannot be used; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published model in its directory."""
+
+    directory: Path
+    version: int
+
+    @property
+    def name(self) -> str:
+        return f"model_v{self.version:06d}"
+
+    @property
+    def model(self) -> Path:
+        return self.directory / f"{self.name}.onnx"
+
+    @property
+    def digest(self) -> Path:
+        return self.directory / f"{self.name}.onnx.sha256"
+
+    @property
+    def description(self) -> Path:
+        return self.directory / f"{self.name}.json"
+
+
+def belongs_to_one(name: str) -> bool:
+    """Whether a file of this name in a checkpoint directory is a checkpoint's, or a link to one."""
+    return name in (LATEST, STABLE) or bool(_MODEL.fullmatch(name) or _PART.fullmatch(name))
+
+
+def check_writable(directory: Path) -> None:
+    """Raises CheckpointError if a checkpoint could not be written to a directory, or it could not be made. Makes nothing."""
+    existing = directory.absolute()
+    while not existing.exists() and not existing.is_symlink():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise CheckpointError(f"{directory}: {existing} is not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{directory}: {existing} is not writable")
+
+
+def checkpoints(directory: Path) -> list[Checkpoint]:
+    """All published checkpoints, oldest first; none where there is no such directory."""
+    names = os.listdir(directory) if directory.is_dir() else []
+    versions = sorted(int(match[1]) for name in names if (match := _MODEL.fullmatch(name)))
+    return [Checkpoint(directory, version) for version in versions]
+
+
+def linked(directory: Path, link: str) -> Checkpoint | None:
+    """The checkpoint that `latest.onnx` or `stable.onnx` names, None where the link is missing or names none here."""
+    try:
+        match = _MODEL.fullmatch(os.readlink(directory / link))
+    except OSError:
+        return None
+    found = Checkpoint(directory, int(match[1])) if match else None
+    return found if found is not None and found.model.is_file() else None
+
+
+def trained_after(checkpoint_directory: Path, state_directory: Path, position: int) -> list[str]:
+    """Names of the checkpoints that a state published after it had trained on the pair at a position."""
+    names = []
+    for checkpoint in checkpoints(checkpoint_directory):
+        try:
+            journal = (read_description(checkpoint.model) or {}).get("journal", {})
+        except DescriptionError:
+            continue
+        if journal.get("directory") == str(state_directory.resolve()) and journal.get("last", -1) >= position:
+            names.append(checkpoint.name)
+    return names
+
+
+def publish(directory: Path, model: bytes, description: dict[str, Any], *, stable: bool = False, keep: int = 0) -> Checkpoint:
+    """Add a model as the next version and point `latest.onnx` at it.
+
+    model: a serialized, checked ONNX graph. description: what the JSON says of it; name, version, sha256 and parent (the
+    version published before it) are filled in here. stable: point `stable.onnx` at it too. keep: prune the oldest
+    checkpoints down to so many, never the stable one; 0 keeps all.
+
+    Makes the directory if needed. Raises CheckpointError where it cannot write, having removed what it wrote of this
+    version: the checkpoints and links before it are as they were.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _locked(directory):
+            _remove_leftovers(directory)
+            version, parent = _take_version(directory)
+            checkpoint = Checkpoint(directory, version)
+            digest = hashlib.sha256(model).hexdigest()
+            about = {"name": checkpoint.name, "version": version, "sha256": digest, **parent, **description}
+            links = [LATEST, STABLE] if stable else [LATEST]
+            try:
+                write_whole(checkpoint.description, (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
+                write_whole(checkpoint.digest, f"{digest}\n".encode())
+                for link in links:  # made before the model, so that a full disk shows while nothing is published
+                    (directory / f"{TEMPORARY}{link}").symlink_to(checkpoint.model.name)
+                write_whole(checkpoint.model, model)
+                sync_directory(directory)
+            except BaseException:
+                checkpoint.model.unlink(missing_ok=True)
+                _remove_leftovers(directory)
+                raise
+            for link in links:
+                os.replace(directory / f"{TEMPORARY}{link}", directory / link)
+            _prune(directory, keep)
+            sync_directory(directory)
+            return checkpoint
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot publish a checkpoint: {error.strerror or error}") from error
+
+
+def promote(directory: Path, version: int) -> Checkpoint:
+    """Point `stable.onnx` at a published version, forward or back. Raises CheckpointError where there is no such version."""
+    checkpoint = Checkpoint(directory, version)
+    try:
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: no such directory")
+        with _locked(directory):
+            if not checkpoint.model.is_file():
+                known = ", ".join(str(each.version) for each in checkpoints(directory)[-10:]) or "none"
+                raise CheckpointError(f"{directory}: no checkpoint {version}; there are {known}")
+            temporary = directory / f"{TEMPORARY}{STABLE}"
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(checkpoint.model.name)
+            os.replace(temporary, directory / STABLE)
+            sync_directory(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: {error.strerror or error}") from error
+    return checkpoint
+
+
+def read_digest(model: Path) -> str | None:
+    """The digest that stands beside a model, None where there is none."""
+    try:
+        return Path(f"{model}.sha256").read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take_version(directory: Path) -> tuple[int, dict[str, int]]:
+    """A number never used before, written down as used; and the newest published version as {"parent": …}."""
+    try:
+        recorded = int((directory / _NEXT_VERSION).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        recorded = 1
+    published = checkpoints(directory)
+    newest = published[-1].version if published else 0
+    version = max(recorded, newest + 1)
+    write_whole(directory / _NEXT_VERSION, f"{version + 1}\n".encode())
+    sync_directory(directory)
+    return version, {"parent": newest} if newest else {}
+
+
+def _prune(directory: Path, keep: int) -> None:
+    stable = linked(directory, STABLE)
+    for checkpoint in checkpoints(directory)[: -keep or None] if keep else []:
+        if checkpoint != stable:
+            for path in (checkpoint.model, checkpoint.digest, checkpoint.description):
+                path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """What a crash left: files written aside, and a digest or JSON whose model never came or was pruned."""
+    names = set(os.listdir(directory))
+    for name in names:
+        match = _PART.fullmatch(name)
+        orphan = match is not None and Checkpoint(directory, int(match[1])).model.name not in names
+        if orphan or name.startswith(TEMPORARY):
+            (directory / name).unlink(missing_ok=True)

@@ -1,0 +1,90 @@
+"""The stability gate: may a checkpoint replace the stable one?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from onnx_builder.network import Array
+from sidecar.learning.metrics import plcc, rmse
+
+MINIMUM_PAIRS = 30
+PLCC_WITHOUT_REFERENCE = 0.9
+
+Verdict = Literal["stable", "unstable", "unverified"]
+
+
+class Gate(NamedTuple):
+    """A verdict and, in words with the figures, why."""
+
+    verdict: Verdict
+    reason: str
+
+
+def judge(
+    predicted: Array,
+    true: Array,
+    references: Sequence[tuple[str, Array]],
+    *,
+    plcc_delta: float = 0.005,
+    rmse_ratio: float = 1.1,
+) -> Gate:
+    """Judge a checkpoint's predictions (n,) of held-out pairs against their true scores (n,).
+
+    references: (name, predictions (n,)) of the models it has to stand up to. The reference PLCC is the highest of theirs
+    and the reference RMSE the lowest; without any, PLCC 0.9 and no RMSE. Stable: PLCC at least the reference's less
+    `plcc_delta` and RMSE at most the reference's times `rmse_ratio`. Unverified: fewer than 30 pairs, or none that vary.
+    """
+    if len(true) < MINIMUM_PAIRS:
+        return Gate("unverified", f"{len(true)} held-out pairs, fewer than {MINIMUM_PAIRS}")
+    if np.ptp(true) == 0:
+        return Gate("unverified", f"all {len(true)} held-out pairs have score {true[0]:g}")
+    own_plcc, own_rmse = plcc(predicted, true), rmse(predicted, true)
+    known = [(value, name) for name, scores in references if not math.isnan(value := plcc(scores, true))]
+    reference_plcc, plcc_name = max(known, default=(PLCC_WITHOUT_REFERENCE, "no reference model"))
+    reasons = []
+    if not own_plcc >= reference_plcc - plcc_delta:
+        reasons.append(f"PLCC {own_plcc:.4f} is under {reference_plcc:.4f} ({plcc_name}) − {plcc_delta:g}")
+    if references:
+        reference_rmse, rmse_name = min((rmse(scores, true), name) for name, scores in references)
+        if not own_rmse <= reference_rmse * rmse_ratio:
+            reasons.append(f"RMSE {own_rmse:.3f} is over {reference_rmse:.3f} ({rmse_name}) × {rmse_ratio:g}")
+    if reasons:
+        return Gate("unstable", f"on {len(true)} held-out pairs, " + "; ".join(reasons))
+    return Gate("stable", f"PLCC {own_plcc:.4f} and RMSE {own_rmse:.3f} on {len(true)} held-out pairs")
+
+
+class Evidence(NamedTuple):
+    """Pairs that a checkpoint is judged on: features (n, n_features), raw, and their true scores (n,)."""
+
+    name: str
+    features: Array
+    true: Array
+
+
+def judge_on_each(
+    predicted: Sequence[Array],
+    sets: Sequence[Evidence],
+    references: Sequence[tuple[str, Sequence[Array]]],
+    *,
+    plcc_delta: float = 0.005,
+    rmse_ratio: float = 1.1,
+) -> Gate:
+    """Judge a checkpoint on several sets: stable if it is on the first, and unstable on none.
+
+    predicted: its predictions (n,) of each; references: (name, predictions of each) of the models it has to stand up to. The
+    first set decides alone whether it can be judged at all; others too small or without variation are passed over.
+    """
+    verdicts = []
+    for place, (evidence, own) in enumerate(zip(sets, predicted, strict=True)):
+        others = [(name, scores[place]) for name, scores in references]
+        gate = judge(own, evidence.true, others, plcc_delta=plcc_delta, rmse_ratio=rmse_ratio)
+        if gate.verdict == "unstable" and len(sets) > 1:
+            gate = Gate(gate.verdict, f"{evidence.name}: {gate.reason}")
+        verdicts.append(gate)
+    if verdicts[0].verdict == "unverified":
+        return verdicts[0]
+    return next((gate for gate in verdicts if gate.verdict == "unstable"), verdicts[0])

@@ -1,0 +1,35 @@
+"""Promotion by hand."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from sidecar.checkpoints.directory import Checkpoint, CheckpointError, promote
+from sidecar.state.anchor import write_anchor
+from sidecar.state.snapshots import read_snapshots
+
+_log = logging.getLogger(__name__)
+
+
+def promote_by_hand(version: int, checkpoint_directory: Path, state_directory: Path) -> Checkpoint:
+    """Verify a checkpoint, point `stable.onnx` at it, and renew the anchor from the newest snapshot, where there is one.
+
+    Raises CheckpointError where there is no such checkpoint or it does not pass.
+    """
+    from sidecar.checkpoints.verify import verify  # which loads onnxruntime; `serve` needs the rest of this file before
+
+    model = Checkpoint(checkpoint_directory, version).model
+    if model.is_file():
+        (verified,) = verify([model])
+        wrong = [f"{check}: {reason}" for check, reason in verified.checks.items() if reason]
+        if wrong:
+            raise CheckpointError(f"{model} is not promoted: {'; '.join(wrong)}")
+    checkpoint = promote(checkpoint_directory, version)
+    for _, state in read_snapshots(state_directory):
+        try:
+            write_anchor(state_directory, state["held_out"])
+        except (KeyError, OSError) as error:
+            _log.warning("the anchor in %s was not renewed: %s", state_directory, error)
+        break
+    return checkpoint

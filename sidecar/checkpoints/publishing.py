@@ -1,0 +1,150 @@
+"""From weights to a published checkpoint: build the graph, check it against the trainer, judge it, publish it.
+
+What `train-offline` and `serve` do alike. It runs on a worker thread of the latter, from copies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from onnx_builder.network import Array, Elementwise, Network, NetworkError
+from onnx_builder.parity import parity
+from onnx_builder.write import OPSET, to_bytes
+from sidecar.checkpoints.directory import STABLE, Checkpoint, linked, publish
+from sidecar.checkpoints.gate import Evidence, Gate, judge_on_each
+from sidecar.learning.head import Head
+from sidecar.learning.metrics import Metrics, metrics
+from sidecar.models.base_model import BaseModel, ExportIo
+from sidecar.models.description import DescriptionError, read_description
+from sidecar.models.json_scaling import json_scaling, scaled, scaling_as_json
+
+if TYPE_CHECKING:
+    from onnx_builder.runtime import Scorer
+
+_log = logging.getLogger(__name__)
+PARITY_TOLERANCE = 1e-4
+"""Largest difference between the graph and the trainer's forward pass, as a share of the score range."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms checkpoints are published: where, in which form, and how they are judged. keep: 0 keeps all."""
+
+    directory: Path
+    score_range: float = 100.0
+    base: BaseModel | None = None
+    export_io: ExportIo = "canonical"
+    keep: int = 0
+    plcc_delta: float = 0.005
+    rmse_ratio: float = 1.1
+
+    @cached_property
+    def base_scorer(self) -> Scorer:
+        """The base model as onnxruntime runs it, in its canonical form."""
+        from onnx_builder.runtime import Scorer  # as in `publish_network`
+
+        assert self.base is not None
+        return Scorer(to_bytes(self.base.network))
+
+
+class Published(NamedTuple):
+    """What came of it. metrics: on the first set of evidence, None where that is empty; seconds: that it took, with checks."""
+
+    checkpoint: Checkpoint
+    sha256: str
+    gate: Gate
+    metrics: Metrics | None
+    parity_max_abs_diff: float
+    seconds: float
+
+
+class ParityError(NetworkError):
+    """The graph does not compute what the trainer does."""
+
+
+def publish_network(
+    network: Network, terms: Terms, sets: Sequence[Evidence], parity_features: Array, description: dict[str, Any]
+) -> Published:
+    """Publish a trained network of the base's architecture, or a fresh one.
+
+    sets: what it is judged on, the held-out pairs first. parity_features: (n, n_features), n ≥ 1, raw, real pairs.
+    description: what the JSON says besides what is known here. Raises ParityError, NetworkError (the graph cannot be built) or
+    CheckpointError (it cannot be written); nothing is published then.
+    """
+    started = time.monotonic()
+    from onnx_builder.runtime import Scorer  # onnxruntime takes longer to load than a sidecar to start
+
+    published = terms.base.exported(network, terms.export_io) if terms.base else network
+    model = to_bytes(published)
+    scorer = Scorer(model)
+
+    def predict(features: Array) -> Array:
+        return scorer.predict(terms.base.exported_features(features, terms.export_io) if terms.base else features)
+
+    head = Head(network)
+    difference = parity(predict(parity_features), head.predict(parity_features))
+    allowed = PARITY_TOLERANCE * terms.score_range
+    if difference > allowed:
+        raise ParityError(f"parity: the graph differs from the trainer by {difference:g} score points; allowed {allowed:g}")
+    predicted = [predict(evidence.features) for evidence in sets]
+    gate = judge_on_each(predicted, sets, _references(terms, sets), plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio)
+    measured = metrics(head.predict(sets[0].features), sets[0].true) if len(sets[0].true) else None
+    about = {
+        "kind": "fr",
+        "onnx_opset": OPSET,
+        "input_name": published.inputs[0].name,
+        "input_names": [port.name for port in published.inputs],
+        "output_name": published.output.name,
+        "n_features": network.n_features,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "base_model": terms.base.as_json() if terms.base else None,
+        "metrics": measured.as_json() if measured else {"pairs": 0},
+        "gate": gate._asdict(),
+        "parity_max_abs_diff": difference,
+        **description,
+    }
+    if terms.base and terms.export_io == "base" and terms.base.scaling:
+        about |= scaling_as_json(terms.base.scaling)
+    checkpoint = publish(terms.directory, model, about, stable=gate.verdict == "stable", keep=terms.keep)
+    return Published(checkpoint, hashlib.sha256(model).hexdigest(), gate, measured, difference, time.monotonic() - started)
+
+
+def _references(terms: Terms, sets: Sequence[Evidence]) -> list[tuple[str, list[Array]]]:
+    """What the base model and the one that `stable.onnx` names make of each set.
+
+    A stable model that cannot be used counts as absent, with a warning.
+    """
+    from onnx_builder.runtime import Scorer  # as above
+
+    references: list[tuple[str, list[Array]]] = []
+    if terms.base is not None:
+        scores = [terms.base_scorer.predict(evidence.features) for evidence in sets]
+        references.append((f"base model {terms.base.path.name}", scores))
+    stable = linked(terms.directory, STABLE)
+    if stable is not None:
+        try:
+            scorer, scaling = Scorer(stable.model), published_scaling(stable.model)
+            scores = [scorer.predict(scaled(evidence.features, scaling)) for evidence in sets]
+            if not all(np.isfinite(each).all() for each in scores):
+                raise NetworkError(f"{stable.model}: gives scores that are not finite")
+        except (NetworkError, DescriptionError) as error:
+            _log.warning("%s is not compared with: %s", STABLE, error)
+        else:
+            references.append((stable.name, scores))
+    return references
+
+
+def published_scaling(checkpoint: Path) -> tuple[Elementwise, ...]:
+    """The scaling that a checkpoint's graph leaves outside, from its JSON; none where it leaves none."""
+    about = read_description(checkpoint) or {}
+    return json_scaling(checkpoint, int(about.get("n_features", 0))) if "feature_mean" in about else ()

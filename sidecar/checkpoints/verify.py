@@ -1,0 +1,145 @@
+"""Looking at models: how well one scores, what it is, and whether it is what it claims to be."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_builder.constants import parse, read_bytes
+from onnx_builder.network import Elementwise, Network, NetworkError
+from onnx_builder.parity import parity
+from onnx_builder.read import from_bytes
+from onnx_builder.runtime import Scorer
+from onnx_builder.write import IR_VERSION, OPERATORS, OPSET
+from sidecar.checkpoints.directory import CheckpointError, checkpoints, read_digest
+from sidecar.checkpoints.publishing import PARITY_TOLERANCE
+from sidecar.models.description import DescriptionError, read_description
+
+_PARITY_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The checks of one model file: each with what is wrong, empty where it passed."""
+
+    model: Path
+    checks: dict[str, str]
+
+    @property
+    def ok(self) -> bool:
+        return not any(self.checks.values())
+
+
+def verify(paths: Sequence[Path]) -> list[Verification]:
+    """Check models, each checkpoint of the directories among `paths`: digest, JSON, graph, operators, parity.
+
+    Raises CheckpointError for a path that does not exist, or a directory without checkpoints.
+    """
+    models: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = [checkpoint.model for checkpoint in checkpoints(path)]
+            if not found:
+                raise CheckpointError(f"{path}: no checkpoint (model_vNNNNNN.onnx) in this directory")
+            models += found
+        else:
+            models.append(path)
+    return [_verify(model) for model in models]
+
+
+def _verify(model: Path) -> Verification:
+    data = read_bytes(model)
+    target = model.resolve()
+    checks = {
+        "digest": _attempt(lambda: _check_digest(target, data)),
+        "description": _attempt(lambda: _check_description(target, data)),
+        "graph": _attempt(lambda: _check_graph(model, data)),
+        "operators": _attempt(lambda: _check_operators(parse_model(model, data))),
+        "parity": _attempt(lambda: _check_parity(data)),
+    }
+    return Verification(model, checks)
+
+
+def _attempt(check: Any) -> str:
+    try:
+        return str(check() or "")
+    except (NetworkError, DescriptionError) as error:
+        return str(error)
+
+
+def _check_digest(model: Path, data: bytes) -> str:
+    stated, actual = read_digest(model), hashlib.sha256(data).hexdigest()
+    if stated is None:
+        return f"no {model.name}.sha256 beside the model"
+    return "" if stated == actual else f"the file's SHA-256 is {actual}, {model.name}.sha256 says {stated[:64]}"
+
+
+def _check_description(model: Path, data: bytes) -> str:
+    about = read_description(model)
+    if about is None:
+        return f"no {model.with_suffix('.json').name} beside the model"
+    stated, actual = about.get("sha256"), hashlib.sha256(data).hexdigest()
+    return "" if stated == actual else f"the file's SHA-256 is {actual}, its JSON says {stated}"
+
+
+def _check_graph(model: Path, data: bytes) -> str:
+    proto = parse_model(model, data)
+    if (proto.ir_version, opset_of(proto)) != (IR_VERSION, OPSET):
+        return f"IR version {proto.ir_version} and opset {opset_of(proto)}; a checkpoint has {IR_VERSION} and {OPSET}"
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return f"onnx.checker: {str(error).strip().splitlines()[0]}"
+    return ""
+
+
+def _check_operators(proto: onnx.ModelProto) -> str:
+    others = sorted({node.op_type for node in proto.graph.node} - OPERATORS)
+    return f"{', '.join(others)}: not among a checkpoint's operators" if others else ""
+
+
+def _check_parity(data: bytes) -> str:
+    network = from_bytes(data)
+    features = probe_features(network, _PARITY_ROWS)
+    expected = network.forward(features)
+    difference, allowed = parity(Scorer(data).predict(features), expected), PARITY_TOLERANCE * max(1.0, float(np.ptp(expected)))
+    return "" if difference <= allowed else f"onnxruntime and numpy differ by {difference:g}; allowed {allowed:g}"
+
+
+def probe_features(network: Network, count: int) -> np.ndarray:
+    """Random features (count, n_features), of the scale that the network's own input scaling expects."""
+    features = np.random.default_rng(0).normal(size=(count, network.n_features))
+    leading = []
+    for step in network.steps:
+        if not isinstance(step, Elementwise):
+            break
+        leading.append(step)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for step in reversed(leading):
+            match step.operator:
+                case "Sub":
+                    features = features + step.value
+                case "Add":
+                    features = features - step.value
+                case "Mul":
+                    features = features / step.value
+                case "Div":
+                    features = features * step.value
+    return np.nan_to_num(features, posinf=0.0, neginf=0.0).astype(np.float32)
+
+
+def parse_model(model: Path, data: bytes) -> onnx.ModelProto:
+    try:
+        return parse(data)
+    except NetworkError as error:
+        raise NetworkError(f"{model}: {error}") from error
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)

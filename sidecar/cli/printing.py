@@ -1,0 +1,173 @@
+"""What the commands print: tables and fields for a person, one JSON object for a script, progress on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sidecar.learning.recipe import Progress, no_progress
+
+if TYPE_CHECKING:  # they load onnxruntime, and --help should not
+    from sidecar.checkpoints.publishing import Published
+    from sidecar.learning.metrics import Metrics
+    from sidecar.offline.training import Result
+
+
+_HOME, _TO_THE_END_OF_THE_LINE, _TO_THE_END = "\x1b[H", "\x1b[K", "\x1b[J"
+
+
+@contextlib.contextmanager
+def replay_bar(count: Callable[[], int] | None) -> Iterator[Callable[[int], None]]:
+    """A bar of answered pairs on stderr, only where that is a terminal. count: gives how many there are; None: nobody knows."""
+    if not sys.stderr.isatty():
+        yield lambda answered: None
+        return
+    total = count() if count else None
+    bar: Any = click.progressbar(
+        length=total, label="answered", file=sys.stderr, show_pos=True, update_min_steps=max(1, (total or 100_000) // 500)
+    )
+    with bar:
+        done = 0
+
+        def show(answered: int) -> None:
+            nonlocal done
+            bar.update(answered - done)
+            done = answered
+
+        yield show
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[int], Progress]]:
+    """A bar on stderr with the present loss, only where that is a terminal."""
+    with contextlib.ExitStack() as stack:
+
+        def start(total: int) -> Progress:
+            if not sys.stderr.isatty():
+                return no_progress
+            bar: Any = stack.enter_context(
+                click.progressbar(
+                    length=total,
+                    label="training",
+                    file=sys.stderr,
+                    item_show_func=lambda loss: "" if loss is None else f"loss {loss:.3f}",
+                    update_min_steps=max(1, total // 500),
+                )
+            )
+            return lambda pairs, loss: bar.update(pairs, loss)
+
+        yield start
+
+
+def draw_again(pictures: Iterable[str]) -> None:
+    """Each in the place of the one before, as much as there is room for; without a terminal one after the other."""
+    for picture in pictures:
+        if sys.stdout.isatty():
+            lines = picture.splitlines()[: shutil.get_terminal_size().lines - 1]
+            click.echo(_HOME + "".join(f"{line}{_TO_THE_END_OF_THE_LINE}\n" for line in lines) + _TO_THE_END, nl=False)
+        else:
+            click.echo(picture + "\n")
+
+
+def result_json(result: Result) -> dict[str, Any]:
+    measured: dict[str, dict[str, Any]] = {}
+    for (place, kind), figures in result.metrics.items():
+        measured.setdefault(place, {})[kind] = figures.as_json()
+    document = {
+        "checkpoint": str(result.checkpoint.model),
+        "version": result.checkpoint.version,
+        "sha256": result.sha256,
+        "n_features": result.pairs.features.shape[1],
+        "pairs": {"train": len(result.train), "held_out": len(result.held_out), "skipped": result.pairs.skipped},
+        "metrics": measured,
+        "gate": result.gate._asdict(),
+        "parity_max_abs_diff": result.parity_max_abs_diff,
+        "seconds": result.seconds,
+        "pairs_per_second": result.pairs_per_second,
+        "settings": dataclasses.asdict(result.recipe),
+    }
+    return {**document, "loso": result.validation.as_json()} if result.validation else document
+
+
+HEADER = f"{'':24} {'weights':8} {'PLCC':>8} {'SROCC':>8} {'RMSE':>8} {'pairs':>9}"
+
+
+def row(name: str, weights: str, measured: Metrics) -> str:
+    figures = (f"{value:8.{digits}f}" for value, digits in zip(measured[:3], (5, 5, 3), strict=True))
+    return f"{name:24} {weights:8} {' '.join(figures)} {measured.pairs:9}".replace("     nan", "       –")
+
+
+def print_result(result: Result) -> None:
+    validation = result.validation
+    if validation is not None:
+        click.echo("Each group predicted by a model that was trained on the others:\n" + HEADER)
+        for fold in validation.folds:
+            click.echo(row(fold.group, "EMA", fold.metrics))
+        click.echo(row("all, pooled", "EMA", validation.pooled))
+        click.echo(f"{'mean and lowest PLCC':24} {'':8} {validation.mean_plcc:8.5f} {validation.min_plcc:8.5f}\n")
+    click.echo(HEADER)
+    for (place, kind), measured in result.metrics.items():
+        click.echo(row(place.replace("_", " "), "EMA" if kind == "ema" else kind, measured))
+    print_skipped(result.pairs.skipped, result.pairs.first_skipped)
+    click.echo(f"\n{result.pairs_per_second:,.0f} pairs per second for {result.seconds:.1f} s")
+    click.echo(f"gate: {result.gate.verdict} ({result.gate.reason})")
+    click.echo(f"parity with onnxruntime: {result.parity_max_abs_diff:.2g} score points at most")
+    click.echo(f"checkpoint: {result.checkpoint.model}")
+
+
+def print_skipped(skipped: int, first: str) -> None:
+    if skipped:
+        click.echo(f"{skipped} bad rows skipped; the first: {first}")
+
+
+def print_published(published: Published, as_json: bool) -> None:
+    measured = published.metrics
+    if as_json:
+        print_json(
+            {
+                "checkpoint": str(published.checkpoint.model),
+                "version": published.checkpoint.version,
+                "sha256": published.sha256,
+                "metrics": {"held_out": {"ema": measured.as_json()}} if measured else {},
+                "gate": published.gate._asdict(),
+                "parity_max_abs_diff": published.parity_max_abs_diff,
+            }
+        )
+    else:
+        if measured:
+            click.echo(HEADER + "\n" + row("held out", "EMA", measured) + "\n")
+        click.echo(f"gate: {published.gate.verdict} ({published.gate.reason})")
+        click.echo(f"parity with onnxruntime: {published.parity_max_abs_diff:.2g} score points at most")
+        click.echo(f"checkpoint: {published.checkpoint.model}")
+
+
+def print_fields(fields: dict[str, Any], indent: str = "") -> None:
+    """Names and values in two columns; what is nested stands below its name, indented."""
+    for name, value in fields.items():
+        if isinstance(value, dict) and value:
+            click.echo(f"{indent}{name}")
+            print_fields(value, indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for each in value:
+                words = (f"{key} {_words(part)}" for key, part in each.items())
+                click.echo(f"{indent}{name:{24 - len(indent)}} {', '.join(words)}")
+        else:
+            click.echo(f"{indent}{name:{24 - len(indent)}} {_words(value)}")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        joined = ", ".join(map(_words, value))
+        return joined if all(isinstance(each, str) for each in value) else f"({joined})"
+    return "–" if value is None or value == {} else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=2, allow_nan=False))

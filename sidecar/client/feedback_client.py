@@ -1,0 +1,304 @@
+"""The client's side of the socket: for producers of pairs in Python, who must never wait for the sidecar nor fail with it.
+
+    with FeedbackClient("/tmp/vmafx-sidecar.sock") as client:
+        client.send(features, true_score, job_id="a1", group="clip-7-crf-23")
+
+`send` puts a pair in a bounded queue; a daemon thread delivers it through a `Pipeline`, reconnects, and sends again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import msgspec
+
+from sidecar.client.pipeline import LONGEST_WAIT_S, Pipeline
+from sidecar.log import Complaints
+from sidecar.pairs.line_protocol import Answer
+from sidecar.pairs.pair import MAX_LINE_BYTES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from prometheus_client import CollectorRegistry, Counter
+
+_GLANCE_S = 0.1  # how soon a close is seen while an answer is awaited
+_NO_REASON = "no reason given"
+
+_logger = logging.getLogger(__name__)
+
+
+class FeedbackClient:
+    """Delivers pairs to a sidecar from a background thread. `send` may be called by any number of threads.
+
+    socket_path: the sidecar's Unix socket; it need not be there yet. capacity: the most pairs held, those in flight
+    included. in_flight: the most pairs sent and not yet answered. retry_s: the first and the longest pause, in seconds,
+    before connecting again, or sending again what was answered as retryable; doubled each time, until a pair is settled.
+    registry: where the Prometheus counters are registered, by default the global one; clients with the same registry
+    share the counters.
+
+    Every pair offered to `send` is counted in exactly one of `delivered`, `dropped` and `queued`:
+
+    delivered: the sidecar has it in its journal (a duplicate of one that is there counts too).
+    dropped: never will be: the queue was full or closed, the pair was refused, or was left when the client was closed.
+    refused: those of the dropped that the sidecar refused for good, or that make no request line.
+
+    A pair whose answer was lost with the connection is sent again, so that the sidecar may get it twice and, if it has a
+    `job_id`, knows it for a duplicate. One that is sent again may arrive after later ones.
+
+    Close the client, or what is still queued when the process ends is lost. A client may be used on both sides of a fork:
+    in the child it starts empty, with a connection and counts of its own, and what was queued stays the parent's.
+    """
+
+    def __init__(
+        self,
+        socket_path: str | Path,
+        *,
+        capacity: int = 1000,
+        in_flight: int = 256,
+        retry_s: tuple[float, float] = (2.0, 120.0),
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self._path = os.fspath(socket_path)
+        self._capacity, self._window, self._retry_s = capacity, in_flight, retry_s
+        self._delivered_metric, self._dropped_metric = _metrics(registry)
+        self._closed, self._close_at = False, math.inf
+        self._begin()
+        _clients.add(self)
+
+    def _begin(self) -> None:
+        # Written by producers, under the lock.
+        self._lock = threading.Lock()
+        self._waiting: deque[bytes] = deque()
+        self._taken = self._turned_away = self._unsendable = 0
+        self._thread: threading.Thread | None = None
+        # How the thread sleeps when no answer is to come. An event, because setting it does not hand over the interpreter's
+        # lock, as writing to a socket would, after which one send in a hundred took 2 ms. Pairs set it while `_listening`.
+        self._news = threading.Event()
+        self._listening = False
+        # Written by the thread. `_again` is what goes once more, before `_waiting`; nothing is sent until `_hold_until`.
+        self._pipeline: Pipeline[bytes] | None = None
+        self._again: deque[bytes] = deque()
+        self._delivered = self._refused = self._left = 0
+        self._pause_s = self._retry_s[0]
+        self._hold_until = -math.inf
+        self._hurried = False
+        self._complaints = Complaints(_logger)
+
+    def send(
+        self,
+        features: Sequence[float] | NDArray[Any],
+        true_score: float,
+        job_id: str | None = None,
+        group: str | None = None,
+        **extra: Any,
+    ) -> bool:
+        """Queue one pair; False, and counted, if it was dropped. Never waits for the sidecar, and never raises.
+
+        features: numbers, copied before this returns; true_score: score points; job_id: text, at most 256 characters, by
+        which the sidecar knows a pair that comes twice; group: the same for the pairs of one encode; extra: other fields
+        for the journal. What is no number or out of range is for the sidecar to refuse, NaN and infinity included.
+        """
+        named = {"job_id": job_id, "group": group}
+        pair = {name: value for name, value in named.items() if value is not None}
+        try:
+            line = _encoder.encode({**pair, "features": features, "true_score": true_score, **extra})
+        except Exception as error:  # whatever an object of the producer's raises
+            return self._not_taken("refused", "no JSON can be made of it: %s", error, refused=1)
+        if len(line) > MAX_LINE_BYTES:
+            return self._not_taken("refused", "%d bytes of JSON; at most %d", len(line), MAX_LINE_BYTES, refused=1)
+        try:
+            self._enqueue(line)
+        except (RuntimeError, OSError) as error:
+            return self._not_taken("dropped", "%s", error)
+        return True
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Stop taking pairs and deliver those queued, for at most timeout_s; True if none was left. Pauses are cut short."""
+        self._close_at = time.monotonic() + timeout_s
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        if thread is not None:
+            self._news.set()
+            thread.join(timeout_s + 1.0)
+        return not self.queued and not self._left
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def delivered(self) -> int:
+        return self._delivered
+
+    @property
+    def dropped(self) -> int:
+        return self._turned_away + self._refused + self._left
+
+    @property
+    def refused(self) -> int:
+        return self._unsendable + self._refused
+
+    @property
+    def queued(self) -> int:
+        settled = self._delivered + self._refused + self._left
+        return self._taken - settled
+
+    def _enqueue(self, line: bytes) -> None:
+        """Raises RuntimeError or OSError, with the reason, where the line cannot be taken."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the client is closed")
+            if self.queued >= self._capacity:
+                raise RuntimeError(f"{self._capacity} pairs are queued already")
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="vmafx-feedback", daemon=True)
+                thread.start()
+                self._thread = thread
+            self._waiting.append(line)
+            self._taken += 1
+        if self._listening:
+            self._news.set()
+
+    def _not_taken(self, kind: str, text: str, *arguments: object, refused: int = 0) -> Literal[False]:
+        with self._lock:
+            self._turned_away += 1
+            self._unsendable += refused
+        self._dropped_metric.inc()
+        self._complaints.warn(kind, f"%s: a pair was {kind}: {text}", self._path, *arguments)
+        return False
+
+    def _run(self) -> None:
+        try:
+            while not (self._closed and (not self.queued or time.monotonic() >= self._close_at)):
+                try:
+                    self._turn()
+                except Exception as error:  # whatever it is, the producer goes on, and so do its pairs
+                    self._disconnected(error)
+        finally:
+            self._give_up()
+
+    def _turn(self) -> None:
+        """Send what may go now and take answers; wait for one of these, or for pairs.
+
+        While answers are to come, new pairs wait for the next of them, and go together.
+        """
+        if self._closed and not self._hurried:
+            self._hurried, self._hold_until, self._pause_s = True, -math.inf, self._retry_s[0]
+        now = time.monotonic()
+        may_send = now >= self._hold_until
+        if may_send and (self._again or self._waiting):
+            self._pipeline = self._pipeline or Pipeline(self._path, self._window)
+            self._fill(self._pipeline)
+        if self._pipeline is not None and self._pipeline.unanswered:
+            for line, answer in self._pipeline.exchange(_GLANCE_S):
+                self._settle(line, answer)
+        else:
+            self._sleep(may_send, (math.inf if may_send else self._hold_until) - now)
+
+    def _sleep(self, for_pairs: bool, timeout_s: float) -> None:
+        self._listening = for_pairs
+        if not (for_pairs and self._waiting):
+            self._news.wait(min(timeout_s, self._close_at - time.monotonic(), LONGEST_WAIT_S))
+        self._listening = False
+        self._news.clear()
+
+    def _fill(self, pipeline: Pipeline[bytes]) -> None:
+        while pipeline.has_room() and (source := self._again or self._waiting):
+            pipeline.add(source[0], source[0])
+            source.popleft()
+
+    def _settle(self, line: bytes, answer: Answer) -> None:
+        if not answer.ok and answer.retryable:
+            self._again.append(line)
+            pause_s = self._hold()
+            self._complaints.warn(
+                "retryable", "%s: %s; sending again in %.3g s", self._path, answer.error or _NO_REASON, pause_s
+            )
+            return
+        self._pause_s = self._retry_s[0]
+        if answer.ok:
+            self._delivered += 1
+            self._delivered_metric.inc()
+        else:
+            self._refused += 1
+            self._dropped_metric.inc()
+            self._complaints.warn("refused", "%s: a pair was refused: %s", self._path, answer.error or _NO_REASON)
+
+    def _disconnected(self, error: Exception) -> None:
+        if self._pipeline is not None:
+            self._again.extendleft(reversed(self._pipeline.unanswered))
+            self._hang_up()
+        pause_s = self._hold()
+        reason = (error.strerror or error) if isinstance(error, OSError) else repr(error)
+        text = "%s: %s; %d pairs are queued; connecting again in %.3g s"
+        self._complaints.warn("disconnected", text, self._path, reason, self.queued, pause_s)
+
+    def _hold(self) -> float:
+        """Send nothing for the next pause, if there is none already; the seconds left of it."""
+        now = time.monotonic()
+        if now >= self._hold_until:
+            self._hold_until, self._pause_s = now + self._pause_s, min(2.0 * self._pause_s, self._retry_s[1])
+        return self._hold_until - now
+
+    def _give_up(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._left = self.queued
+        self._hang_up()
+        if self._left:
+            self._dropped_metric.inc(self._left)
+            self._complaints.warn("left", "%s: closed with %d pairs undelivered", self._path, self._left)
+
+    def _hang_up(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+
+    def _after_fork(self) -> None:
+        self._hang_up()
+        self._begin()
+
+
+def _jsonable(value: Any) -> Any:
+    """What msgspec does not know: arrays and scalars of numpy and its kin."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def _metrics(registry: CollectorRegistry | None) -> tuple[Counter, Counter]:
+    """The counters (delivered, dropped) of a registry, made the first time."""
+    from prometheus_client import REGISTRY, Counter  # here, because it takes 60 ms, and not all of this module needs it
+
+    registry = REGISTRY if registry is None else registry
+    with _registering:
+        if registry not in _registered:
+            _registered[registry] = (
+                Counter("vmafx_training_feedback_delivered", "Pairs that the sidecar has.", registry=registry),
+                Counter("vmafx_training_feedback_dropped", "Pairs that the sidecar will never have.", registry=registry),
+            )
+        return _registered[registry]
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_clients):
+        client._after_fork()
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_jsonable)
+_registered: weakref.WeakKeyDictionary[CollectorRegistry, tuple[Counter, Counter]] = weakref.WeakKeyDictionary()
+_registering = threading.Lock()
+_clients: weakref.WeakSet[FeedbackClient] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,81 @@
+"""What a model file is."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnx_builder import torch_state
+from onnx_builder.constants import read_bytes
+from onnx_builder.network import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError
+from onnx_builder.read import from_bytes
+from sidecar.checkpoints.verify import opset_of, parse_model
+from sidecar.models.description import read_description
+
+
+def inspect(model: Path) -> dict[str, Any]:
+    """What a model file is: digest, opset, inputs and outputs, operators, architecture, and the JSON beside it.
+
+    Of a PyTorch state-dict: its layers by their keys. Raises NetworkError for a file that is neither, and for a state-dict
+    that is no regressor; an ONNX model that is none says why in `not_trainable`.
+    """
+    data = read_bytes(model)
+    about: dict[str, Any] = {"path": str(model), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    if torch_state.is_state_dict(data):
+        about["format"] = "PyTorch state-dict (its activations are taken to be ReLU)"
+        try:
+            about["layers"] = [*torch_state.dense_layers(data)]
+            network = torch_state.from_bytes(data)
+        except NetworkError as error:
+            raise NetworkError(f"{model}: {error}") from error
+        return {**about, **_shape_of(network)}
+    proto = parse_model(model, data)
+    about |= {
+        "format": "ONNX",
+        "ir_version": proto.ir_version,
+        "opset": opset_of(proto),
+        "inputs": [_tensor(value) for value in proto.graph.input],
+        "outputs": [_tensor(value) for value in proto.graph.output],
+        "operators": [node.op_type for node in proto.graph.node],
+    }
+    try:
+        about |= _shape_of(from_bytes(data, model.parent))
+    except NetworkError as error:
+        about["not_trainable"] = str(error)
+    description = read_description(model.resolve())
+    if description is not None:
+        about["description"] = description
+    return about
+
+
+def _shape_of(network: Network) -> dict[str, Any]:
+    trained = [step for step in network.steps if isinstance(step, Dense | LayerNormalization)]
+    sizes = (s.weight.size + s.bias.size if isinstance(s, Dense) else s.scale.size + s.bias.size for s in trained)
+    return {"architecture": architecture(network), "parameters": sum(sizes)}
+
+
+def architecture(network: Network) -> str:
+    """One line, such as "80 features → Sub → Mul → dense 64 → relu → dense 1 → Mul → Add → Clip"."""
+    words = [f"{network.n_features} features"]
+    for step in network.steps:
+        match step:
+            case Dense():
+                words.append(f"dense {len(step.weight)}")
+            case Activation():
+                words.append(step.name)
+            case LayerNormalization():
+                words.append("layer normalisation")
+            case Elementwise():
+                words.append(step.operator)
+            case Clip():
+                words.append(f"Clip {step.low:g}…{step.high:g}")
+    return " → ".join(words)
+
+
+def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    dims = value.type.tensor_type.shape.dim
+    shape = [dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else None) for dim in dims]
+    return {"name": value.name, "type": onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type), "shape": shape}

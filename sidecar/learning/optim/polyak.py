@@ -1,0 +1,39 @@
+"""Polyak averaging: the exponential moving average of the parameters, which is what gets published."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from onnx_builder.network import Array
+
+
+class PolyakAverage:
+    """θ_ema ← β_t θ_ema + (1 − β_t) θ after each step t = 1, 2, ….
+
+    parameters: (n,), bound to; the average begins as a copy. With `warmup`, β_t = min(β, (1 + t) / (10 + t)): a plain
+    β = 0.999 still weights the starting point by 0.94 after 62 steps, so an average from random weights would be useless
+    for thousands of them. Without it, β_t = β.
+
+    Polyak, Juditsky: Acceleration of stochastic approximation by averaging (1992).
+    """
+
+    def __init__(self, parameters: Array, decay: float = 0.999, warmup: bool = True) -> None:
+        self.decay, self.warmup = decay, warmup
+        self.parameters = parameters.copy()
+        self.steps = 0
+        self._weight, scratch = np.array(0.0, parameters.dtype), np.empty_like(parameters)
+        self._operations = [
+            partial(np.subtract, parameters, self.parameters, scratch),
+            partial(np.multiply, scratch, self._weight, scratch),
+            partial(np.add, self.parameters, scratch, self.parameters),
+        ]
+
+    def update(self) -> None:
+        """Average in the parameters that a step has just produced."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.warmup else self.decay
+        self._weight[()] = 1 - decay
+        for operation in self._operations:
+            operation()

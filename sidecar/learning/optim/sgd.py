@@ -1,0 +1,49 @@
+"""Stochastic gradient descent with momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+
+from onnx_builder.network import Array
+
+
+class Sgd:
+    """Stochastic gradient descent with momentum μ and L2 weight decay λ: v ← μv + g + λθ, θ ← θ − ηv.
+
+    parameters, gradient: (n,), bound to; `step` changes the first in place and overwrites the second.
+
+    Polyak: Some methods of speeding up the convergence of iteration methods (1964).
+    """
+
+    def __init__(self, parameters: Array, gradient: Array, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        velocity, scratch = np.zeros_like(parameters), np.empty_like(parameters)
+        self.velocity = velocity
+        self._rate = np.array(0.0, parameters.dtype)
+        decay = [
+            partial(np.multiply, parameters, np.array(weight_decay, parameters.dtype), scratch),
+            partial(np.add, gradient, scratch, gradient),
+        ]
+        self._operations = [
+            *(decay if weight_decay else []),
+            partial(np.multiply, velocity, np.array(momentum, parameters.dtype), velocity),
+            partial(np.add, velocity, gradient, velocity),
+            partial(np.multiply, velocity, self._rate, scratch),
+            partial(np.subtract, parameters, scratch, parameters),
+        ]
+
+    def step(self, learning_rate: float) -> None:
+        """One step against the gradient at hand, at learning rate η."""
+        self._rate[()] = learning_rate
+        for operation in self._operations:
+            operation()
+
+    def state(self) -> dict[str, Array]:
+        """What a next step depends on, besides the parameters: copies, by name."""
+        return {"velocity": self.velocity.copy()}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Go on from a `state`."""
+        self.velocity[:] = state["velocity"]

@@ -1,0 +1,111 @@
+"""Base models: where fine-tuning starts from, and the form in which its checkpoints go back to the model's users."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from onnx_builder import read, torch_state
+from onnx_builder.constants import read_bytes
+from onnx_builder.network import ActivationName, Array, Elementwise, Network, NetworkError
+from sidecar.models.json_scaling import BaseScaler, json_scaling, padded, scaled
+
+_log = logging.getLogger(__name__)
+ExportIo = Literal["canonical", "base"]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model as it was read.
+
+    network: takes raw features, with one input and one output of the canonical names. declared: as the file has it, with
+    its own inputs and output and without the JSON's scaling; None for a state-dict, which declares none. scaling: that of
+    the JSON, for the first features; `network` begins with as many steps, for all features.
+    """
+
+    path: Path
+    sha256: str
+    network: Network
+    declared: Network | None
+    scaling: tuple[Elementwise, ...] = ()
+
+    def exported(self, network: Network, export_io: ExportIo) -> Network:
+        """A trained `network` of this architecture as it is published.
+
+        "canonical": as it is. "base": with the base's inputs and output, the JSON's scaling left outside.
+        """
+        if export_io == "canonical" or self.declared is None:
+            return network
+        return Network(network.n_features, network.steps[len(self.scaling) :], self.declared.inputs, self.declared.output)
+
+    def exported_features(self, features: Array, export_io: ExportIo) -> Array:
+        """What a graph published so takes in place of raw features (n, n_features)."""
+        return scaled(features, self.scaling) if export_io == "base" else features
+
+    def as_json(self) -> dict[str, Any]:
+        return {"path": str(self.path), "sha256": self.sha256}
+
+
+def load(
+    path: Path, *, scaler: BaseScaler = "none", export_io: ExportIo = "canonical", activation: ActivationName = "relu"
+) -> BaseModel:
+    """Read an ONNX model or a PyTorch state-dict (told apart by their content).
+
+    scaler: "json" applies `feature_mean` and `feature_std` of the JSON beside the model. activation: of a state-dict, which
+    does not say. Raises NetworkError naming the file and the reason.
+    """
+    data = read_bytes(path)
+    digest = hashlib.sha256(data).hexdigest()
+    if torch_state.is_state_dict(data):
+        declared, network = None, _read_state_dict(path, data, activation)
+    else:
+        del data  # a large file need not be in memory twice
+        declared = read.read(path)
+        network = declared.canonical()
+    if export_io == "base":
+        _require_own_inputs(path, declared)
+    steps = json_scaling(path, network.n_features if declared is None else declared.inputs[0].width) if scaler == "json" else ()
+    padded = tuple(padded(step, network.n_features) for step in steps)
+    network = Network(network.n_features, (*padded, *network.steps))
+    return BaseModel(path, digest, network, declared, steps)
+
+
+def _read_state_dict(path: Path, data: bytes, activation: ActivationName) -> Network:
+    try:
+        network = torch_state.from_bytes(data, activation)
+    except NetworkError as error:
+        raise NetworkError(f"{path}: {error}") from error
+    _log.info("%s: a state-dict does not say its activation; %s it is", path, activation)
+    return network
+
+
+def _require_own_inputs(path: Path, declared: Network | None) -> None:
+    if declared is None:
+        raise NetworkError(f"{path}: a state-dict declares no inputs and outputs; export-io base needs an ONNX base model")
+    for port in declared.inputs:
+        if port.type != "FLOAT":
+            raise NetworkError(
+                f"{path}: input {port.name!r} is {port.type}; a checkpoint takes float32: use export-io canonical"
+            )
+
+
+def load_or_fresh(path: Path, **settings: Any) -> BaseModel | None:
+    """As `load`, but None with a warning where nothing is at the path: training then starts from a fresh head."""
+    if not path.exists() and not path.is_symlink():
+        _log.warning("base model %s does not exist; starting from a fresh head", path)
+        return None
+    return load(path, **settings)
+
+
+def require_features(base: BaseModel, n_features: int, where: str) -> None:
+    """Raises NetworkError where pairs have another number of features than the base model takes."""
+    if base.network.n_features != n_features:
+        takes = f"{base.network.n_features} features"
+        if base.declared is not None:
+            inputs = base.declared.inputs
+            total = f"{base.network.n_features} = " if len(inputs) > 1 else ""
+            takes = total + " + ".join(f"{port.width} features ({port.name})" for port in inputs)
+        raise NetworkError(f"base model {base.path} takes {takes}; the pairs of {where} have {n_features}")

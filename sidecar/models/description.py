@@ -1,0 +1,25 @@
+"""The JSON beside a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class DescriptionError(ValueError):
+    """A JSON beside a model that cannot be used; the message names it and says why."""
+
+
+def read_description(model: Path) -> dict[str, Any] | None:
+    """The JSON that stands beside a model, None where there is none. Raises DescriptionError if it is not a JSON object."""
+    path = model.with_suffix(".json")
+    try:
+        about = json.loads(path.read_bytes())
+    except OSError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise DescriptionError(f"{path}: not JSON: {error}") from error
+    if not isinstance(about, dict):
+        raise DescriptionError(f"{path}: expected a JSON object, got {type(about).__name__}")
+    return about

@@ -1,0 +1,152 @@
+"""A look at a running sidecar from outside: `status` and `probe`."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from http import HTTPStatus
+from typing import Annotated, Any, NotRequired, TypedDict
+
+import msgspec
+
+from sidecar.monitoring.status import one_line
+from sidecar.network.address import parse_address
+
+CLIENT_SECONDS = 5.0
+_MOST_BYTES = 1 << 20
+_LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # where a server on all interfaces is reached
+
+
+class HttpError(Exception):
+    """A sidecar that does not answer; the message names its address and says why."""
+
+
+class NoSidecarError(HttpError):
+    """Something else answers there; the message says what was wrong with the answer."""
+
+
+_Time = Annotated[float, msgspec.Meta(ge=0, le=1e11)]  # seconds since the epoch, up to the year 5138
+_Number = Annotated[float, msgspec.Meta(ge=-1e100, le=1e100)]  # its squares and sums are finite
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class _Status(TypedDict):
+    phase: str
+    current_samples: _Count
+    journal_bytes: NotRequired[_Number]
+    step_seconds: NotRequired[_Number]
+
+
+class _Now(_Status):
+    time: _Time
+    making_progress: bool
+    reason: NotRequired[str]
+    pairs_per_second: NotRequired[_Number]
+    prequential_rmse: NotRequired[_Number]
+    prequential_plcc: NotRequired[_Number]
+    loss: NotRequired[_Number]
+    feature_drift: NotRequired[_Number]
+    replay_size: _Count
+    replay_capacity: _Count
+    held_out_size: _Count
+    held_out_capacity: _Count
+    pairs: dict[str, _Count]
+    rejected: dict[str, _Count]
+
+
+class _History(TypedDict):
+    now: _Now
+    settings: dict[str, str | int | float | bool | None]
+    every_seconds: _Number
+    columns: list[str]
+    rows: list[list[_Number | None]]
+
+
+class _Checkpoint(TypedDict):
+    name: str
+    gate: NotRequired[str]
+    rmse: NotRequired[_Number]
+    plcc: NotRequired[_Number]
+    held_out: NotRequired[_Count]
+    sha256: NotRequired[str]
+
+
+class _Checkpoints(TypedDict):
+    latest: str | None
+    stable: str | None
+    checkpoints: list[_Checkpoint]
+
+
+def fetch_status(address: str) -> dict[str, Any]:
+    """The `/status` document of the sidecar at an address; where that is all interfaces, of this machine's.
+
+    Raises ValueError for a bad address, HttpError where nobody answers, NoSidecarError where that is no sidecar.
+    """
+    return _fetch(address, "/status", _Status)
+
+
+def fetch_history(address: str) -> dict[str, Any]:
+    """Likewise `/api/history`: what it says now, and a row every ten seconds of the last hours."""
+    history = _fetch(address, "/api/history", _History)
+    columns = history["columns"]
+    if columns[:1] != ["time"] or any(len(row) != len(columns) for row in history["rows"]):
+        raise NoSidecarError(f"{address}: /api/history is not a sidecar's: expected rows as long as `columns`, `time` first")
+    _check(address, "/api/history", [row[0] for row in history["rows"]], list[_Time])
+    return history
+
+
+def fetch_checkpoints(address: str) -> dict[str, Any]:
+    """Likewise `/api/checkpoints`."""
+    return _fetch(address, "/api/checkpoints", _Checkpoints)
+
+
+def _fetch(address: str, path: str, shape: Any) -> dict[str, Any]:
+    """The whole document, more than its shape among it: a sidecar of another version is one too."""
+    code, body = _get(address, path)
+    try:
+        document: Any = msgspec.json.decode(body) if code == HTTPStatus.OK else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise NoSidecarError(f"{address}: {path} is not a sidecar's: answered {code} with {one_line(ascii(body[:40]))}")
+    _check(address, path, document, shape)
+    return document
+
+
+def _check(address: str, path: str, document: object, shape: Any) -> None:
+    try:
+        msgspec.convert(document, shape)
+    except msgspec.ValidationError as error:
+        why = str(error)
+        raise NoSidecarError(f"{address}: {path} is not a sidecar's: {one_line(why[0].lower() + why[1:])}") from error
+
+
+def probe(address: str) -> tuple[bool, str]:
+    """Whether the sidecar at an address is ready, and one line that says so. Raises ValueError for a bad address."""
+    try:
+        code, body = _get(address, "/readyz")
+    except HttpError as error:
+        return False, str(error)
+    return code == HTTPStatus.OK, f"{address}: {one_line(body.decode(errors='replace').strip())}"
+
+
+def _get(address: str, path: str) -> tuple[int, bytes]:
+    host, port = parse_address(address)
+    connection = http.client.HTTPConnection(_LOOPBACK.get(host, host), port, timeout=CLIENT_SECONDS)
+    try:
+        until = time.monotonic() + CLIENT_SECONDS
+        connection.request("GET", path)
+        with connection.getresponse() as response:
+            body = b""
+            while len(body) < _MOST_BYTES and (piece := response.read1(_MOST_BYTES)):
+                body += piece
+                if time.monotonic() > until:
+                    raise TimeoutError
+            return response.status, body
+    except OSError as error:
+        raise HttpError(f"{address}: no sidecar answers: {error.strerror or error or type(error).__name__}") from error
+    except http.client.HTTPException as error:
+        why = one_line(str(error).strip()) or type(error).__name__
+        raise NoSidecarError(f"{address}: no sidecar answers: {why}") from error
+    finally:
+        connection.close()

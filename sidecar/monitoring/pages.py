@@ -1,0 +1,206 @@
+"""What there is to see over HTTP: /status, /metrics and the probes; the live page, its parts, and its figures as JSON.
+
+What is made for one reader is kept for a second: a thousand a second cost the training no more than one does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from http import HTTPStatus
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.exposition import choose_encoder
+
+from sidecar.checkpoints.directory import LATEST, STABLE, Checkpoint, checkpoints, linked
+from sidecar.models.description import DescriptionError, read_description
+from sidecar.monitoring.history import COLUMNS, EVERY_S, History
+from sidecar.monitoring.prometheus import metric_families
+from sidecar.monitoring.status import Status, one_line
+from sidecar.monitoring.status_document import encode_status, health, readiness, status_document
+from sidecar.network.http import TEXT, Page
+
+JSON = "application/json"
+MOST_CHECKPOINTS = 100
+_LARGEST = 1e100
+_DESCRIPTION = {  # by what it is told as, where it stands in a checkpoint's JSON
+    "created_at": ("created_at",),
+    "gate": ("gate", "verdict"),
+    "reason": ("gate", "reason"),
+    "plcc": ("metrics", "plcc"),
+    "srocc": ("metrics", "srocc"),
+    "rmse": ("metrics", "rmse"),
+    "held_out": ("metrics", "pairs"),
+    "step": ("step",),
+    "pairs_seen": ("pairs_seen",),
+    "base_model": ("base_model", "path"),
+    "sha256": ("sha256",),
+}
+_FRESH_S = 1.0
+_SINCE = re.compile(r"(?:.*&)?since=(\d{1,12})(?:&.*)?")
+_ASSETS = {
+    "/": ("live.html", "text/html; charset=utf-8"),
+    "/live.js": ("live.js", "text/javascript; charset=utf-8"),
+    "/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
+    "/plot.js": ("plot.js", "text/javascript; charset=utf-8"),
+    "/style.css": ("style.css", "text/css; charset=utf-8"),
+}
+_POLICY = (
+    "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_NOT_HERE = b"not here; there are /, /status, /metrics, /healthz, /readyz, /api/history and /api/checkpoints\n"
+
+
+class Pages:
+    """The answers of a sidecar. read_status, read_history: called for each request that needs them, from the HTTP thread."""
+
+    def __init__(
+        self,
+        read_status: Callable[[], Status],
+        read_history: Callable[[], History],
+        checkpoint_directory: Path,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self._status, self._history, self._directory = read_status, read_history, checkpoint_directory
+        self._settings = dict(settings)
+        self._registry = CollectorRegistry()
+        self._registry.register(_Collector(read_status))
+        self._present = _Fresh(self._make_present)
+        self._all_history = _Fresh(lambda: self._make_history(0))
+        self._checkpoints = _Fresh(self._make_checkpoints)
+        self._described: dict[Checkpoint, bytes] = {}
+
+    def look_up(self, target: str, headers: Mapping[str, str]) -> Page:
+        """The answer to GET."""
+        path, _, query = target.partition("?")
+        if path in _ASSETS:
+            return _asset_page(path, headers.get("if-none-match", ""))
+        if path == "/api/history":
+            since = _SINCE.fullmatch(query)
+            return _json_page(self._make_history(int(since[1])) if since else self._all_history())
+        if path == "/api/checkpoints":
+            return _json_page(self._checkpoints())
+        if path == "/status":
+            return Page(encode_status(status_document(self._status())), JSON)
+        if path == "/metrics":
+            try:
+                encode, content_type = choose_encoder(headers.get("accept", ""))
+            except Exception:  # it trips over versions that are none
+                encode, content_type = choose_encoder("")
+            return Page(encode(self._registry), content_type)
+        if path == "/healthz":
+            return _probe(*health(self._status(), time.monotonic()))
+        if path == "/readyz":
+            return _probe(*readiness(self._status()))
+        return Page(_NOT_HERE, TEXT, HTTPStatus.NOT_FOUND)
+
+    def _make_present(self) -> bytes:
+        """All of `/api/history` but its rows."""
+        status, rate = self._status(), self._history().pairs_per_second
+        making_progress, _ = health(status, time.monotonic())
+        told = {"time": round(time.time(), 3), "making_progress": making_progress, "pairs_per_second": rate}
+        now = {name: value for name, value in told.items() if value is not None} | status_document(status)
+        about = {"now": now, "settings": self._settings, "every_seconds": EVERY_S, "columns": COLUMNS}
+        return _encode(about).removesuffix(b"}")
+
+    def _make_history(self, since: int) -> bytes:
+        return self._present() + b', "rows": [' + b",".join(self._history().since(since)) + b"]}\n"
+
+    def _make_checkpoints(self) -> bytes:
+        """The newest checkpoints of the directory, the newest first, and which ones the links name."""
+        found = checkpoints(self._directory)[: -MOST_CHECKPOINTS - 1 : -1]
+        latest, stable = linked(self._directory, LATEST), linked(self._directory, STABLE)
+        if stable is not None and stable not in found:
+            found.append(stable)
+        # The JSON of a version never changes: each is read once.
+        described = {each: self._described.get(each) or _described(each) for each in found}
+        self._described = {each: text for each, text in described.items() if text}
+        rows = [text or _encode(_name(each)) for each, text in described.items()]
+        links = _encode({"latest": latest.name if latest else None, "stable": stable.name if stable else None})
+        return links.removesuffix(b"}") + b', "checkpoints": [' + b",\n".join(rows) + b"]}\n"
+
+
+class _Fresh:
+    """What `make` gives, made again where it is a second old."""
+
+    def __init__(self, make: Callable[[], bytes]) -> None:
+        self._make = make
+        self._made_at, self._made = float("-inf"), b""
+
+    def __call__(self) -> bytes:
+        if time.monotonic() - self._made_at >= _FRESH_S:
+            self._made = self._make()
+            self._made_at = time.monotonic()
+        return self._made
+
+
+class _Collector:
+    def __init__(self, read_status: Callable[[], Status]) -> None:
+        self._read_status = read_status
+
+    def collect(self) -> Iterable[Metric]:
+        return metric_families(self._read_status())
+
+
+def _probe(good: bool, line: str) -> Page:
+    return Page(f"{line}\n".encode(), TEXT, HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def _json_page(body: bytes) -> Page:
+    return Page(body, JSON, headers=("Cache-Control: no-store", _POLICY))
+
+
+def _asset_page(path: str, known: str) -> Page:
+    body, tag = _asset(path)
+    headers = ("Cache-Control: no-cache", f"ETag: {tag}", _POLICY)
+    return Page(body, _ASSETS[path][1], HTTPStatus.NOT_MODIFIED if known == tag else HTTPStatus.OK, headers)
+
+
+@cache
+def _asset(path: str) -> tuple[bytes, str]:
+    """A file of the page, read at the first request for it, and its entity tag."""
+    body = files("sidecar").joinpath("web", _ASSETS[path][0]).read_bytes()
+    return body, f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+
+
+def _name(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"name": checkpoint.name, "version": checkpoint.version}
+
+
+def _described(checkpoint: Checkpoint) -> bytes:
+    """What a checkpoint's JSON says of it, as far as a person wants to see it; without what is not as it should be.
+
+    Empty where there is no such file, or it cannot be read now.
+
+    Others may write to the directory: nothing is believed to have the right type, or a reasonable size.
+    """
+    try:
+        about = read_description(checkpoint.model)
+        if about is None:
+            return b""
+    except DescriptionError:
+        about = None
+    told = _name(checkpoint)
+    for name, (*path, last) in _DESCRIPTION.items():
+        within: Any = about
+        for key in path:
+            within = within.get(key) if isinstance(within, dict) else None
+        value = within.get(last) if isinstance(within, dict) else None
+        if isinstance(value, str):
+            told[name] = one_line(value)
+        elif isinstance(value, int | float) and abs(value) <= _LARGEST:
+            told[name] = value
+    return _encode(told)
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, allow_nan=False).encode()

@@ -1,0 +1,94 @@
+"""What a status says to others: a JSON document, Prometheus metrics, and whether the process is alive and ready."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sidecar.monitoring.status import Status, one_line
+
+STALL_SECONDS = 10.0  # an event loop that has not turned for longer is stuck
+STATUS_BYTES = 4096
+
+RESULTS = ("accepted", "held_out", "duplicate", "rejected")
+GATES = ("stable", "unstable", "unverified")
+STAGES = ("build", "parity", "write")
+
+
+def status_document(status: Status) -> dict[str, Any]:
+    """A status as `/status` tells it: first what every reader relies on. What has no value yet is left out."""
+    document = {
+        "phase": status.phase,
+        "current_samples": status.position,
+        "last_checkpoint_time": _rfc3339(status.checkpoint_time),
+        "model_version": _model_name(status.version),
+        "reason": one_line(status.reason) or None,
+        "accepting": status.accepting,
+        "stable_version": _model_name(status.stable_version),
+        "last_checkpoint_gate": one_line(status.checkpoint_gate or "") or None,
+        "step": status.step,
+        "loss": finite(status.loss),
+        "prequential_rmse": finite(status.prequential_rmse),
+        "prequential_plcc": finite(status.prequential_plcc),
+        "feature_drift": finite(status.feature_drift),
+        "pairs": counts(RESULTS, status.pairs),
+        "replay_size": status.replay_size,
+        "replay_capacity": status.replay_capacity,
+        "replay_evictions": status.replay_evictions,
+        "held_out_size": status.held_out_size,
+        "held_out_capacity": status.held_out_capacity,
+        "checkpoints": counts(GATES, status.checkpoints),
+        "checkpoint_failures": counts(STAGES, status.checkpoint_failures),
+        "journal_bytes": status.journal_bytes,
+        "journal_errors": status.journal_errors,
+        "connections": status.connections,
+        "step_seconds": finite(status.step_seconds),
+        "skipped_steps": status.skipped_steps,
+        "n_features": status.n_features,
+        "rejected": dict(status.rejected),
+    }
+    return {name: value for name, value in document.items() if value is not None}
+
+
+def encode_status(document: Mapping[str, Any]) -> bytes:
+    """A status document as JSON of at most STATUS_BYTES bytes; what would not fit is left out, from the end."""
+    kept = dict(document)
+    while True:
+        body = json.dumps(kept, ensure_ascii=False, allow_nan=False).encode(errors="replace") + b"\n"
+        if len(body) <= STATUS_BYTES:
+            return body
+        kept.popitem()
+
+
+def health(status: Status, now: float) -> tuple[bool, str]:
+    """Whether the process makes progress, in one line too; now: `time.monotonic()`."""
+    if now - status.progress <= STALL_SECONDS:
+        return True, f"making progress ({status.phase})"
+    return False, f"no progress for more than {STALL_SECONDS:g} s ({status.phase})"
+
+
+def readiness(status: Status) -> tuple[bool, str]:
+    """Whether the socket accepts, in one line too."""
+    return status.accepting, f"{'accepting' if status.accepting else 'not accepting'} pairs ({status.phase})"
+
+
+def counts(known: Iterable[str], given: Mapping[str, int]) -> dict[str, int]:
+    return {**dict.fromkeys(known, 0), **given}
+
+
+def finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _model_name(version: int | None) -> str | None:
+    return None if version is None else f"model_v{version:06d}"
+
+
+def _rfc3339(seconds: float | None) -> str | None:
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, ValueError):  # of a checkpoint's JSON, which others may have written
+        return None

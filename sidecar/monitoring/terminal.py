@@ -1,0 +1,181 @@
+"""`status --watch`: the live page in a terminal, drawn again every two seconds."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sidecar.monitoring.fetch import HttpError, NoSidecarError, fetch_checkpoints, fetch_history
+from sidecar.monitoring.status import one_line
+
+EVERY_S = 2.0
+_SHOWN_CHECKPOINTS = 3
+_NARROWEST = 40
+_BARS = "▁▂▃▄▅▆▇█"
+_CHARTS = {"RMSE": "prequential_rmse", "PLCC": "prequential_plcc", "loss": "loss", "pairs/s": "pairs_per_second"}
+
+
+def watch(address: str, sleep: Callable[[float], object] = time.sleep) -> Iterator[str]:
+    """What to show of the sidecar at an address, again and again; where it does not answer, that, above what it said last.
+
+    As wide as the terminal, or 80 characters. Raises ValueError for a bad address, NoSidecarError where something else answers
+    and no sidecar ever has.
+    """
+    known = ""
+    while True:
+        width = max(_NARROWEST, shutil.get_terminal_size().columns)
+        try:
+            history, checkpoints = fetch_history(address), fetch_checkpoints(address)
+        except HttpError as error:
+            if isinstance(error, NoSidecarError) and not known:
+                raise
+            what = "LOST THE SIDECAR" if known else "NO SIDECAR"
+            lost = textwrap.fill(f"{what} at {_clock(time.time())}: {error}. Going on trying.", width)
+            yield f"{lost}\n\n{known}"
+        else:
+            known = picture(history, checkpoints, width)
+            yield known
+        sleep(EVERY_S)
+
+
+def picture(history: Mapping[str, Any], checkpoints: Mapping[str, Any], width: int = 80) -> str:
+    """The documents of /api/history and /api/checkpoints for a person: what matters most in the first 24 lines."""
+    now = history["now"]
+    alive = "" if now["making_progress"] else ", but makes no progress"
+    figures = {
+        **({"reason": now["reason"]} if "reason" in now else {}),
+        "pairs in the journal": now["current_samples"],
+        "replay buffer": f"{now['replay_size']:,} of {now['replay_capacity']:,}",
+        "held out": f"{now['held_out_size']:,} of {now['held_out_capacity']:,}",
+        "feature drift": now.get("feature_drift"),
+        "pairs": now["pairs"],
+        "rejected": now["rejected"],
+    }
+    settings = " ".join(f"{one_line(name)}={one_line(str(value))}" for name, value in history["settings"].items())
+    parts = (
+        [textwrap.fill(f"vmafx-sidecar: {one_line(now['phase'])}{alive}, {_clock(now['time'])}", width)],
+        _sparklines(history, width),
+        _checkpoint_lines(checkpoints, width),
+        [format_status(figures, width)],
+        [textwrap.fill(f"settings: {settings}", width, subsequent_indent="  ", break_on_hyphens=False)],
+    )
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def _sparklines(history: Mapping[str, Any], width: int) -> list[str]:
+    columns, rows, now = history["columns"], history["rows"], history["now"]
+    if not rows:
+        return ["no history yet"]
+    times = [row[0] for row in rows] + [now["time"]]
+    lines = [f"{'since ' + _clock(rows[0][0]):{width - 27}} {'lowest':>8} {'now':>8} {'highest':>8}"]
+    for label, name in _CHARTS.items():
+        column = columns.index(name) if name in columns else None
+        values = [None if column is None else row[column] for row in rows] + [now.get(name)]
+        known = [value for value in values if value is not None]
+        if known:
+            line = sparkline(values, times, width - 36, 3 * history["every_seconds"])
+            figures = " ".join(f"{_figure(value):>8}" for value in (min(known), values[-1], max(known)))
+            lines.append(f"{label:8}{line} {figures}")
+    return lines
+
+
+def sparkline(values: Sequence[float | None], times: Sequence[float], width: int, stands: float) -> str:
+    """A bar a span of time: the mean of its values, between the lowest and the highest.
+
+    Where there are none, the last value stands for so many seconds; then it is blank.
+    """
+    first, span = times[0], max(times[-1] - times[0], 1e-9) / width
+    spans: list[list[float]] = [[] for _ in range(width)]
+    for value, moment in zip(values, times, strict=True):
+        if value is not None:
+            spans[max(0, min(width - 1, int((moment - first) / span)))].append(value)
+    means: list[float | None] = []
+    stood = 0.0
+    for each in spans:
+        stood = 0.0 if each else stood + span
+        means.append(sum(each) / len(each) if each else means[-1] if means and stood <= stands else None)
+    known = [mean for mean in means if mean is not None]
+    low, height = min(known), (max(known) - min(known)) or 1.0
+    return "".join(" " if mean is None else _BARS[round((mean - low) / height * (len(_BARS) - 1))] for mean in means)
+
+
+def _checkpoint_lines(told: Mapping[str, Any], width: int) -> list[str]:
+    found = told["checkpoints"]
+    if not found:
+        return ["no checkpoints yet"]
+    lines = [f"{'checkpoint':15} {'gate':10} {'RMSE':>7} {'PLCC':>8} {'pairs':>6}  SHA-256"]
+    for each in found[:_SHOWN_CHECKPOINTS]:
+        name, marks = each["name"], ", ".join(mark for mark in ("latest", "stable") if told[mark] == each["name"])
+        figures = f"{_figure(each.get('rmse')):>7} {_figure(each.get('plcc')):>8} {each.get('held_out', '–'):>6}"
+        line = f"{name:15} {each.get('gate', '–'):10} {figures}  {each.get('sha256', '–')[:12]:12}  {marks}"
+        lines.append(one_line(line).rstrip()[:width])
+    if len(found) > _SHOWN_CHECKPOINTS:
+        lines.append(f"and {len(found) - _SHOWN_CHECKPOINTS} older")
+    return lines
+
+
+def _figure(value: float | None) -> str:
+    """At most eight characters."""
+    if value is None:
+        return "–"
+    return f"{value:.5g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.1e}"
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%H:%M:%S")
+
+
+_IN_WORDS = {  # name in the document: what a person calls it, its unit, and how many of these it is in the document's
+    "current_samples": ("pairs in the journal", "", 1),
+    "last_checkpoint_time": ("last checkpoint", "", 1),
+    "model_version": ("newest model", "", 1),
+    "accepting": ("accepts pairs", "", 1),
+    "stable_version": ("stable model", "", 1),
+    "last_checkpoint_gate": ("verdict of the gate", "", 1),
+    "step": ("gradient steps", "", 1),
+    "loss": ("loss", "score points squared", 1),
+    "prequential_rmse": ("RMSE, last 1000 pairs", "score points", 1),
+    "prequential_plcc": ("PLCC, last 1000 pairs", "", 1),
+    "feature_drift": ("feature drift", "deviations", 1),
+    "pairs": ("pairs since the start", "", 1),
+    "replay_size": ("replay buffer", "pairs", 1),
+    "replay_capacity": ("replay buffer holds", "pairs", 1),
+    "replay_evictions": ("dropped from it", "pairs", 1),
+    "held_out_size": ("held out", "pairs", 1),
+    "held_out_capacity": ("held out at most", "pairs", 1),
+    "checkpoints": ("checkpoints", "", 1),
+    "checkpoint_failures": ("failed checkpoints", "", 1),
+    "journal_bytes": ("journal", "MB", 1e-6),
+    "step_seconds": ("a gradient step takes", "µs", 1e6),
+    "n_features": ("features of a pair", "", 1),
+    "rejected": ("rejected, by reason", "", 1),
+}
+
+
+def format_status(document: Mapping[str, Any], width: int = 80) -> str:
+    """A status document for a person: names and values in two columns, in lines of at most `width` characters."""
+    rows = []
+    for name, value in document.items():
+        label, unit, scale = _IN_WORDS.get(name, (one_line(name).replace("_", " ")[:24], "", 1))
+        scaled = value * scale if scale != 1 and isinstance(value, int | float) else value
+        rows.append((label, f"{_in_words(scaled)} {unit}".strip() or "–"))
+    column = max((len(label) for label, _ in rows), default=0) + 2
+    return "\n".join(
+        textwrap.fill(value, width, initial_indent=f"{label:{column}}", subsequent_indent=" " * column) for label, value in rows
+    )
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{one_line(name).replace('_', ' ')} {_in_words(each)}" for name, each in value.items())
+    return one_line(str(value))

@@ -1,0 +1,170 @@
+"""Training offline on recorded pairs: leave-one-group-out validation, the recipe, and a published checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sidecar.checkpoints.directory import Checkpoint, check_writable
+from sidecar.checkpoints.gate import Evidence, Gate
+from sidecar.checkpoints.publishing import Terms, publish_network
+from sidecar.learning.head import Head
+from sidecar.learning.metrics import Metrics, metrics, rmse
+from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, fit, no_progress, schedule
+from sidecar.models.base_model import BaseModel, ExportIo, require_features
+from sidecar.offline.validation import Validation, leave_one_group_out, predict
+from sidecar.pairs.recorded import RecordedPairs, read_pairs
+
+_PARITY_PAIRS = 4096
+_CURVE_PAIRS = 8192
+"""Pairs that each point of the learning curve is measured on, of more about so many."""
+
+
+class CurvePoint(NamedTuple):
+    """RMSE after so many steps, by ("train" or "held_out", "live" or "ema")."""
+
+    step: int
+    rmse: dict[tuple[str, str], float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `train_offline` did.
+
+    train, held_out: rows of `pairs`; heads: by "base" where there is one, "live" and "ema"; metrics: by ("train" or
+    "held_out", one of these); curve: empty where it was not asked for; curve_pairs: on how many it was measured, by "train" and
+    "held_out".
+    """
+
+    checkpoint: Checkpoint
+    sha256: str
+    recipe: Recipe
+    pairs: RecordedPairs
+    train: Rows
+    held_out: Rows
+    heads: dict[str, Head]
+    metrics: dict[tuple[str, str], Metrics]
+    validation: Validation | None
+    gate: Gate
+    parity_max_abs_diff: float
+    seconds: float
+    pairs_per_second: float
+    curve: list[CurvePoint]
+    curve_pairs: dict[str, int]
+
+
+def train_offline(
+    paths: Sequence[str | Path],
+    output: Path,
+    recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+    *,
+    base: BaseModel | None = None,
+    export_io: ExportIo = "canonical",
+    holdout: float = 0.1,
+    group_by: str | None = None,
+    skip_bad: bool = False,
+    for_report: bool = False,
+    progress: Callable[[int], Progress] = lambda total: no_progress,
+) -> Result:
+    """Train a fresh head, or fine-tune `base`, on recorded pairs and publish its EMA weights as a checkpoint in `output`.
+
+    export_io: "base" publishes with the base's inputs and output. holdout: share of pairs, whole encodes, that do not train
+    and judge the result. group_by: validate by leaving out each value of this field once, before. for_report: keep job_ids,
+    and measure the learning curve. progress: given the number of pairs that will be trained in all, gives the function that is
+    told how far it is.
+
+    Raises RecordedPairsError, TrainingError, NetworkError (parity) or CheckpointError; nothing is published then.
+    """
+    check_writable(output)
+    pairs = read_pairs(
+        paths,
+        score_min=recipe.score_min,
+        score_max=recipe.score_max,
+        group_by=group_by,
+        skip_bad=skip_bad,
+        names=for_report,
+    )
+    is_held_out = pairs.position < holdout
+    train, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+    if not len(train):
+        raise TrainingError(f"a holdout of {holdout:g} leaves none of {len(pairs)} pairs to train on; use 0 to train on all")
+    start = base.network if base else None
+    if base:
+        require_features(base, pairs.features.shape[1], ", ".join(map(str, paths)))
+    recipe = dataclasses.replace(recipe, **schedule(recipe, len(train), fresh=base is None)._asdict())
+    epochs = recipe.epochs or 0
+    validated = (len(pairs.group_names) - 1) * len(pairs) if group_by is not None else 0
+    told = progress((validated + len(train)) * epochs)
+
+    validation = leave_one_group_out(pairs, recipe, told, start) if group_by is not None else None
+    sets = {"train": train, "held_out": held_out}
+    curve = _Curve(pairs, sets)
+    started = time.perf_counter()
+    fitted = fit(pairs.features, pairs.true_score, train, recipe, told, start, observe=curve.observe if for_report else None)
+    seconds = time.perf_counter() - started - curve.seconds
+
+    weights = {"live": fitted.live, "ema": fitted.ema}
+    if start:
+        weights = {"base": Head(start), **weights}
+    measured = {
+        (place, kind): metrics(predict(head, pairs, rows), pairs.true_score[rows])
+        for place, rows in sets.items()
+        for kind, head in weights.items()
+        if len(rows)
+    }
+    description = {
+        "step": fitted.steps,
+        "pairs_seen": len(train),
+        "settings": {**dataclasses.asdict(recipe), "holdout": holdout, "export_io": export_io},
+        "journal": None,
+        "data": [str(path) for path in paths],
+    }
+    if validation is not None:
+        description["loso"] = validation.as_json()
+    terms = Terms(output, recipe.score_max - recipe.score_min, base, export_io)
+    evidence = Evidence("held-out pairs", pairs.features[held_out], pairs.true_score[held_out])
+    published = publish_network(fitted.ema.network(), terms, [evidence], pairs.features[:_PARITY_PAIRS], description)
+    return Result(
+        published.checkpoint,
+        published.sha256,
+        recipe,
+        pairs,
+        train,
+        held_out,
+        weights,
+        measured,
+        validation,
+        published.gate,
+        published.parity_max_abs_diff,
+        seconds,
+        len(train) * epochs / seconds,
+        curve.points,
+        curve.n_pairs,
+    )
+
+
+class _Curve:
+    """The learning curve, measured on pairs that are spread evenly over each set; seconds: that the measuring took."""
+
+    def __init__(self, pairs: RecordedPairs, sets: dict[str, Rows]) -> None:
+        self._pairs = pairs
+        self._sets = {place: rows[:: max(1, len(rows) // _CURVE_PAIRS)] for place, rows in sets.items() if len(rows)}
+        self.n_pairs = {place: len(rows) for place, rows in self._sets.items()}
+        self.points: list[CurvePoint] = []
+        self.seconds = 0.0
+
+    def observe(self, step: int, live: Head, ema: Head) -> None:
+        started = time.perf_counter()
+        found = {
+            (place, kind): rmse(predict(head, self._pairs, rows), self._pairs.true_score[rows])
+            for place, rows in self._sets.items()
+            for kind, head in (("live", live), ("ema", ema))
+        }
+        self.points.append(CurvePoint(step, found))
+        self.seconds += time.perf_counter() - started

@@ -1,0 +1,103 @@
+"""The learner: accepted pairs in, in the order of the journal, and all that follows from them.
+
+Its state is a function of the runs and of the pairs: of the same journal, every learner makes the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onnx_builder.network import Array, Network
+from sidecar.journal.run import Run
+from sidecar.learning.replay_buffer import ReplayBuffer
+from sidecar.online.trainer import Group, Trainer
+from sidecar.pairs.holdout import holdout_position
+from sidecar.pairs.pair import Pair
+
+HELD_OUT_PAIRS = 1000
+
+
+class Learner:
+    """One run of training: a trainer, and what is kept out of it.
+
+    base: the network that `run.base` names. held_out: raw pairs that never train, each a row of its features, its score, and
+    where it stands for the hold-out, by which its group is known again. position: of the next pair; first: of its first one,
+    which is not 0 where retention has removed the pairs before.
+    """
+
+    def __init__(self, run: Run, base: Network | None = None, first: int = 0) -> None:
+        self.run = run
+        self.first = self.position = first
+        self.trainer = Trainer(run.n_features, run.settings, base)
+        self.held_out = ReplayBuffer(HELD_OUT_PAIRS, run.n_features + 2, np.float64)
+
+    def take(self, features: Array, scores: Array, positions: Sequence[float], finish: bool = True) -> list[Group]:
+        """Take the next pairs; gives the groups that they completed, each with the place of its last pair among these.
+
+        features: (n, n_features); scores: (n,), in points; positions: n numbers in [0, 1), where each stands for the hold-out;
+        finish: as of `Trainer.add`.
+        """
+        self.position += len(positions)
+        fraction = self.run.holdout_fraction
+        train = [place for place, position in enumerate(positions) if position >= fraction]
+        if len(train) == len(positions):
+            return self.trainer.add(features, scores, finish)
+        held_out = [place for place, position in enumerate(positions) if position < fraction]
+        rows = np.column_stack([features[held_out], scores[held_out], [positions[place] for place in held_out]])
+        self.held_out.add(rows)
+        groups = self.trainer.add(features[train], scores[train], finish)
+        return [group._replace(place=train[group.place]) for group in groups]
+
+    def until_fit(self, positions: Sequence[float]) -> int | None:
+        """How many of the next pairs, of these, a fresh head's fit would wait for; None where they do not bring it about."""
+        wanted = self.trainer.missing
+        if self.trainer.live is not None or wanted > len(positions):
+            return None
+        train = (place for place, position in enumerate(positions, 1) if position >= self.run.holdout_fraction)
+        return next(itertools.islice(train, wanted - 1, None), None)
+
+    def begin(self, run: Run, base: Network | None) -> None:
+        """Go on under another run: with its base's weights where it has another base, else with the present ones."""
+        if run.base != self.run.base and base is not None:
+            self.trainer = self.trainer.begun_anew(run.settings, base)
+        elif run.settings != self.run.settings:
+            self.trainer = self.trainer.configured(run.settings)
+        self.run = run
+
+    def pass_over(self) -> None:
+        """The next pair was forgotten: its position counts, nothing else."""
+        self.position += 1
+
+    def state(self) -> dict[str, Array]:
+        """All that what comes next depends on, as copies by name."""
+        run = json.dumps({**self.run.as_json(), "first": self.first, "position": self.position}).encode()
+        return {
+            "run": np.frombuffer(run, dtype=np.uint8),
+            "held_out": self.held_out.rows(),
+            "held_out_added": np.array(self.held_out.added),
+            **self.trainer.state(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Array]) -> Learner:
+        """A learner that goes on from a `state`. Raises KeyError, TypeError, ValueError or NetworkError for another."""
+        document = json.loads(state["run"].tobytes())
+        learner = cls(cls.run_of(state), first=document["first"])
+        learner.position = document["position"]
+        learner.trainer = Trainer.from_state(learner.run.n_features, learner.run.settings, state)
+        learner.held_out.restore(state["held_out"], int(state["held_out_added"]))
+        return learner
+
+    @staticmethod
+    def run_of(state: Mapping[str, Array]) -> Run:
+        """The run of a `state`. Raises as `from_state`."""
+        return Run.from_json(json.loads(state["run"].tobytes()))
+
+
+def held_out_at(pair: Pair, packed: bytes) -> float:
+    """Where a pair stands for the hold-out. packed: its float32 features."""
+    return holdout_position(pair.group, pair.job_id, packed)

@@ -1,0 +1,120 @@
+"""Where a sidecar starts from: its base model, the state that is there, and what pairs are trained with from now on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from onnx_builder.network import Network
+from sidecar.checkpoints.directory import LATEST, linked
+from sidecar.journal.run import Run
+from sidecar.learning.training_settings import TrainingSettings
+from sidecar.models.base_model import BaseModel, load
+from sidecar.online.recovery import newest_run
+from sidecar.settings import Settings, env_of
+from sidecar.state.base_models import base_path, digest_of
+from sidecar.state.directory import StateError, locked
+
+_log = logging.getLogger(__name__)
+
+
+class Start(NamedTuple):
+    """base: what checkpoints are compared with, and take their form from; None for a fresh head, and where none can be used.
+
+    begins_with: the network that pairs are trained from where that is new, None where the state goes on. failed: why no base
+    model can be used, else empty.
+    """
+
+    base: BaseModel | None
+    begins_with: Network | None
+    run: Run
+    failed: str
+
+
+def where_to_start(settings: Settings) -> Start:
+    """The base model, and the run that pairs are trained under from now on.
+
+    Where nothing is at the base's path, or it is a checkpoint of this very directory, the state goes on; where there is no
+    state, a fresh head begins. A state of another number of features is moved aside.
+
+    Raises StateError where the state cannot be used, or is another sidecar's.
+    """
+    last, base, failed = newest_run(settings.state), None, ""
+    own = settings.base_model.resolve().parent == settings.checkpoint_dir.resolve()
+    missing = not settings.base_model.exists()
+    goes_on = last is not None and (own or missing)
+    if missing and not (own and goes_on):
+        what = "the state goes on" if goes_on else "a fresh head is fitted to the first pairs"
+        _log.warning("%s=%s: nothing is there; %s", env_of("base_model"), settings.base_model, what)
+    if not goes_on and (not missing or settings.base_model.is_symlink()):  # a link that leads nowhere is a mistake
+        try:
+            base = load(
+                settings.base_model,
+                scaler=settings.base_scaler,
+                export_io=settings.export_io,
+                activation=settings.activation,
+            )
+        except ValueError as error:
+            failed = str(error)
+    if base is None and not goes_on and settings.export_io == "base" and not failed:
+        failed = f"{env_of('export_io')}=base: needs an ONNX base model; there is none at {settings.base_model}"
+    n_features = settings.n_features or (last.n_features if last else None) or (base.network.n_features if base else 80)
+    if base is not None and base.network.n_features != n_features:
+        failed = f"base model {base.path} takes {base.network.n_features} features, not {n_features}"
+        base = None
+    if last is not None and last.n_features != n_features:
+        _move_aside(settings.state, last.n_features, n_features)
+        last, goes_on = None, False
+    begins_with = base.network if base else None
+    digest = digest_of(base.network) if base else (last.base if last and goes_on else None)
+    if last is not None and goes_on:
+        base = _base_of(settings, last)
+        if base is None and settings.export_io == "base":
+            failed = f"{env_of('export_io')}=base: neither a base model nor a checkpoint of this form is there any more"
+    run = Run(n_features, _training_settings(settings), settings.holdout_fraction, digest, _kernel())
+    return Start(base, begins_with, run, failed)
+
+
+def _base_of(settings: Settings, last: Run) -> BaseModel | None:
+    """The base model of a state that goes on without its file: as it was kept, or in the form of the newest checkpoint."""
+    latest = linked(settings.checkpoint_dir, LATEST)
+    as_published = settings.export_io == "base"
+    path = base_path(settings.state, last.base) if last.base and not as_published else None
+    if as_published and latest is not None:
+        path = latest.model
+    try:
+        scaler = settings.base_scaler if as_published else "none"
+        return load(path, scaler=scaler, export_io=settings.export_io) if path else None
+    except ValueError as error:
+        _log.warning("%s", error)
+        return None
+
+
+def _move_aside(state: Path, old: int, new: int) -> None:
+    aside = state.with_name(f"{state.name}.{old}-features-{time.strftime('%Y%m%dT%H%M%S')}")
+    try:
+        with locked(state):  # never that of a sidecar that runs
+            state.rename(aside)
+    except OSError as error:
+        raise StateError(f"{state}: cannot be moved aside: {error.strerror or error}") from error
+    _log.warning("the state had %d features, %d are set now: moved aside to %s", old, new, aside)
+
+
+def _training_settings(settings: Settings) -> TrainingSettings:
+    """All of these are settings of `serve`, under the same names."""
+    return TrainingSettings(**{each.name: getattr(settings, each.name) for each in fields(TrainingSettings)})
+
+
+def _kernel() -> str:
+    """What the arithmetic runs on: other wheels or another processor may round otherwise."""
+    model = ""
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as stream:
+        model = next((line.partition(":")[2].strip() for line in stream if line.startswith("model name")), "")
+    return " ".join(part for part in (f"numpy {np.__version__}", model, os.environ.get("OPENBLAS_CORETYPE")) if part)

@@ -1,0 +1,109 @@
+"""`train-offline --stream`: pairs in their order through the online learner, from a sidecar's journal or from files.
+
+From a state directory it takes the runs that are recorded there, and makes the bytes of the checkpoint that the sidecar
+published at the same position: so a checkpoint can be audited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sidecar.checkpoints.directory import check_writable
+from sidecar.checkpoints.gate import Evidence
+from sidecar.checkpoints.publishing import Published, Terms, publish_network
+from sidecar.journal.run import Run
+from sidecar.journal.segments import first_kept
+from sidecar.learning.recipe import TrainingError
+from sidecar.learning.training_settings import TrainingSettings
+from sidecar.models.base_model import BaseModel, ExportIo, require_features
+from sidecar.online.learner import Learner
+from sidecar.online.recovery import rebuild
+from sidecar.pairs.recorded import read_pairs
+from sidecar.state.base_models import digest_of
+
+_PARITY_PAIRS = 1024
+_BLOCK_PAIRS = 256
+HOLDOUT_FRACTION = 0.05
+
+
+def train_stream(
+    paths: Sequence[str | Path],
+    output: Path,
+    *,
+    until: int | None = None,
+    base: BaseModel | None = None,
+    export_io: ExportIo = "canonical",
+    holdout: float | None = None,
+    settings: TrainingSettings | None = None,
+    progress: Callable[[int], object] = lambda pairs: None,
+) -> Published:
+    """Train in stream order and publish the EMA weights as a checkpoint in `output`.
+
+    paths: one state directory, or files of recorded pairs, to which base, holdout and settings (the online defaults) apply.
+    until: the last position to train on, by default the last there is. progress: told of pairs as they are trained on.
+
+    Raises JournalError or StateError for a journal that does not hold all that is needed, RecordedPairsError, NetworkError,
+    CheckpointError, and TrainingError where there are too few pairs for a checkpoint.
+    """
+    check_writable(output)
+    first = Path(paths[0])
+    if len(paths) == 1 and first.is_dir():
+        learner = _from_journal(first, until, progress)
+    else:
+        share = HOLDOUT_FRACTION if holdout is None else holdout
+        learner = _from_files(paths, until, base, share, settings or TrainingSettings(), progress)
+    trainer = learner.trainer
+    if trainer.ema is None or not trainer.trained:
+        raise TrainingError(f"{learner.position} pairs make no checkpoint yet; a fresh head needs 256 to train on")
+    run = learner.run
+    held_out = learner.held_out.rows()
+    terms = Terms(output, run.settings.score_max - run.settings.score_min, base, export_io if base else "canonical")
+    description = {
+        "step": trainer.step,
+        "pairs_seen": trainer.trained,
+        "settings": run.as_json()["settings"],
+        "journal": {"first": learner.first, "last": learner.position - 1},
+        "data": [str(path) for path in paths],
+    }
+    real = trainer.replay.rows(newest=_PARITY_PAIRS)[:, : run.n_features]
+    evidence = Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2])
+    return publish_network(trainer.network(trainer.ema), terms, [evidence], real, description)
+
+
+def _from_journal(state_directory: Path, until: int | None, progress: Callable[[int], object]) -> Learner:
+    first = first_kept(state_directory)
+    if first:
+        gone = f"retention has removed the pairs before position {first}"
+        raise TrainingError(f"{state_directory}: {gone}; what was trained on them cannot be made again")
+    learner = rebuild(state_directory, None, until=until, progress=progress)
+    if learner is None:
+        raise TrainingError(f"{state_directory}: no journal with a run in it; expected a sidecar's state directory")
+    if until is not None and learner.position <= until:
+        raise TrainingError(f"{state_directory}: its last position is {learner.position - 1}; {until} is asked for")
+    return learner
+
+
+def _from_files(
+    paths: Sequence[str | Path],
+    until: int | None,
+    base: BaseModel | None,
+    holdout: float,
+    settings: TrainingSettings,
+    progress: Callable[[int], object],
+) -> Learner:
+    pairs = read_pairs(paths, score_min=settings.score_min, score_max=settings.score_max)
+    n_features = pairs.features.shape[1]
+    if base is not None:
+        require_features(base, n_features, ", ".join(map(str, paths)))
+    run = Run(n_features, settings, holdout, digest_of(base.network) if base else None)
+    learner = Learner(run, base.network if base else None)
+    count = len(pairs) if until is None else until + 1
+    if count > len(pairs):
+        raise TrainingError(f"the last position is {len(pairs) - 1}; {until} is asked for")
+    positions = pairs.position.tolist()
+    for start in range(0, count, _BLOCK_PAIRS):
+        stop = min(count, start + _BLOCK_PAIRS)
+        learner.take(pairs.features[start:stop], pairs.true_score[start:stop], positions[start:stop])
+        progress(stop - start)
+    return learner

@@ -1,0 +1,353 @@
+"""The online trainer: pairs in, in order, and weights that follow them.
+
+A function of its settings, its base model and the pairs: it knows neither clock nor disk.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from onnx_builder.network import Array, Network
+from onnx_builder.read import from_bytes
+from onnx_builder.write import to_bytes
+from sidecar.learning.conditioning import Conditioning, condition
+from sidecar.learning.drift import FeatureDrift
+from sidecar.learning.head import Head
+from sidecar.learning.metrics import rmse
+from sidecar.learning.optim import Optimizer
+from sidecar.learning.optim.adam import Adam
+from sidecar.learning.optim.clipping import clip_gradient
+from sidecar.learning.optim.learning_rate import warmed_up
+from sidecar.learning.optim.polyak import PolyakAverage
+from sidecar.learning.optim.sgd import Sgd
+from sidecar.learning.recipe import Recipe, fit
+from sidecar.learning.replay_buffer import ReplayBuffer
+from sidecar.learning.training_settings import TrainingSettings
+
+FIRST_PAIRS = 256
+"""A fresh head is fitted to so many first pairs; the units of a base model are final once so many have trained."""
+PREQUENTIAL_PAIRS = 1000
+MEASURED_AT = (64, FIRST_PAIRS)
+"""Training pairs after which a base model's units are measured again."""
+RATE_UNIT = 100.0
+"""The learning rate that is set is multiplied by this: 1e-4 is 0.01 in the units that the head trains in (see
+`learning/conditioning.py`). Measured in `benchmarks/fine_tuning.py`: half of it learns slower from every base model, with
+twice as much the live weights are less steady."""
+
+
+FAR_OFF = 0.1
+"""A base model whose error on its first pairs is this share of the range of scores (10 points of 100), or more, has little to
+lose: its learning rate is not warmed up. A better one's warm-up starts at a share of the rate, in proportion. Measured in
+`benchmarks/online_learning.py`: else fr_regressor_v3, 19 points off, spends its first thousand pairs on the warm-up."""
+
+
+class Group(NamedTuple):
+    """A group that new pairs completed. place: of its last pair among those given; step: steps run so far, with its own.
+
+    loss: mean squared error of its first batch before its first step, in score points squared.
+    """
+
+    place: int
+    step: int
+    loss: float
+
+
+class Trainer:
+    """Trains a head on groups of new pairs and on pairs drawn again from the replay buffer.
+
+    The first step of a group trains on its new pairs and on replayed ones, up to `batch_size`; then they enter the buffer,
+    and each further step trains on pairs drawn from there.
+
+    A fresh head (no base) is fitted to the first 256 pairs by the offline recipe, and is None until then; its units are
+    measured on these. A base model learns from the first group on, in units measured on that group, and again once 64 and
+    256 pairs have trained: that changes how its weights learn, not what they compute.
+
+    base: takes n_features. live, ema: heads of the last step's weights and of their average; `network` gives either in
+    the units of the base. replay: a row is a pair as it came (features, score). trained: pairs that have trained.
+    prequential: what `ema` made of the last 1000 of them before they trained, and their scores. drift: of their features from
+    what the base model's own scaling expects, where it has one, else from the first ones; None before there are any.
+    warmup_start: the share of the learning rate that warm-up begins with, None before a base model's first group.
+    step: steps run; steps_left: of the last group, for `finish`;
+    skipped_steps: those left out because a number would not have been finite after them.
+    """
+
+    def __init__(self, n_features: int, settings: TrainingSettings, base: Network | None = None) -> None:
+        self.n_features, self.settings = n_features, settings
+        self.live: Head | None = None
+        self.ema: Head | None = None
+        self.step = self.skipped_steps = self.trained = 0
+        self.warmup_start: float | None = 0.0 if base is None else None
+        self.replay = ReplayBuffer(settings.replay_capacity, n_features + 1)
+        self.prequential = ReplayBuffer(PREQUENTIAL_PAIRS, 2)
+        self.drift: FeatureDrift | None = None
+        self._drift_is_measured = False  # on pairs, and to be measured again with the units
+        self._rows = ReplayBuffer(settings.replay_capacity, n_features + 2)
+        """The pairs of the replay buffer as `Head.rows` has them."""
+        self._conditioning: Conditioning | None = None
+        self._new = self._room_for(FIRST_PAIRS if base is None else settings.new_pairs)
+        self._waiting = 0
+        self.steps_left = 0
+        self._rest: Iterator[float] | None = None
+        self._generator = np.random.default_rng(settings.seed)
+        self._structure: bytes
+        """`live` as a graph, with the weights that it began with."""
+        self._optimizer: Optimizer
+        self._average: PolyakAverage
+        if base is not None:
+            self._begin(base, base)
+            self.drift = FeatureDrift.of_network(base)
+
+    @property
+    def missing(self) -> int:
+        """Pairs that complete the group at hand, or the first pairs of a fresh head, to which it is then fitted."""
+        return len(self._new) - self._waiting
+
+    def add(self, features: Array, scores: Array, finish: bool = True) -> list[Group]:
+        """Take pairs to train on, in order: features (n, n_features), scores (n,) in points. Gives the groups completed.
+
+        finish: False leaves the last group's steps to `advance` and `finish`, or to whatever needs them to be run.
+        """
+        groups: list[Group] = []
+        start, count = 0, len(scores)
+        while start < count:
+            stop = min(count, start + len(self._new) - self._waiting)
+            room = self._new[self._waiting : self._waiting + stop - start]
+            room[:, : self.n_features] = features[start:stop]
+            room[:, self.n_features] = scores[start:stop]
+            self._waiting += stop - start
+            start = stop
+            if self._waiting == len(self._new):
+                self._waiting = 0
+                self.trained += len(self._new)
+                loss = self._take_group()
+                if loss is not None:
+                    groups.append(Group(stop - 1, self.step + self.steps_left, loss))
+        if finish:
+            self.finish()
+        return groups
+
+    def advance(self) -> None:
+        """Run one of the steps that are left of the last group, where any are."""
+        if self._rest is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                more = next(self._rest, None) is not None
+            self.steps_left -= 1
+            if not more:
+                self._rest = None
+
+    def finish(self) -> None:
+        """Run the steps that are left of the last group."""
+        while self._rest is not None:
+            self.advance()
+
+    def network(self, head: Head) -> Network:
+        """The function of `live` or `ema` as a network of the base's own units."""
+        self.finish()
+        network = head.network()
+        return self._conditioning.remove(network) if self._conditioning else network
+
+    def state(self) -> dict[str, Array]:
+        """All that what comes next depends on, as copies by name: a trainer made `from_state` goes on bit for bit alike."""
+        self.finish()
+        state = {
+            "counts": np.array([self._waiting, self.trained, self.step, self.skipped_steps, self.replay.added]),
+            "waiting": self._new[: self._waiting].copy(),
+            "replay": self.replay.rows(),
+            "prequential": self.prequential.rows(),
+            "generator": np.frombuffer(json.dumps(self._generator.bit_generator.state).encode(), dtype=np.uint8),
+        }
+        if self.live is not None:
+            state |= {
+                "structure": np.frombuffer(self._structure, dtype=np.uint8),
+                "parameters": self.live.parameters.copy(),
+                "average": self._average.parameters.copy(),
+                "average_steps": np.array(self._average.steps),
+                **self._optimizer.state(),
+            }
+        if self.warmup_start is not None:
+            state["warmup_start"] = np.array(self.warmup_start)
+        if self._conditioning is not None:
+            state |= self._conditioning.state()
+        if self.drift is not None:
+            state |= {**self.drift.state(), "drift_is_measured": np.array(self._drift_is_measured)}
+        return state
+
+    @classmethod
+    def from_state(cls, n_features: int, settings: TrainingSettings, state: Mapping[str, Array]) -> Trainer:
+        """A trainer that goes on from a `state`, made with equal settings.
+
+        Without the generator or the optimizer's part of it, these begin anew. Raises KeyError, ValueError or NetworkError
+        where the state is not what `state` gave.
+        """
+        trainer = cls(n_features, settings)
+        if "structure" in state:
+            live = from_bytes(state["structure"].tobytes())
+            trainer._begin(live, live, int(state["average_steps"]))
+            assert trainer.live is not None
+            trainer.live.parameters[:] = state["parameters"]
+            trainer._average.parameters[:] = state["average"]
+            if trainer._optimizer.state().keys() <= state.keys():
+                trainer._optimizer.load(state)
+            trainer._new = trainer._room_for(settings.new_pairs)
+        if "places" in state:
+            trainer._conditioning = Conditioning.from_state(state)
+        trainer.warmup_start = float(state["warmup_start"]) if "warmup_start" in state else None
+        if "drift" in state:
+            trainer.drift, trainer._drift_is_measured = FeatureDrift.from_state(state), bool(state["drift_is_measured"])
+        trainer._waiting, trainer.trained, trainer.step, trainer.skipped_steps, added = state["counts"].tolist()
+        trainer._new[: trainer._waiting] = state["waiting"]
+        trainer.replay.restore(state["replay"], added)
+        if trainer.live is not None:
+            trainer._put_into_units_again()
+        trainer.prequential.add(state["prequential"])
+        if "generator" in state:
+            trainer._generator.bit_generator.state = json.loads(state["generator"].tobytes())
+        return trainer
+
+    def configured(self, settings: TrainingSettings) -> Trainer:
+        """A trainer with other settings that goes on with these weights, their average and momentum, and these pairs."""
+        state = self.state()
+        if settings.seed != self.settings.seed:
+            del state["generator"]
+        if settings.optimizer != self.settings.optimizer:
+            for name in self._optimizer.state() if self.live is not None else ():
+                del state[name]
+        state["waiting"], state["counts"][0] = state["waiting"][:0], 0
+        return self._with_waiting(Trainer.from_state(self.n_features, settings, state))
+
+    def begun_anew(self, settings: TrainingSettings, base: Network) -> Trainer:
+        """A trainer that begins with a base model's weights and goes on with these pairs."""
+        self.finish()
+        trainer = Trainer(self.n_features, settings, base)
+        trainer.replay.restore(self.replay.rows(), self.replay.added)
+        trainer._put_into_units_again()
+        return self._with_waiting(trainer)
+
+    def _with_waiting(self, trainer: Trainer) -> Trainer:
+        waiting = self._new[: self._waiting]  # may complete a group, where fewer are wanted now
+        trainer.add(waiting[:, : self.n_features], waiting[:, self.n_features])
+        return trainer
+
+    def _begin(self, live: Network, ema: Network, averaged_steps: int = 0) -> None:
+        """Train these weights from here on; the momentum starts anew."""
+        settings = self.settings
+        self.live = head = Head(live)
+        self._structure = to_bytes(live)
+        parameters, gradient = head.parameters, head.gradient
+        self._average = PolyakAverage(parameters, settings.ema_decay, settings.ema_warmup)
+        self._average.parameters[:] = Head(ema).parameters
+        self._average.steps = averaged_steps
+        self.ema = head.at(self._average.parameters)
+        if settings.optimizer == "sgd":
+            self._optimizer = Sgd(parameters, gradient, settings.momentum, settings.weight_decay)
+        else:
+            self._optimizer = Adam(parameters, gradient, settings.weight_decay)
+
+    def _room_for(self, pairs: int) -> Array:
+        return np.empty((pairs, self.n_features + 1), dtype=np.float32)
+
+    def _take_group(self) -> float | None:
+        """Learn from the new pairs, which are complete; gives the loss before the first step, None where there is none."""
+        self.finish()
+        if self.live is None:
+            self._fit_fresh()
+            return None
+        if self._conditioning is None or any(self.trained - len(self._new) < count <= self.trained for count in MEASURED_AT):
+            self._measure_units()
+        with np.errstate(over="ignore", invalid="ignore"):  # a step after which a number is not finite is left out
+            self._rest = self._train(self.live)
+            self.steps_left = self.settings.steps_per_batch if self.settings.replay_mix else 1
+            return next(self._rest)
+
+    def _fit_fresh(self) -> None:
+        settings, new = self.settings, self._new
+        recipe = Recipe(
+            hidden=settings.hidden, activation=settings.activation, seed=settings.seed,
+            score_min=settings.score_min, score_max=settings.score_max,
+        )  # fmt: skip
+        features = new[:, : self.n_features]
+        fitted = fit(features, new[:, self.n_features], np.arange(len(new)), recipe).ema.network()
+        self._conditioning = condition(fitted, features, settings.score_min, settings.score_max)
+        self.drift = FeatureDrift.of_network(fitted)
+        self._begin(self._conditioning.apply(fitted), self._conditioning.apply(fitted))
+        self.replay.add(new)
+        self._put_into_units_again()
+        self._new = self._room_for(settings.new_pairs)
+
+    def _measure_units(self) -> None:
+        """Condition the head anew, on the pairs so far."""
+        assert self.live is not None
+        assert self.ema is not None
+        live, ema = self.network(self.live), self.network(self.ema)
+        seen = np.concatenate([self.replay.rows(), self._new])[:, : self.n_features]
+        self._conditioning = condition(live, seen, self.settings.score_min, self.settings.score_max)
+        if self.drift is None or self._drift_is_measured:
+            self.drift, self._drift_is_measured = FeatureDrift.of_pairs(seen), True
+        self._begin(self._conditioning.apply(live), self._conditioning.apply(ema), self._average.steps)
+        self._put_into_units_again()
+
+    def _put_into_units_again(self) -> None:
+        """Bring the pairs of the replay buffer into the present units, each to its place."""
+        assert self.live is not None
+        count, n = len(self.replay), self.n_features
+        pairs = self.replay.data[:count]
+        self._rows.added = self.replay.added
+        self.live.rows(pairs[:, :n], pairs[:, n], out=self._rows.data[:count])
+
+    def _train(self, head: Head) -> Iterator[float]:
+        """Run the steps of the group at hand, one each time; before each, give its loss in score points squared."""
+        assert self.ema is not None
+        settings, new, unit = self.settings, self._new, head.score_scale**2
+        self._new = self._room_for(settings.new_pairs)
+        rows = head.rows(new[:, : self.n_features], new[:, self.n_features])
+        batch = head.batch(min(settings.batch_size, len(new) + len(self._rows)))
+        batch[: len(new)] = rows
+        self._rows.sample(self._generator, batch[len(new) :])
+        yield head.loss_and_gradient(batch) * unit
+
+        if self.drift is not None:
+            self.drift.add(new[:, : self.n_features])
+        predicted = np.empty((len(new), 2), dtype=np.float32)
+        predicted[:, 0], predicted[:, 1] = self.ema.predict_rows(rows), new[:, self.n_features]
+        self.prequential.add(predicted)
+        if self.warmup_start is None:
+            self.warmup_start = self._how_far_off(predicted)
+        before = head.parameters.copy(), self._average.parameters.copy(), self._average.steps, self._optimizer.state()
+        first_step, skipped = self.step, self.skipped_steps
+
+        self._step(head)
+        self.replay.add(new)
+        self._rows.add(rows)
+
+        batch = head.batch(min(settings.batch_size, len(self._rows)))
+        further = settings.steps_per_batch - 1 if settings.replay_mix else 0
+        for places in self._rows.draw(self._generator, further, len(batch)):
+            self._rows.data.take(places, axis=0, out=batch, mode="clip")
+            yield head.loss_and_gradient(batch) * unit
+            self._step(head)
+
+        if not math.isfinite(head.parameters.dot(head.parameters)):
+            head.parameters[:], self._average.parameters[:], self._average.steps, momentum = before
+            self._optimizer.load(momentum)
+            self.skipped_steps = skipped + self.step - first_step
+
+    def _how_far_off(self, predicted: Array) -> float:
+        """From 0 to 1, of predictions and true scores (n, 2)."""
+        off = rmse(predicted[:, 0], predicted[:, 1]) / (FAR_OFF * (self.settings.score_max - self.settings.score_min))
+        return min(1.0, off) if math.isfinite(off) else 1.0
+
+    def _step(self, head: Head) -> None:
+        """Take a step along the gradient, unless that is not finite."""
+        settings = self.settings
+        if clip_gradient(head.gradient, settings.max_grad_norm) < math.inf:
+            peak = RATE_UNIT * settings.learning_rate
+            self._optimizer.step(warmed_up(peak, self.step, settings.warmup_steps, self.warmup_start or 0.0))
+            self._average.update()
+        else:
+            self.skipped_steps += 1
+        self.step += 1

@@ -1,0 +1,118 @@
+"""The forms in which recorded pairs come: JSON lines, gzipped or not, numpy archives, CSV, standard input, a state directory.
+
+`read_form` tells a form by its name, opens it, and says in one way what is wrong with a file; what the rows mean is for others.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Literal, TypeVar, cast
+
+from sidecar.journal.segments import journal_segments
+from sidecar.pairs.npz import Archive, opened
+from sidecar.pairs.pair import MAX_LINE_BYTES, RecordedPairsError
+
+STDIN = "-"
+_READ_BYTES = 1 << 20
+
+T = TypeVar("T")
+Lines = Iterator[tuple[str, int, bytes]]
+"""(name, number from 1, line), without newlines."""
+CsvRows = Iterator[tuple[int, list[str]]]
+"""(line number, cells) of the rows that are not empty."""
+
+
+def read_form(
+    name: str,
+    *,
+    json_lines: Callable[[Lines], Iterator[T]],
+    archive: Callable[[Archive], Iterator[T]],
+    table: Callable[[list[str], CsvRows], Iterator[T]],
+    journal: Callable[[Path], Lines] | None = None,
+) -> Iterator[T]:
+    """What the function for a file's form makes of it.
+
+    name: a path, or "-" for JSON lines on standard input; table: gets the header, whose last column is true_score, and rows;
+    journal: the lines of a state directory, by default all of them.
+
+    Raises RecordedPairsError for a file that cannot be read, or is not of the form that its name says.
+    """
+    try:
+        if name == STDIN:
+            yield from json_lines(read_lines(sys.stdin.buffer, "standard input"))
+        elif os.path.isdir(name):
+            yield from json_lines((journal or journal_lines)(Path(name)))
+        elif name.endswith((".jsonl", ".jsonl.gz")):
+            with open_lines(name) as stream:
+                yield from json_lines(read_lines(stream, name))
+        elif name.endswith(".npz"):
+            with opened(name) as archive_file:
+                yield from archive(archive_file)
+        elif name.endswith(".csv"):
+            yield from _read_table(name, table)
+        elif not os.path.exists(name):
+            raise RecordedPairsError(f"{name}: no such file or directory")
+        else:
+            raise RecordedPairsError(
+                f"{name}: expected .jsonl, .jsonl.gz, .npz, .csv, a state directory, or - for JSON lines on standard input"
+            )
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise RecordedPairsError(f"{name}: damaged or truncated gzip: {error}") from error
+    except OSError as error:
+        raise RecordedPairsError(f"{name}: {error.strerror or error}") from error
+
+
+def open_lines(name: str | Path) -> IO[bytes]:
+    """A file's bytes, unzipped where its name ends in .gz. Raises OSError; reading may raise EOFError and zlib.error too."""
+    return cast(IO[bytes], gzip.open(name)) if str(name).endswith(".gz") else open(name, "rb")
+
+
+def read_lines(stream: IO[bytes], name: str, torn_end: Literal["read", "drop"] = "read") -> Lines:
+    """The lines of a stream; a last line without a newline is read, or dropped.
+
+    Raises RecordedPairsError where a newline does not come for so long that it is not JSON lines.
+    """
+    number, rest = 0, b""
+    while chunk := stream.read(_READ_BYTES):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            number += 1
+            yield name, number, line
+        if len(rest) > MAX_LINE_BYTES:
+            raise RecordedPairsError(f"{name}: line {number + 1}: longer than {MAX_LINE_BYTES} bytes; is this JSON lines?")
+    if rest and torn_end == "read":
+        yield name, number + 1, rest
+
+
+def journal_lines(directory: Path) -> Lines:
+    """The pairs in a state directory's journal, each named and numbered by its segment. A torn last line was never answered.
+
+    Raises RecordedPairsError where there is no journal, and what `open_lines` and `read_lines` do.
+    """
+    segments = journal_segments(directory)
+    if not segments:
+        raise RecordedPairsError(f"{directory}: a directory without a journal; expected a sidecar's state directory")
+    for segment in segments:
+        with open_lines(segment) as stream:
+            for name, number, line in read_lines(stream, str(segment), torn_end="drop" if segment == segments[-1] else "read"):
+                if not line.startswith(b"#"):
+                    yield name, number, line
+
+
+def _read_table(name: str, table: Callable[[list[str], CsvRows], Iterator[T]]) -> Iterator[T]:
+    with open(name, newline="", encoding="utf-8-sig") as stream:
+        rows = csv.reader(stream, strict=True)
+        try:
+            header = next(rows, [])
+            if not header or header[-1].strip() != "true_score":
+                found = repr(header[-1][:40]) if header else "nothing"
+                raise RecordedPairsError(f"{name}: line 1: expected a header whose last column is true_score, got {found}")
+            yield from table(header, ((rows.line_num, row) for row in rows if row))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise RecordedPairsError(f"{name}: line {rows.line_num + 1}: not CSV text: {error}") from error

@@ -1,0 +1,111 @@
+"""The line protocol without I/O: bytes to lines, lines to pairs, answers to bytes. It never sees a socket.
+
+A client sends one JSON object a line and gets one answer line for each, in order.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from sidecar.pairs.pair import MAX_LINE_BYTES, Name, Pair, PairError, check_other_fields, decode_pair
+
+
+class Answer(msgspec.Struct, omit_defaults=True):
+    """What a request line is answered with. Fields without a value are absent, never null.
+
+    loss: mean squared error of the group that this pair completed, before its first step, in score points squared.
+    checkpoint: the path of one published since the last answer. retryable: the same line may be sent again later.
+    """
+
+    ok: bool | UnsetType = UNSET
+    job_id: str | UnsetType = UNSET
+    step: int | UnsetType = UNSET
+    trained: bool | UnsetType = UNSET
+    loss: float | UnsetType = UNSET
+    duplicate: bool | UnsetType = UNSET
+    checkpoint: str | UnsetType = UNSET
+    retryable: bool | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class LineTooLongError(ValueError):
+    """A line over the limit: it is answered with this message, and the connection is closed. lines: those before it."""
+
+    def __init__(self, lines: list[bytes]) -> None:
+        super().__init__(f"line: longer than {MAX_LINE_BYTES} bytes")
+        self.lines = _not_blank(lines)
+
+
+class LineBuffer:
+    """Bytes as they arrive, given back as whole lines. Holds at most one line and what came in one read.
+
+    Bytes are searched for a newline once and copied twice at most: the work is linear in them, however small the pieces are.
+    """
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the line that is not whole yet."""
+        return len(self._rest)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that are whole now, without their newlines; blank ones are left out.
+
+        Raises LineTooLongError where a line is over the limit, after which the buffer is of no more use.
+        """
+        lines: list[bytes] = []
+        may_be_too_long = len(self._rest) + len(data) > MAX_LINE_BYTES
+        if b"\n" in data:
+            *lines, data = data.split(b"\n")
+            if self._rest:
+                lines[0] = bytes(self._rest + lines[0])
+                self._rest.clear()
+        self._rest += data
+        if may_be_too_long:
+            too_long = next((place for place, line in enumerate(lines) if len(line) > MAX_LINE_BYTES), None)
+            if too_long is not None or len(self._rest) > MAX_LINE_BYTES:
+                raise LineTooLongError(lines[:too_long])
+        return _not_blank(lines)
+
+
+def _not_blank(lines: list[bytes]) -> list[bytes]:
+    return [line for line in lines if line and not line.isspace()]
+
+
+def read_request(line: bytes) -> Pair | Answer:
+    """The pair of a request line, or the answer that refuses it."""
+    try:
+        pair: Pair = decode_pair(line)
+        check_other_fields(line)
+    except PairError as error:
+        return refused(str(error), _job_id(line))
+    return pair
+
+
+def refused(error: str, job_id: str | UnsetType = UNSET, *, retryable: bool = False) -> Answer:
+    """The answer to a line that was not accepted."""
+    return Answer(ok=False, job_id=job_id, error=error, retryable=True if retryable else UNSET)
+
+
+def encode(answers: list[Answer]) -> bytes:
+    """Answer lines, each with its newline."""
+    return _encoder.encode_lines(answers)
+
+
+class _Named(msgspec.Struct):
+    job_id: Name | UnsetType = UNSET  # one that is too long is not given back: clients bound the length of an answer
+
+
+_encoder = msgspec.json.Encoder()
+_named = msgspec.json.Decoder(_Named)
+
+
+def _job_id(line: bytes) -> str | UnsetType:
+    """The job_id of a line that is refused for something else, so that the client knows which it was."""
+    try:
+        return _named.decode(line).job_id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return UNSET

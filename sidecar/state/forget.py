@@ -1,0 +1,113 @@
+"""`forget`: remove the pairs of a group for good, so that what is trained from then on is as if they had never come."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sidecar.files import sync_directory
+from sidecar.journal.segments import GONE, JournalError, first_position, journal_segments, segment_lines, write_segment
+from sidecar.pairs.holdout import holdout_position
+from sidecar.pairs.pair import PairError, decode_pair
+from sidecar.state.anchor import read_anchor, write_anchor
+from sidecar.state.counters import PUBLISHED
+from sidecar.state.directory import StateError, locked
+from sidecar.state.snapshots import snapshots
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What `forget` removed.
+
+    pairs: journalled ones, by group; anchor: pairs of the anchor set; first: the first position, None where there was none;
+    from_position: from where the next start trains again.
+    """
+
+    pairs: dict[str, int]
+    anchor: int
+    first: int | None
+    from_position: int
+
+
+def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
+    """Replace every pair of these groups by a tombstone that keeps its position, and remove what was made of them.
+
+    groups: as pairs name them; of a pair without a group, its job_id. Snapshots that hold such a pair go first, then the
+    anchor's pairs, then the journal's: stopped in the middle, it is finished by running it again. The next start trains on what
+    is left. Where retention has removed the journal's beginning, all snapshots go: they may hold pairs from before.
+
+    Raises StateError where a sidecar holds the directory, or there is no journal in it; JournalError where a segment is damaged
+    or cannot be written, with the segments before it done.
+    """
+    segments = journal_segments(state_directory)
+    if not segments:
+        raise StateError(f"{state_directory}: no journal; expected a sidecar's state directory")
+    with locked(state_directory):
+        found: dict[str, int] = dict.fromkeys(groups, 0)
+        affected: list[Path] = []
+        first: int | None = None
+        for segment in segments:
+            before = sum(found.values())
+            for position, group in _groups(segment):
+                if group in found:
+                    found[group] += 1
+                    first = position if first is None else first
+            if sum(found.values()) > before:
+                affected.append(segment)
+        try:
+            # Where retention has removed the beginning, a snapshot holds pairs that nobody can name any more.
+            unknown = first_position(segments[0]) > 0
+            for position, snapshot in snapshots(state_directory):
+                if unknown or (first is not None and position >= first):
+                    snapshot.unlink()
+            if unknown or first is not None:
+                (state_directory / PUBLISHED).unlink(missing_ok=True)
+            sync_directory(state_directory)
+            anchor = _clear_anchor(state_directory, groups)
+            for segment in affected:
+                _bury(segment, found)
+        except OSError as error:
+            raise JournalError(f"{error.filename or state_directory}: {error.strerror or error}") from error
+        from_position = max([position for position, _ in snapshots(state_directory)], default=first_position(segments[0]))
+    return Forgotten(found, anchor, first, from_position)
+
+
+def _groups(segment: Path) -> Iterator[tuple[int, str]]:
+    """Positions and groups of the pairs in a segment; of a pair without either name, nothing."""
+    position = first_position(segment)
+    for line in segment_lines(segment):
+        if line.startswith(b"#"):
+            position += line == GONE
+            continue
+        if name := _group(line):
+            yield position, name
+        position += 1
+
+
+def _group(line: bytes) -> str:
+    try:
+        pair = decode_pair(line)
+    except PairError:  # the next start says so; it is nobody's
+        return ""
+    return pair.group or pair.job_id or ""
+
+
+def _clear_anchor(state_directory: Path, groups: Sequence[str]) -> int:
+    anchor = read_anchor(state_directory)
+    if anchor is None:
+        return 0
+    positions = {holdout_position(group, "", b"") for group in groups if group}
+    kept = anchor[[position not in positions for position in anchor[:, -1].tolist()]]
+    if len(kept) < len(anchor):
+        write_anchor(state_directory, kept)
+    return len(anchor) - len(kept)
+
+
+def _bury(segment: Path, groups: Container[str]) -> None:
+    """Write a segment anew, with tombstones in the place of these groups' pairs."""
+
+    def kept(line: bytes) -> bytes:
+        return GONE if not line.startswith(b"#") and _group(line) in groups else line
+
+    write_segment(segment, (kept(line) + b"\n" for line in segment_lines(segment)), like=segment)

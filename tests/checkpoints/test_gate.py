@@ -1,0 +1,42 @@
+"""The stability gate on vectors whose verdict is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sidecar.checkpoints.gate import Evidence, judge, judge_on_each
+
+TRUE = np.random.default_rng(0).uniform(0, 100, 200)
+NOISE = np.random.default_rng(1).normal(size=200)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "references", "verdict", "reason"),
+    [
+        (TRUE + NOISE, [], "stable", "PLCC 0.99"),
+        (TRUE + 40 * NOISE, [], "unstable", "is under 0.9000 (no reference model) − 0.005"),
+        (TRUE + NOISE, [("model_v000001", TRUE + 1.05 * NOISE)], "stable", "200 held-out pairs"),
+        (TRUE + 2 * NOISE, [("model_v000001", TRUE + NOISE)], "unstable", "is over 0.9"),
+        (TRUE + 5, [("model_v000001", TRUE + NOISE)], "unstable", "RMSE 5.000 is over"),
+        (TRUE + NOISE, [("old", TRUE + 9 * NOISE), ("base", TRUE + 0.5 * NOISE)], "unstable", "(base) × 1.1"),
+        (TRUE * 0, [("old", TRUE * 0 + 3)], "unstable", "PLCC nan is under 0.9000"),
+    ],
+)
+def test_verdicts(predicted, references, verdict, reason):
+    gate = judge(predicted, TRUE, references)
+    assert gate.verdict == verdict
+    assert reason in gate.reason
+
+
+def test_too_few_pairs_or_none_that_vary_are_unverified():
+    assert judge(TRUE[:29], TRUE[:29], []).verdict == "unverified"
+    assert judge(TRUE[:30], TRUE[:30], []).verdict == "stable"
+    assert judge(TRUE, np.full(200, 97.5), []) == ("unverified", "all 200 held-out pairs have score 97.5")
+
+
+def test_too_few_held_out_pairs_are_unverified_whatever_the_anchor_says():
+    features = np.zeros((200, 1))
+    sets = [Evidence("held-out pairs", features[:20], TRUE[:20]), Evidence("anchor", features, TRUE)]
+    assert judge_on_each([np.zeros(20), np.zeros(200)], sets, []).verdict == "unverified"
+    assert judge_on_each([np.zeros(200)], sets[1:], []).verdict == "unstable"

@@ -1,0 +1,787 @@
+"""The Helm chart: what it renders, what it refuses, and that a pod of it keeps the contract.
+
+Charts are rendered by Helm's own engine (helm-python-sdk), manifests checked against the schemas of Kubernetes
+(kubernetes-validate), alerts and queries by promtool (Debian's package prometheus).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar import __version__
+from sidecar.checkpoints.directory import checkpoints
+from sidecar.client.feedback_client import FeedbackClient
+from sidecar.journal.segments import read_journal
+from sidecar.network.address import parse_address
+from sidecar.settings import PATH, Settings, read_settings
+from tests.conftest import EXAMPLE, ROOT, run
+
+helm = pytest.importorskip("helm_python", reason="Helm's engine is not here: pip install helm-python-sdk")
+kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
+jsonschema = pytest.importorskip("jsonschema", reason="it comes with kubernetes-validate")
+yaml = pytest.importorskip("yaml", reason="pip install pyyaml")
+
+CHART = ROOT / "deploy" / "helm" / "vmafx-sidecar"
+DOCS = (ROOT / "docs" / "helm.md").read_text()
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+TRAINER = SCHEMA["properties"]["sidecar"]["properties"]["trainer"]["properties"]
+SETTINGS = {each.metadata["helm"]: each for each in fields(Settings) if each.metadata["helm"]}
+PATIENCE_S = 60
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not here: apt-get install prometheus")
+
+
+def documented(name: str) -> str:
+    """The code of an example of docs/helm.md."""
+    return re.search(rf"<!-- example: {name} -->\n```yaml\n(.*?)```", DOCS, flags=re.DOTALL)[1]
+
+
+def over(values: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Values with others laid over them, as Helm does."""
+    merged = dict(values)
+    for key, value in other.items():
+        merged[key] = over(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return merged
+
+
+SEED = yaml.safe_load(documented("values"))
+EVERYTHING = over(
+    SEED,
+    {
+        "sidecar": {"trainer": {key: TRAINER[key]["default"] for key in SETTINGS if "default" in TRAINER[key]}},
+        "node": {
+            "command": ["/node", "--measure"],
+            "env": [{"name": "A", "value": "b"}],
+            "resources": {"limits": {"cpu": "4"}},
+            "image": {"tag": "1.2.3", "pullPolicy": "Always"},
+        },
+        "persistence": {"models": {"storageClass": "fast", "accessModes": ["ReadWriteMany"]}},
+        "podSpec": {"nodeSelector": {"gpu": "no"}, "tolerations": [{"operator": "Exists"}]},
+        "operator": {"trainingName": "live"},
+        "networkPolicy": {"nodeIngress": [{"ports": [{"port": 8080}]}]},
+        "monitoring": {
+            "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+            "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+            "dashboard": {"enabled": True},
+        },
+    },
+)
+CASES = {
+    "off": {},
+    "seed": SEED,
+    "everything": EVERYTHING,
+    "native always": over(SEED, {"sidecar": {"trainer": {"nativeSidecar": "always"}}}),
+    "native never": over(SEED, {"sidecar": {"trainer": {"nativeSidecar": "never"}}}),
+    "existing claim": over(SEED, {"persistence": {"models": {"existingClaim": "models"}}}),
+    "three replicas": over(SEED, {"replicas": 3}),
+    "nothing kept": over(SEED, {"persistence": {"models": {"enabled": False}}}),
+    "pods of another chart": over(SEED, {"node": {"enabled": False}}),
+}
+VERSIONS = ["1.28", "1.29", "1.31", kubernetes_validate.latest_version().rpartition(".")[0]]
+CUSTOM = {"PodMonitor", "PrometheusRule"}
+"""Kinds of the Prometheus operator, of which kubernetes-validate has no schema."""
+
+
+def render(values: dict[str, Any], version: str = "1.31", chart: Path = CHART) -> dict[str, str]:
+    """The texts of a release named training in the namespace vmafx, by file name."""
+    kube_version = f"v{version}" if version.count(".") > 1 else f"v{version}.0"
+    options = {"name": "training", "namespace": "vmafx", "kube_version": kube_version}
+    with helm.Chart.load(chart) as loaded:
+        # Chart.render does not hand on the version of Kubernetes; the call below it does.
+        answer = helm._native.call_string("helm_render", loaded._raw(), json.dumps(values), json.dumps(options))
+    return {name.rpartition("/")[2]: text for name, text in json.loads(answer).items()}
+
+
+def manifests(values: dict[str, Any], version: str = "1.31", chart: Path = CHART) -> list[dict[str, Any]]:
+    texts = render(values, version, chart)
+    return [one for name, text in texts.items() if name != "NOTES.txt" for one in yaml.safe_load_all(text) if one]
+
+
+def only(found: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
+    (one,) = (each for each in found if each["kind"] == kind and name in each["metadata"]["name"])
+    return one
+
+
+def pod_of(found: list[dict[str, Any]]) -> dict[str, Any]:
+    return only(found, "StatefulSet")["spec"]["template"]["spec"]
+
+
+def sidecar_of(pod: dict[str, Any]) -> dict[str, Any]:
+    (one,) = (each for each in pod.get("initContainers", []) + pod["containers"] if each["name"] == "vmafx-sidecar")
+    return one
+
+
+def environment_of(container: dict[str, Any], pod_name: str) -> dict[str, str]:
+    """What Kubernetes makes of an env block: $(NAME) becomes that variable's value, $$ becomes $."""
+    environment: dict[str, str] = {}
+    for each in container["env"]:
+        if "valueFrom" in each:
+            assert each["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+            environment[each["name"]] = pod_name
+        else:
+            assert isinstance(each["value"], str)
+            environment[each["name"]] = re.sub(
+                r"\$(?:\$|\((\w+)\))", lambda match: environment[match[1]] if match[1] else "$", each["value"]
+            )
+    return environment
+
+
+def trainer_environment(**trainer: Any) -> dict[str, str]:
+    found = manifests({"sidecar": {"trainer": {"enabled": True, **trainer}}})
+    return environment_of(sidecar_of(pod_of(found)), "training-0")
+
+
+# What is rendered
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_helm_finds_nothing_to_say(case):
+    for version in VERSIONS:
+        report = helm.lint(CHART, CASES[case], strict=True, kube_version=f"v{version}.0")
+        assert report["errors"] == []
+        assert [each["error"] for each in report["messages"]] in ([], ["icon is recommended"])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_every_manifest_is_strictly_valid(case, version):
+    for manifest in manifests(CASES[case], version):
+        if manifest["kind"] not in CUSTOM:
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_a_wrong_manifest_would_be_found():
+    manifest = only(manifests(SEED), "StatefulSet")
+    manifest["spec"]["replica"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError, match="replica"):
+        kubernetes_validate.validate(manifest, "1.31", strict=True)
+
+
+def test_the_version_of_the_chart_is_the_programs():
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
+    assert sidecar_of(pod_of(manifests({"sidecar": {"trainer": {"enabled": True}}})))["image"].endswith(f":{__version__}")
+
+
+def test_off_is_the_node_alone():
+    found = manifests({})
+    assert {each["kind"] for each in found} == {"StatefulSet", "Service", "PersistentVolumeClaim"}
+    pod = pod_of(found)
+    assert [each["name"] for each in pod["containers"]] == ["node"]
+    assert "initContainers" not in pod
+    assert "VMAFX_SIDECAR" not in json.dumps(found)
+    assert manifests({"node": {"enabled": False}}) == []
+
+
+@pytest.mark.parametrize(
+    ("choice", "version", "native"),
+    [
+        ("auto", "1.28", False),
+        ("auto", "1.29", True),
+        ("auto", VERSIONS[-1], True),
+        ("auto", "1.28.9-eks-036c24b", False),
+        ("auto", "1.29.4-gke.1043002", True),
+        ("always", "1.28", True),
+        ("never", "1.31", False),
+    ],
+)
+def test_where_the_sidecar_stands(choice, version, native):
+    pod = pod_of(manifests(over(SEED, {"sidecar": {"trainer": {"nativeSidecar": choice}}}), version))
+    names = [[each["name"] for each in pod.get(part, [])] for part in ("initContainers", "containers")]
+    assert names == ([["vmafx-sidecar"], ["node"]] if native else [[], ["node", "vmafx-sidecar"]])
+    assert sidecar_of(pod).get("restartPolicy") == ("Always" if native else None)
+    assert sidecar_of(pod)["startupProbe"]["httpGet"]["path"] == "/readyz"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "pods of another chart"])
+def test_pod_security_is_restricted_and_no_token_is_mounted(case):
+    pod = pod_of(manifests(CASES[case]))
+    assert pod["automountServiceAccountToken"] is False
+    assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+    for container in pod.get("initContainers", []) + pod["containers"]:
+        context = container["securityContext"]
+        assert (context["runAsUser"], context["runAsNonRoot"], context["readOnlyRootFilesystem"]) == (65532, True, True)
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert all(volume.keys() & {"emptyDir", "persistentVolumeClaim"} for volume in pod["volumes"])
+
+
+def test_the_sidecar_has_its_time_to_end_after_the_nodes():
+    seconds = [pod_of(manifests(values))["terminationGracePeriodSeconds"] for values in ({}, SEED)]
+    assert seconds == [30, 35]
+
+
+def test_they_share_tmp_and_only_the_sidecar_writes_models():
+    pod = pod_of(manifests(SEED))
+    node, sidecar = ({each["mountPath"]: each for each in c["volumeMounts"]} for c in (pod["containers"][0], sidecar_of(pod)))
+    assert node["/tmp"] == sidecar["/tmp"]
+    assert (pod["volumes"][0]["name"], pod["volumes"][0]["emptyDir"]) == (node["/tmp"]["name"], {})
+    assert node["/mnt/vmafx-models"] == {**sidecar["/mnt/vmafx-models"], "readOnly": True}
+    assert Settings().socket.parent == Path("/tmp")
+
+
+def test_the_parts_find_each_other():
+    found = manifests(EVERYTHING)
+    workload = only(found, "StatefulSet")["spec"]
+    labels = workload["template"]["metadata"]["labels"].items()
+    headless = only(found, "Service", workload["serviceName"])
+    status = only(found, "Service", "vmafx-trainer-live")
+    (port,) = sidecar_of(workload["template"]["spec"])["ports"]
+    assert headless["spec"]["clusterIP"] == "None"
+    assert (status["spec"]["ports"][0]["port"], status["spec"]["ports"][0]["targetPort"]) == (9091, port["containerPort"])
+    monitor, policy = only(found, "PodMonitor")["spec"], only(found, "NetworkPolicy")["spec"]
+    assert [each["port"] for each in monitor["podMetricsEndpoints"]] == [port["name"]]
+    assert policy["ingress"] == [
+        {"ports": [{"port": port["containerPort"]}], "from": [{"namespaceSelector": {}}]},
+        {"ports": [{"port": 8080}]},
+    ]
+    for selector in (
+        workload["selector"]["matchLabels"], headless["spec"]["selector"], status["spec"]["selector"],
+        monitor["selector"]["matchLabels"], policy["podSelector"]["matchLabels"],
+    ):  # fmt: skip
+        assert selector
+        assert selector.items() <= labels
+
+
+def test_another_port_is_one_everywhere():
+    found = manifests(over(SEED, {"sidecar": {"trainer": {"http": "[::]:9100"}}}))
+    (port,) = sidecar_of(pod_of(found))["ports"]
+    assert port["containerPort"] == 9100
+    assert only(found, "Service", "vmafx-trainer-training")["spec"]["ports"] == [
+        {"name": "http", "port": 9091, "targetPort": 9100}
+    ]
+    assert only(found, "NetworkPolicy")["spec"]["ingress"][0]["ports"] == [{"port": 9100}]
+
+
+def test_an_existing_claim_is_used_and_none_is_made():
+    found = manifests(CASES["existing claim"])
+    assert "PersistentVolumeClaim" not in {each["kind"] for each in found}
+    assert {"name": "vmafx-models", "persistentVolumeClaim": {"claimName": "models"}} in pod_of(found)["volumes"]
+    made = only(manifests(SEED), "PersistentVolumeClaim")
+    assert made["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def test_names_fit_where_they_are_used():
+    long = "a" * 53  # Helm allows no longer one
+    with helm.Chart.load(CHART) as chart:
+        texts = chart.render(EVERYTHING | {"operator": {"trainingName": ""}}, name=long, namespace="vmafx")
+    for text in texts.values():
+        for manifest in yaml.safe_load_all(text) if "NOTES" not in text and "kind:" in text else []:
+            room = 52 if manifest["kind"] == "StatefulSet" else 63
+            assert len(manifest["metadata"]["name"]) <= room
+            for value in manifest["metadata"]["labels"].values():
+                assert len(value) <= 63
+
+
+def test_the_notes_say_what_comes_next():
+    notes = render(SEED)["NOTES.txt"]
+    assert "http://vmafx-trainer-training.vmafx.svc:9091/status" in notes
+    assert "kubectl -n vmafx port-forward statefulset/training-vmafx-sidecar 9091" in notes
+    assert "/mnt/vmafx-models/base/fr_regressor_v3.onnx" in notes
+    assert "WARNING" not in notes
+    assert "3 replicas share a volume of access mode ReadWriteOnce" in render(CASES["three replicas"])["NOTES.txt"]
+    assert "end with their pod" in render(CASES["nothing kept"])["NOTES.txt"]
+    assert "enabled is false" in render({})["NOTES.txt"]
+
+
+# The settings
+
+
+def test_the_schema_has_the_settings_and_their_defaults():
+    others = {"enabled", "image", "nativeSidecar", "resources"}
+    assert TRAINER.keys() == SETTINGS.keys() | others
+    for key, setting in SETTINGS.items():
+        if key == "http":
+            continue  # the chart's own: all interfaces
+        assert TRAINER[key]["description"] == setting.metadata["help"], key
+        if setting.default is None:
+            assert "default" not in TRAINER[key], key
+        else:
+            assert setting.metadata["kind"].parse(str(TRAINER[key]["default"])) == setting.default, key
+
+
+SAMPLES = [
+    *(
+        -1,
+        -0.5,
+        0,
+        0.5,
+        0.999,
+        1,
+        1.5,
+        2,
+        2.5,
+        1024,
+        1025,
+        65536,
+        65537,
+        10_000_000,
+        10_000_001,
+        2**53 - 1,
+        1e-7,
+        10**12,
+        3e38,
+        -3e38,
+        4e38,
+        -4e38,
+    ),
+    *("none", "json", "canonical", "base", "relu", "leaky_relu", "tanh", "gelu", "sigmoid", "sgd", "adam", "SGD"),
+    *("always", "everysec", "never", "text", "debug", "info", "warning", "error", "", "fast"),
+    *("0600", "600", "0", "7777", "888", "1777", "/a/b c", "relative", "/", "/a\0b", True, False),
+    *("127.0.0.1:9091", "0.0.0.0:9091", ":9091", "[::]:1", "0.0.0.0:0", "0.0.0.0:65535", "0.0.0.0:65536", "0.0.0.0"),
+]
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_the_schema_allows_what_the_program_allows(key):
+    setting, schema = SETTINGS[key], TRAINER[key]
+    wants_text = schema.get("type") == "string" or isinstance(schema.get("enum", [0])[0], str)
+    for sample in SAMPLES:
+        allowed = jsonschema.Draft7Validator(schema).is_valid(sample)
+        if isinstance(sample, str) == wants_text:
+            assert allowed == works_in_a_pod(setting, sample if wants_text else json.dumps(sample)), sample
+        else:
+            assert not allowed, sample
+
+
+def works_in_a_pod(setting: Field[Any], text: str) -> bool:
+    """Whether the program takes it, and it makes sense in a pod: paths are absolute, HTTP can be reached from outside."""
+    if not text or (setting.metadata["kind"] is PATH and not text.startswith("/")):
+        return False
+    variable = setting.metadata["env"]
+    try:
+        # Beside the widest scores: that scoreMin is under scoreMax is checked elsewhere.
+        read_settings({"score_min": "-3.4e38"} if setting.name == "score_max" else {"score_max": "3.4e38"}, {variable: text})
+        if setting.name == "http":
+            host, port = parse_address(text)
+            return host in ("", "0.0.0.0", "::") and port > 0
+    except ValueError:
+        return False
+    return True
+
+
+def test_values_yaml_shows_every_setting_with_its_default():
+    shown = re.findall(r"^    # (\w+):(?: (\S+))?  # (.*)$", (CHART / "values.yaml").read_text(), flags=re.MULTILINE)
+    assert [key for key, _, _ in shown] == [key for key in SETTINGS if key != "http"]
+    for key, default, meaning in shown:
+        assert yaml.safe_load(default or "null") == TRAINER[key].get("default"), key
+        assert meaning == SETTINGS[key].metadata["help"]
+
+
+def test_unset_keys_render_no_variable():
+    assert trainer_environment() == {
+        "POD_NAME": "training-0",
+        "VMAFX_SIDECAR_HTTP": "0.0.0.0:9091",
+        "VMAFX_SIDECAR_STATE_DIR": f"{Settings().state}/training-0",
+    }
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_a_key_reaches_its_variable(key):
+    value = TRAINER[key].get("default", 81 if key == "nFeatures" else "/mnt/vmafx-models/s")
+    variable, kind = SETTINGS[key].metadata["env"], SETTINGS[key].metadata["kind"]
+    environment = trainer_environment(**{key: value})
+    assert kind.parse(environment[variable]) == kind.parse(f"{value}/training-0" if key == "stateDir" else str(value))
+    assert environment.keys() == trainer_environment().keys() | {variable}
+
+
+ODD = "/mnt/vmafx-models/$(POD_NAME) $$ ${A} `b` {{ .Values }} \"c\" 'd' # e: \\ \t é ü 🙂\n f%20"
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "text"),
+    [
+        ("journalMaxBytes", "10737418240", "10737418240"),
+        ("seed", "9007199254740991", "9007199254740991"),
+        ("seed", "1e3", "1000"),
+        ("learningRate", "0.0001", "0.0001"),
+        ("learningRate", "1e-5", "0.00001"),
+        ("weightDecay", "0", "0"),
+        ("scoreMax", "100.0", "100"),
+        ("scoreMin", "-1.5", "-1.5"),
+        ("socketMode", '"0600"', "0600"),
+        ("emaWarmup", "false", "false"),
+        ("baseModelPath", json.dumps(ODD, ensure_ascii=False), ODD),
+        ("checkpointDir", json.dumps(ODD, ensure_ascii=False), ODD),
+    ],
+)
+def test_values_reach_the_program_exactly(key, written, text):
+    values = helm.values_from_yaml(f"{key}: {written}")
+    environment = trainer_environment(**values)
+    assert environment[SETTINGS[key].metadata["env"]] == text
+    read_settings({}, environment)
+    if key == "checkpointDir":
+        assert environment["VMAFX_SIDECAR_STATE_DIR"] == f"{ODD}/state/training-0"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"learningRat": 1}, "'learningRat' not allowed"),
+        ({"learningRate": 0}, "/sidecar/trainer/learningRate': exclusiveMinimum"),
+        ({"learningRate": "0.1"}, "/sidecar/trainer/learningRate': got string, want number"),
+        ({"socketMode": 384}, "/sidecar/trainer/socketMode': got number, want string"),
+        ({"optimizer": "SGD"}, "value must be one of 'sgd', 'adam'"),
+        ({"cuda": 1}, "/sidecar/trainer/cuda"),
+        ({"http": "127.0.0.1:9091"}, "/sidecar/trainer/http"),
+        ({"http": None}, "missing property 'http'"),
+        ({"nativeSidecar": "yes"}, "value must be one of 'auto', 'always', 'never'"),
+        ({"scoreMin": 200}, "sidecar.online.trainer.scoreMin is 200: expected a number under scoreMax, which is 100"),
+        ({"scoreMax": -0.5}, "sidecar.online.trainer.scoreMin is 0: expected a number under scoreMax, which is -0.5"),
+        (
+            {"checkpointDir": "/mnt/vmafx-model/a"},
+            "sidecar.online.trainer.checkpointDir is /mnt/vmafx-model/a: expected a path under",
+        ),
+        (
+            {"stateDir": "/var/x"},
+            "sidecar.online.trainer.stateDir is /var/x: expected a path under persistence.models.mountPath",
+        ),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(values, said):
+    with pytest.raises(helm.HelmError) as refused:
+        render({"sidecar": {"trainer": {"enabled": True, **values}}})
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"sidecars": {}},
+        {"sidecar": {"x": {}}},
+        {"persistence": {"models": {"x": 1}}},
+        {"node": {"x": 1}},
+        {"podSpec": {"hostNetwork": True}},
+        {"operator": {"trainingName": "A_b"}},
+        {"networkPolicy": {"x": 1}},
+        {"monitoring": {"x": {}}},
+    ],
+)
+def test_unknown_keys_are_refused_elsewhere_too(values):
+    with pytest.raises(helm.HelmValuesError):
+        render(values)
+
+
+def leaves(schema: dict[str, Any], path: str = "") -> dict[str, dict[str, Any]]:
+    if "properties" not in schema:
+        return {path: schema}
+    return {
+        name: leaf
+        for key, each in schema["properties"].items()
+        for name, leaf in leaves(each, f"{path}.{key}" if path else key).items()
+    }
+
+
+def test_the_documented_values_are_the_schemas_with_the_charts_defaults():
+    table = dict(re.findall(r"^\| `([\w.]+)` \| (.*?) \|", DOCS, flags=re.MULTILINE))
+    settings = {f"sidecar.online.trainer.{key}" for key in SETTINGS if key != "http"}
+    assert table.keys() == leaves(SCHEMA).keys() - settings - {"global"}
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    for name, stated in table.items():
+        default = defaults
+        for key in name.split("."):
+            default = default[key]
+        if match := re.fullmatch("`(.*)`", stated):
+            assert yaml.safe_load(match[1]) == default, name
+        elif stated == "–":
+            assert not default, name
+        else:
+            assert default, name  # told in words
+
+
+# In another chart
+
+
+@pytest.fixture
+def parent(tmp_path):
+    """A chart that includes the sidecar in its Deployment with the lines of docs/helm.md, and its values there."""
+    chart = tmp_path / "platform"
+    (chart / "templates").mkdir(parents=True)
+    dependency = {"name": "vmafx-sidecar", "version": "0.1.0"}
+    about = {"apiVersion": "v2", "name": "platform", "version": "9.9.9", "appVersion": "9.9.9", "dependencies": [dependency]}
+    (chart / "Chart.yaml").write_text(yaml.safe_dump(about))
+    (chart / "values.yaml").write_text(documented("parent-values"))
+    (chart / "templates" / "deployment.yaml").write_text(documented("deployment"))
+    shutil.copytree(CHART, chart / "charts" / "vmafx-sidecar")
+    return chart
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_documented_lines_put_the_sidecar_into_another_charts_deployment(parent, version):
+    found = manifests({}, version, parent)
+    assert sorted(each["kind"] for each in found) == ["Deployment", "Service"]
+    for manifest in found:
+        kubernetes_validate.validate(manifest, version, strict=True)
+    template = only(found, "Deployment")["spec"]["template"]
+    pod = template["spec"]
+    assert bool(pod.get("initContainers")) == (version != "1.28")
+    sidecar = sidecar_of({**pod, "initContainers": pod["initContainers"] or []})
+    assert sidecar["image"] == f"ghcr.io/vmafx/vmafx-sidecar:{__version__}"
+    mounts = {each["mountPath"]: each["name"] for each in sidecar["volumeMounts"]}
+    volumes = {each["name"]: each for each in pod["volumes"]}
+    assert environment_of(sidecar, "a-b-c")["VMAFX_SIDECAR_STATE_DIR"] == "/var/lib/vmafx-sidecar/a-b-c"
+    assert volumes[mounts["/var/lib/vmafx-sidecar"]] == {"name": "vmafx-state", "emptyDir": {}}
+    assert volumes[mounts["/mnt/vmafx-models"]]["persistentVolumeClaim"] == {"claimName": "models"}
+    assert {each["name"] for each in pod["containers"][0]["volumeMounts"]} <= volumes.keys()
+    assert only(found, "Service")["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+
+
+def test_its_own_state_directory_is_kept_there_too(parent):
+    values = {"vmafx-sidecar": {"sidecar": {"trainer": {"stateDir": "/mnt/vmafx-models/state"}}}}
+    pod = only(manifests(values, chart=parent), "Deployment")["spec"]["template"]["spec"]
+    assert environment_of(sidecar_of(pod), "a")["VMAFX_SIDECAR_STATE_DIR"] == "/mnt/vmafx-models/state/a"
+    assert "vmafx-state" not in {each["name"] for each in pod["volumes"]}
+
+
+def test_there_is_nothing_of_it_there_where_it_is_off(parent):
+    (deployment,) = manifests({"vmafx-sidecar": {"sidecar": {"trainer": {"enabled": False}}}}, chart=parent)
+    kubernetes_validate.validate(deployment, "1.31", strict=True)
+    assert "vmafx-" not in json.dumps(deployment)
+
+
+def test_its_values_are_checked_there_too(parent):
+    with pytest.raises(helm.HelmValuesError, match="sidecar/trainer/learningRate"):
+        render({"vmafx-sidecar": {"sidecar": {"trainer": {"learningRate": 0}}}}, chart=parent)
+
+
+# Alerts and the dashboard
+
+
+def promtool(*arguments: str, cwd: Path) -> None:
+    done = subprocess.run(["promtool", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def alerts(**trainer: Any) -> list[dict[str, Any]]:
+    rule = only(manifests(over(EVERYTHING, {"sidecar": {"trainer": trainer}})), "PrometheusRule")
+    return rule["spec"]["groups"][0]["rules"]
+
+
+def dashboard() -> dict[str, Any]:
+    found = only(manifests(EVERYTHING), "ConfigMap")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    (text,) = found["data"].values()
+    return json.loads(text)
+
+
+def queries() -> list[str]:
+    """The queries of the dashboard, as Grafana sends them."""
+    wanted = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    return [query.replace("$__rate_interval", "5m") for query in wanted]
+
+
+@needs_promtool
+def test_alerts_fire_when_they_should_and_only_then(tmp_path):
+    rules = alerts()
+    (tmp_path / "alerts.yaml").write_text(yaml.safe_dump({"groups": [{"name": "a", "rules": rules}]}))
+    tests = (ROOT / "tests" / "deploy" / "chart" / "alerts.test.yaml").read_text()
+    (tmp_path / "alerts.test.yaml").write_text(tests)
+    promtool("check", "rules", "alerts.yaml", cwd=tmp_path)
+    promtool("test", "rules", "alerts.test.yaml", cwd=tmp_path)
+    assert all(rule["alert"] in tests for rule in rules)
+    assert all(rule["annotations"].keys() == {"summary", "description"} for rule in rules)
+
+
+def test_alerts_follow_the_settings():
+    def expression(alert: str, **trainer: Any) -> list[str]:
+        return [rule["expr"] for rule in alerts(**trainer) if rule["alert"] == alert]
+
+    assert expression("VmafxTrainingJournalNearLimit")[0].endswith("> 0.9 * 10737418240")
+    assert expression("VmafxTrainingJournalNearLimit", journalMaxBytes=1e12)[0].endswith("> 0.9 * 1000000000000")
+    assert expression("VmafxTrainingJournalNearLimit", journalMaxBytes=0) == []
+    assert expression("VmafxTrainingUnstable")[0].count("[7200s]") == 2
+    assert expression("VmafxTrainingUnstable", checkpointIntervalSeconds=1800.5)[0].count("[10806s]") == 2
+
+
+def test_alerts_know_the_program_by_the_job_of_the_podmonitor():
+    found = manifests(EVERYTHING)
+    job = f'job="vmafx/{only(found, "PodMonitor")["metadata"]["name"]}"'
+    for rule in only(found, "PrometheusRule")["spec"]["groups"][0]["rules"]:
+        for metric, selector in re.findall(r"(\w+)\{([^}]*)\}", rule["expr"]):
+            assert selector.startswith('namespace="vmafx"' if metric.startswith("kube_") else job), rule["alert"]
+
+
+def test_defaults_that_the_chart_knows_are_the_programs():
+    text = (CHART / "templates" / "_helpers.tpl").read_text()
+    stated = yaml.safe_load(re.search(r'define "vmafx-sidecar.defaults" -\}\}\n(.*?)\{\{- end', text, flags=re.DOTALL)[1])
+    for key, default in stated.items():
+        assert SETTINGS[key].metadata["kind"].parse(default) == SETTINGS[key].default, key
+
+
+@needs_promtool
+def test_the_dashboards_queries_are_queries(tmp_path):
+    rules = [{"record": f"r{number}", "expr": query} for number, query in enumerate(queries())]
+    (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "a", "rules": rules}]}))
+    promtool("check", "rules", "queries.yaml", cwd=tmp_path)
+
+
+def test_each_panel_says_what_it_means_and_has_a_place_of_its_own():
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard()["panels"]:
+        assert panel["description"].endswith("."), panel["title"]
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+
+
+# A pod, without Kubernetes
+
+
+class Pod:
+    """The sidecar's container: its env block as it was rendered, a directory in place of each volume."""
+
+    def __init__(self, directory: Path, name: str, values: dict[str, Any], shared_models: Path) -> None:
+        self.tmp, self.models = directory / name / "tmp", shared_models
+        self.tmp.mkdir(parents=True)
+        container = sidecar_of(pod_of(manifests(values)))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        here = {"/mnt/vmafx-models": str(shared_models), "0.0.0.0:9091": self.address}
+        self.environment = environment_of(container, name)
+        assert "VMAFX_SIDECAR_SOCKET" not in self.environment
+        self.environment["VMAFX_SIDECAR_SOCKET"] = str(Settings().socket)
+        here["/tmp/vmafx"] = str(self.tmp / "vmafx")
+        for variable, value in self.environment.items():
+            for theirs, ours in here.items():
+                value = value.replace(theirs, ours) if value.startswith(theirs) else value
+            self.environment[variable] = value
+        self.socket = Path(self.environment["VMAFX_SIDECAR_SOCKET"])
+        self.state = Path(self.environment["VMAFX_SIDECAR_STATE_DIR"])
+        self.arguments, self.probes = container["args"], container
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = directory / f"{name}.log"
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "sidecar", *self.arguments]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), **self.environment}
+            self.process = subprocess.Popen(command, env=environment, cwd=self.tmp, stderr=log)
+        until(lambda: self.probe("startupProbe"), self)
+
+    def stop(self, number: int) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+    def probe(self, name: str) -> bool:
+        with contextlib.suppress(OSError):
+            return self.get(self.probes[name]["httpGet"]["path"]) != ""
+        return False
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=PATIENCE_S) as answer:
+            return answer.read().decode()
+
+
+def until(condition, pod: Pod) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert pod.process.poll() is None, pod.log.read_text()
+        assert time.monotonic() < deadline, pod.log.read_text()
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory):
+    """A models volume with a base model on it."""
+    directory = tmp_path_factory.mktemp("volume")
+    assert run("train-offline", EXAMPLE, "--epochs", 5, "--output", directory / "made").returncode == 0
+    (directory / "models" / "base").mkdir(parents=True)
+    shutil.copyfile(directory / "made" / "model_v000001.onnx", directory / "models" / "base" / "fr_regressor_v3.onnx")
+    return directory
+
+
+@pytest.fixture
+def start_pod(volume, tmp_path):
+    started = []
+
+    def start(name: str, values: dict[str, Any]) -> Pod:
+        pod = Pod(tmp_path, name, values, volume / "models")
+        started.append(pod)
+        pod.start()
+        return pod
+
+    yield start
+    for pod in started:
+        if pod.process is not None and pod.process.poll() is None:
+            pod.process.kill()
+            pod.process.wait()
+
+
+def test_a_pod_keeps_the_contract_and_the_program_exports_what_is_looked_at(start_pod, example):
+    pod = start_pod("training-0", over(SEED, {"sidecar": {"trainer": {"holdoutFraction": 0.2}}}))
+    assert pod.probe("readinessProbe")
+    assert pod.probe("livenessProbe")
+    assert json.loads(pod.get("/status"))["phase"] == "running"
+    rows = list(zip(example.features, example.true_score, strict=True))[:600]
+    with FeedbackClient(pod.socket) as node:
+        for number, (features, score) in enumerate(rows[:300]):
+            node.send(features, score, job_id=f"j{number}", group=f"g{number // 12}")
+        until(lambda: node.delivered >= 100, pod)
+        assert pod.stop(signal.SIGKILL) == -signal.SIGKILL  # the node and its /tmp are still there
+        pod.start()
+        for number, (features, score) in enumerate(rows[300:], 300):
+            node.send(features, score, job_id=f"j{number}", group=f"g{number // 12}")
+        until(lambda: node.delivered == 600, pod)
+        assert node.dropped == 0
+
+    pod.process.send_signal(signal.SIGUSR1)
+    until(lambda: "model_version" in json.loads(pod.get("/status")), pod)
+    exported = set(re.findall(r"^(\w+)[{ ]", pod.get("/metrics"), flags=re.MULTILINE))
+    looked_at = " ".join([*queries(), *(rule["expr"] for rule in alerts())])
+    named = set(re.findall(r"([a-z_]\w*)\{", looked_at))
+    assert len(named) > 15
+    assert named - exported == {
+        "up", "kube_pod_container_status_restarts_total", "kube_pod_init_container_status_restarts_total",
+    }  # fmt: skip
+    assert named >= set(re.findall(r"vmafx_\w+", looked_at))  # each with a selector, so that none was overlooked
+
+    assert pod.stop(signal.SIGTERM) == 0
+    assert pod.state == pod.models / "online" / "state" / "training-0"
+    journalled = [json.loads(entry.line)["job_id"] for entry in read_journal(pod.state) if entry.run is None]
+    assert sorted(journalled, key=lambda name: int(name[1:])) == [f"j{number}" for number in range(600)]
+    assert checkpoints(pod.models / "online")
+    assert list(pod.tmp.iterdir()) == []
+
+
+def test_replicas_on_one_volume_do_not_collide(start_pod, example):
+    pods = [start_pod(f"training-{number}", CASES["three replicas"]) for number in (1, 2)]
+    before = len(checkpoints(pods[0].models / "online"))
+    for number, pod in enumerate(pods):
+        with FeedbackClient(pod.socket) as node:
+            for features, score in zip(example.features[: 50 + number], example.true_score[: 50 + number], strict=True):
+                node.send(features, score)
+            until(lambda node=node, number=number: node.delivered == 50 + number, pod)
+    assert [pod.stop(signal.SIGTERM) for pod in pods] == [0, 0]
+    for number, pod in enumerate(pods):
+        assert len([entry for entry in read_journal(pod.state) if entry.run is None]) == 50 + number
+    assert len(checkpoints(pods[0].models / "online")) == before + 2
+
+
+def test_a_base_model_of_another_width_does_not_hold_up_the_node(start_pod):
+    pod = start_pod("training-3", over(SEED, {"sidecar": {"trainer": {"nFeatures": 81}}}))
+    assert pod.probe("readinessProbe")
+    status = json.loads(pod.get("/status"))
+    assert status["phase"] == "failed"
+    assert "takes 80 features, not 81" in status["reason"]
+    with FeedbackClient(pod.socket) as node:
+        node.send([0.5] * 81, 50.0)
+        until(lambda: node.delivered == 1, pod)
+    assert pod.stop(signal.SIGTERM) == 0

@@ -1,0 +1,140 @@
+"""The pages in docs/ say what the program does."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import gzip
+import importlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sidecar.cli.main import cli
+from sidecar.client.feedback_client import _metrics
+from sidecar.monitoring.prometheus import metric_families
+from sidecar.monitoring.status import Status
+from sidecar.settings import Settings, option_of
+from tests.conftest import EXAMPLE, ROOT
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+ARCHITECTURE, CONFIGURATION, OPERATIONS, SECURITY = (
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("architecture", "configuration", "operations", "security")
+)
+UNITS = {"MiB": 1 << 20, "KiB": 1 << 10, "MB": 1_000_000}
+
+
+def test_the_page_of_settings_is_current():
+    done = subprocess.run([sys.executable, ROOT / "docs" / "configuration.py"], capture_output=True, text=True, check=True)
+    assert done.stdout == CONFIGURATION, "python docs/configuration.py > docs/configuration.md"
+
+
+def test_the_page_of_settings_has_each_once_as_the_program_reads_it():
+    cells = r"^\| `(VMAFX_\w+)` \| `(--[a-z-]+)` \| (?:`(\w+)`|–) \| (.*?) \| (.*?) \| (.*?) \|$"
+    rows = {row[0]: row[1:] for row in re.findall(cells, CONFIGURATION, flags=re.MULTILINE)}
+    assert CONFIGURATION.count("\n| `VMAFX_") == len(rows) == len(dataclasses.fields(Settings))
+    for each in dataclasses.fields(Settings):
+        about, (option, helm, default, allowed, meaning) = each.metadata, rows[each.metadata["env"]]
+        assert (option, helm, allowed) == (option_of(each.name), about["helm"] or "", about["kind"].allowed)
+        assert meaning == about["help"]
+        if "otherwise" in about:
+            assert default.strip("`") == about["otherwise"]
+        else:
+            assert about["kind"].parse(default.strip("`")) == each.default, each.name
+
+
+def test_every_metric_is_explained_and_no_other():
+    # A value that is not there yet is not exported.
+    gauges = ("loss", "prequential_rmse", "prequential_plcc", "feature_drift", "step_seconds", "checkpoint_time")
+    status = Status(version=1, **dict.fromkeys(gauges, 0.5))
+    exported = {family.name + ("_total" if family.type == "counter" else "") for family in metric_families(status)}
+    assert set(re.findall(r"^\| `(vmafx_training_\w+)", OPERATIONS, flags=re.MULTILINE)) == exported
+    clients = {f"{counter.describe()[0].name}_total" for counter in _metrics(None)}
+    assert set(re.findall(r"vmafx_training_\w+", OPERATIONS)) == exported | clients
+
+
+def test_every_alert_is_explained_and_no_other():
+    rules = (ROOT / "deploy" / "helm" / "vmafx-sidecar" / "templates" / "prometheusrule.yaml").read_text()
+    alerts = set(re.findall(r"- alert: (\w+)", rules))
+    assert len(alerts) > 8
+    assert set(re.findall(r"^\| `(Vmafx\w+)`", OPERATIONS, flags=re.MULTILINE)) == alerts
+
+
+def test_the_limits_are_the_programs():
+    rows = re.findall(r"^\| .* \| ([\d.,]+)(?: (\w+))? \| `([\w.]+)\.(\w+)` \|$", SECURITY, flags=re.MULTILINE)
+    assert len(rows) == len(re.findall(r"^\| .* `(?:sidecar|onnx_builder)\.", SECURITY, flags=re.MULTILINE)) > 15
+    for number, unit, module, constant in rows:
+        stated = float(number.replace(",", "")) * UNITS.get(unit, 1)
+        assert stated == getattr(importlib.import_module(module), constant), constant
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The project's modules that a file imports, wherever in it, but for those that only type checkers see."""
+    waiting: list[ast.AST] = [ast.parse(file.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("sidecar", "onnx_builder"):
+            inside = node.module in ("sidecar", "onnx_builder")
+            yield from (f"{node.module}.{name.name}" for name in node.names) if inside else [node.module or ""]
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            waiting += ast.iter_child_nodes(node)
+
+
+def test_each_file_imports_only_from_floors_below():
+    floors = {
+        name: int(floor)
+        for floor, names in re.findall(r"^    (\d)  (\S.*)$", ARCHITECTURE, flags=re.MULTILINE)
+        for name in names.split()
+    }
+    files = {file.stem: [file] for file in (ROOT / "sidecar").glob("[a-z]*.py")}
+    files["learning/"] = list((ROOT / "sidecar" / "learning").glob("*.py"))
+    files["onnx_builder/"] = list((ROOT / "onnx_builder").glob("*.py"))
+    assert files.keys() == floors.keys()
+    for name, inside in files.items():
+        for module in {module for file in inside for module in imported(file)}:
+            package, _, part = module.partition(".")
+            below = "onnx_builder/" if package == "onnx_builder" else "learning/" if part.startswith("learning") else part
+            assert below == name or below not in floors or floors[below] < floors[name], f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings_and_commands_exist(page):
+    text = page.read_text()
+    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.MULTILINE) if heading else []
+        assert not heading or heading in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}, heading
+    for command in re.findall(r"^    vmafx-sidecar ([a-z-]+)", text, flags=re.MULTILINE):
+        assert command in cli.commands, command
+
+
+def test_the_commands_of_operations_work_one_after_the_other(serve, tmp_path):
+    """As they stand there, after a sidecar that has had the example's pairs."""
+    base, online = tmp_path / "none.onnx", tmp_path / "online"
+    sidecar = serve(base_model=base, checkpoint_dir=online).connect()
+    sidecar.send(gzip.decompress(EXAMPLE.read_bytes()).splitlines())
+    assert sidecar.stop() == 0
+    commands = re.findall(r"^    ((?:vmafx-sidecar|cp|mv) .*)$", OPERATIONS, flags=re.MULTILINE)
+    assert len(commands) > 5
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = "\n".join(commands)
+    done = subprocess.run(
+        ["sh", "-exc", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stable.onnx is model_v000001" in done.stdout
+    assert re.search(r": [1-9]\d* pairs removed", done.stdout)
+    again = serve(base_model=base, checkpoint_dir=online).connect()  # from what was put back
+    assert again.stop() == 0
+    assert "recovered position=2496" in again.log.read_text()
+
+
+def test_every_page_is_linked_from_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    assert [page.name for page in PAGES if f"docs/{page.name}" not in readme] == []

@@ -1,0 +1,455 @@
+"""The report of a run: one file, its numbers those of --json, every text as text, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import re
+import subprocess
+import threading
+
+import numpy as np
+import pytest
+
+from sidecar.evaluation.report import render
+from sidecar.evaluation.residuals import Judged, Model, by_group, by_score, importance, worst
+from sidecar.learning.metrics import rmse
+from sidecar.learning.recipe import OBSERVATIONS, Recipe, fit
+from sidecar.pairs.recorded import RecordedPairs, read_pairs
+from tests.browser import browser
+from tests.conftest import EXAMPLE, run, tree
+
+MARKUP = "</script><img src=x onerror=alert(1)>&amp;"
+UNSEEN = "a\u2028b\u202ec\x1b[31m\x07"
+UNSEEN_SHOWN = r"a\u2028b\u202ec\x1b[31m\x07"
+MARKUP_IN_A_NAME = MARKUP.replace("/", "∕")  # a file's name has no slash
+MOST_BYTES = 1_500_000
+
+
+def document_of(path):
+    """What a page shows, from its JSON."""
+    found = re.search(r'<script type="application/json" id="document">(.*?)</script>', path.read_text(), flags=re.DOTALL)
+    return json.loads(found[1])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on the example from a base model, its report, and what --json said."""
+    directory = tmp_path_factory.mktemp("report")
+    base = ("train-offline", EXAMPLE, "--epochs", 2, "--output", directory / "base")
+    assert run(*base).returncode == 0
+    fine_tuned = ("--epochs", 4, "--output", directory / "c", "--base-model", directory / "base" / "latest.onnx")
+    done = run("train-offline", EXAMPLE, *fine_tuned, "--report", directory / "report.html", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    return directory, json.loads(done.stdout)
+
+
+@pytest.fixture
+def hostile(tmp_path, random_rows):
+    """A directory whose file, checkpoint directory, jobs, groups and report are all named in markup."""
+    directory = tmp_path / MARKUP_IN_A_NAME
+    directory.mkdir()
+    rows = [{**row, "job_id": f"{MARKUP}{UNSEEN}{i}", "clip": f"{MARKUP}{i % 3}"} for i, row in enumerate(random_rows(120))]
+    pairs = directory / f"{MARKUP_IN_A_NAME}.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("--epochs", 2, "--group-by", "clip", "--output", directory / "c", "--report", directory / "report.html")
+    assert run("train-offline", pairs, *arguments).returncode == 0
+    return directory / "report.html"
+
+
+def test_numbers_are_those_of_json(trained):
+    directory, said = trained
+    shown = document_of(directory / "report.html")
+    assert shown["said"] == said
+    held_out = said["metrics"]["held_out"]
+    assert {name: shown["judged"][name] for name in held_out["ema"]} == held_out["ema"]
+    assert shown["judged"]["base"] == held_out["base"]
+    assert shown["model"]["SHA-256"] == said["sha256"]
+    last = shown["curve"][-1]
+    assert last["held_out"]["ema"] == pytest.approx(held_out["ema"]["rmse"], rel=1e-3)
+    assert last["train"]["live"] == pytest.approx(said["metrics"]["train"]["live"]["rmse"], rel=1e-3)
+    assert shown["data"]["files"][0]["pairs"] == 2496
+    assert len(shown["worst"]) == 20
+    assert all(each["job_id"] for each in shown["worst"])
+    squares = sum(each["rmse"] ** 2 * each["pairs"] for each in shown["scores"])
+    assert squares == pytest.approx(held_out["ema"]["rmse"] ** 2 * held_out["ema"]["pairs"])
+
+
+def test_evaluate_reports_the_same_pairs_by_group(trained, tmp_path):
+    directory, _ = trained
+    report = tmp_path / "evaluated.html"
+    done = run("evaluate", directory / "c" / "latest.onnx", EXAMPLE, "--group-by", "source", "--report", report, "--json")
+    assert done.returncode == 0, done.stderr
+    said, shown = json.loads(done.stdout), document_of(report)
+    assert shown["said"] == {name: value for name, value in said.items() if name != "groups"}
+    assert {name: shown["judged"][name] for name in ("plcc", "srocc", "rmse", "pairs")} == {
+        name: said[name] for name in ("plcc", "srocc", "rmse", "pairs")
+    }
+    assert {g["group"]: g["rmse"] for g in shown["groups"]} == {g["group"]: g["rmse"] for g in said["groups"]}
+    assert "curve" not in shown
+
+
+def test_the_groups_of_a_validated_run_are_predicted_by_models_that_have_not_seen_them(tmp_path):
+    arguments = ("--group-by", "source", "--epochs", 1, "--output", tmp_path / "c", "--report", tmp_path / "r.html", "--json")
+    said, shown = json.loads(run("train-offline", EXAMPLE, *arguments).stdout), document_of(tmp_path / "r.html")
+    assert shown["judged"]["rmse"] == said["loso"]["pooled_rmse"]
+    assert {g["group"]: g["rmse"] for g in shown["groups"]} == {g["group"]: g["rmse"] for g in said["loso"]["groups"]}
+    assert [g["rmse"] for g in shown["groups"]] == sorted((g["rmse"] for g in shown["groups"]), reverse=True)
+
+
+def test_a_report_changes_no_byte_of_the_model(trained, tmp_path, random_rows, write_lines):
+    path = write_lines(random_rows(300))
+    digests = []
+    for name, more in (("plain", ()), ("reported", ("--report", tmp_path / "r.html"))):
+        done = run("train-offline", path, "--epochs", 30, "--output", tmp_path / name, *more, "--json")
+        digests.append(json.loads(done.stdout)["sha256"])
+    assert digests[0] == digests[1]
+
+
+def test_observing_covers_the_run_and_gives_the_same_bytes(example):
+    seen = []
+    rows, recipe = np.arange(600), Recipe(epochs=200)
+    observed = fit(
+        example.features, example.true_score, rows, recipe, observe=lambda step, live, ema: seen.append((step, live, ema))
+    )
+    plain = fit(example.features, example.true_score, rows, recipe)
+    assert (observed.live.parameters == plain.live.parameters).all()
+    assert (observed.ema.parameters == plain.ema.parameters).all()
+    steps = [step for step, _, _ in seen]
+    assert (steps[0], steps[-1]) == (0, observed.steps)
+    assert OBSERVATIONS / 2 < len(steps) <= OBSERVATIONS + 1
+    assert steps == sorted(set(steps))
+
+
+def test_the_page_is_small_and_asks_for_nothing(trained):
+    page = (trained[0] / "report.html").read_text()
+    assert len(page.encode()) < MOST_BYTES
+    assert re.findall(r"""\b(?:src|srcset|action|data|poster)\s*=\s*["']?[\w./:]+""", page.partition("<script")[0]) == []
+    assert set(re.findall(r'href="([^"]*)"', page.partition("<script")[0])) == {"#content"}
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_a_report_of_many_pairs_and_features_stays_small(tmp_path):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(30_000, 12)).astype(np.float32)
+    scores = np.clip(50 + 9 * features[:, :4].sum(axis=1), 0, 100)
+    groups = np.array([("😀" + UNSEEN) * 30 + str(i % 5000) for i in range(len(scores))])
+    np.savez(tmp_path / "p.npz", features=features, true_score=scores, group=groups, job_id=groups)
+    assert run("train-offline", tmp_path / "p.npz", "--epochs", 1, "--output", tmp_path / "c").returncode == 0
+    report = tmp_path / "r.html"
+    done = run("evaluate", tmp_path / "c" / "latest.onnx", tmp_path / "p.npz", "--group-by", "group", "--report", report)
+    assert done.returncode == 0, done.stderr
+    assert report.stat().st_size < MOST_BYTES
+    shown = document_of(report)
+    assert shown["n_groups"] == 5000
+    assert {len(each["group"]) for each in shown["groups"]} == {256}
+
+
+def test_names_of_markup_stay_inside_the_json(hostile):
+    assert MARKUP not in hostile.read_text()
+    assert hostile.read_text().count("</script>") == hostile.read_text().count("<script")
+    shown = document_of(hostile)
+    assert {each["group"] for each in shown["groups"]} == {f"{MARKUP}{i}" for i in range(3)}
+    assert all(each["job_id"].startswith(MARKUP) for each in shown["worst"])
+
+
+def shown_of(document):
+    page = render(document).decode()
+    return json.loads(re.search(r'id="document">(.*?)</script>', page, flags=re.DOTALL)[1])
+
+
+def test_characters_that_would_not_be_seen_are_escaped_and_others_are_not():
+    names = [UNSEEN, "\udcff", "العربية", "ni\u200cm", "naïve – ok", r"C:\new"]
+    assert shown_of({"names": names}) == {"names": [UNSEEN_SHOWN, r"\udcff", *names[2:]]}
+
+
+def test_figures_that_are_not_finite_are_none():
+    assert shown_of({"a": [math.inf, 1.5], "b": {"c": math.nan}}) == {"a": [None, 1.5], "b": {"c": None}}
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ("nowhere/r.html", "nowhere is not a directory"),
+        (".", "is a directory, not a file for the report"),
+        ("pairs.jsonl", "is read by this command"),
+        ("/dev/full", "/dev/full: cannot be written: it is no regular file"),
+        ("c", "is a directory, not a file for the report"),
+        ("n" * 251, "cannot be written: File name too long"),
+        ("c/latest.onnx", "is a checkpoint's"),
+        ("model_v000001.json", "is a checkpoint's"),
+    ],
+)
+def test_a_report_that_cannot_be_written_stops_before_training(tmp_path, random_rows, write_lines, report, message):
+    write_lines(random_rows(100))
+    before = tree(tmp_path)
+    done = run("train-offline", tmp_path / "pairs.jsonl", "--output", tmp_path / "c", "--report", tmp_path / report)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert tree(tmp_path) == before
+
+
+def test_a_report_beside_the_checkpoint_is_written_into_the_directory_that_the_run_makes(tmp_path, random_rows, write_lines):
+    pairs, output = write_lines(random_rows(60)), tmp_path / "new" / "c"
+    assert run("train-offline", pairs, "--epochs", 1, "--output", output, "--report", output / "r.html").returncode == 0
+    assert document_of(output / "r.html")["data"]["pairs"] == 60
+
+
+def test_a_link_is_followed_and_stays(tmp_path, random_rows, write_lines):
+    pairs, link = write_lines(random_rows(60)), tmp_path / "latest.html"
+    link.symlink_to("today.html")
+    assert run("train-offline", pairs, "--epochs", 1, "--output", tmp_path / "c", "--report", link).returncode == 0
+    assert link.readlink().name == "today.html"
+    assert document_of(tmp_path / "today.html")["data"]["pairs"] == 60
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_report_that_was_there(tmp_path, random_rows, write_lines):
+    pairs, disk = write_lines(random_rows(60)), tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")
+    try:
+        (disk / "r.html").write_text("before")
+        done = run("train-offline", pairs, "--epochs", 1, "--output", tmp_path / "c", "--report", disk / "r.html")
+        assert done.returncode == 2
+        said = f"Error: {disk}/r.html: No space left on device; the checkpoint is published, without a report\n"
+        assert done.stderr == said
+        assert tree(disk) == {"r.html": b"before"}
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert (tmp_path / "c" / "latest.onnx").exists()
+
+
+def test_what_can_be_read_but_once_has_no_digest(tmp_path, random_rows, write_lines):
+    pairs, pipe = write_lines(random_rows(60)), tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(pairs.read_bytes()))
+    writer.start()
+    arguments = ("--epochs", 1, "--output", tmp_path / "c", "--report", tmp_path / "r.html")
+    assert run("train-offline", pipe, *arguments).returncode == 0
+    writer.join()
+    assert document_of(tmp_path / "r.html")["data"]["files"] == [{"path": str(pipe), "pairs": 60}]
+
+
+def test_nothing_is_taken_from_the_json_of_another_model(trained, tmp_path):
+    directory, _ = trained
+    for suffix, source in (("onnx", "base"), ("json", "c")):
+        (tmp_path / f"m.{suffix}").write_bytes((directory / source / f"model_v000001.{suffix}").read_bytes())
+    assert run("evaluate", tmp_path / "m.onnx", EXAMPLE, "--report", tmp_path / "r.html").returncode == 0
+    shown = document_of(tmp_path / "r.html")["model"]
+    assert shown.keys() == {"file", "SHA-256", "JSON beside it"}
+
+
+def test_features_are_named_by_the_header_of_a_csv(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(100, 2))
+    lines = [f"{a},{b},{50 + 10 * a:.4f}" for a, b in rows]
+    (tmp_path / "p.csv").write_text("\n".join(["vif,<b>motion</b>,true_score", *lines]) + "\n")
+    arguments = ("--epochs", 50, "--output", tmp_path / "c", "--report", tmp_path / "r.html")
+    assert run("train-offline", tmp_path / "p.csv", *arguments).returncode == 0
+    assert [each["name"] for each in document_of(tmp_path / "r.html")["features"]] == ["vif", "<b>motion</b>"]
+
+
+def judged(count=600):
+    """Predictions by a model that knows the first of three features alone, in two groups."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(count, 3)).astype(np.float32)
+    true = (50 + 10 * features[:, 0] + features[:, 1]).astype(np.float32)
+    group = (np.arange(count) % 2).astype(np.int32)
+    pairs = RecordedPairs(features, true, np.zeros(count), group, ["even", "odd"], job=[f"j{i}" for i in range(count)])
+    predict = lambda x: 50 + 10 * x[:, 0]  # noqa: E731
+    return Judged(pairs, np.arange(count), predict(features), [Model(predict, np.arange(count))])
+
+
+def test_importance_is_the_growth_of_rmse_and_nothing_for_a_feature_that_is_not_used():
+    found, n_pairs = importance(judged())
+    assert n_pairs == 600
+    assert found[0] == pytest.approx(10 * 2**0.5, rel=0.15)  # the difference of two independent values
+    assert found[1] == found[2] == pytest.approx(0, abs=1e-6)
+
+
+def test_importance_exchanges_values_among_all_pairs_whichever_model_they_are_judged_by():
+    one = judged()
+    alone = [Model(one.models[0].predict, np.array([row])) for row in range(600)]
+    assert importance(Judged(one.pairs, one.rows, one.predicted, alone))[0] == pytest.approx(importance(one)[0])
+
+
+def test_importance_takes_a_million_predictions_at_most():
+    taken = 0
+
+    def predict(features):
+        nonlocal taken
+        taken += len(features)
+        return features[:, 0]
+
+    rng = np.random.default_rng(0)
+    pairs = RecordedPairs(rng.normal(size=(5000, 300)).astype(np.float32), np.zeros(5000, np.float32), np.zeros(5000))
+    rows = np.arange(5000)
+    _, n_pairs = importance(Judged(pairs, rows, pairs.features[:, 0], [Model(predict, rows[:9]), Model(predict, rows[9:])]))
+    assert 500_000 < taken - n_pairs <= 1_000_000
+
+
+def test_residuals_by_group_and_by_score_cover_every_pair():
+    one = judged()
+    for parts in (by_group(one, 9)[0], by_score(one, 0, 100)):
+        assert sum(part["pairs"] for part in parts) == 600
+        assert sum(part["pairs"] * part["mean"] for part in parts) == pytest.approx(one.residuals.sum())
+    even = next(part for part in by_group(one, 9)[0] if part["group"] == "even")
+    assert even["rmse"] == pytest.approx(rmse(one.predicted[::2], one.true[::2]))
+    assert worst(one)[0]["job_id"] == f"j{np.argmax(np.abs(one.residuals))}"
+
+
+def test_job_ids_are_kept_only_where_they_are_asked_for(write_lines, random_rows):
+    path = write_lines(random_rows(20))
+    assert read_pairs([path]).job == []
+    assert read_pairs([path, path], names=True).job == [f"j{i}" for i in range(20)] * 2
+    assert read_pairs([path, path]).file_pairs == [20, 20]
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as opened:
+        yield opened
+
+
+def drawn(chromium, path, **how):
+    """Open a report and wait for its charts."""
+    chromium.open(path.as_uri(), **how)
+    chromium.wait("[...document.querySelectorAll('.chart')].every(c => c.querySelector('svg[role=img]'))")
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1400, False), (400, True)])
+def test_it_opens_without_a_word_on_the_console_or_a_request(chromium, trained, width, dark):
+    report = trained[0] / "report.html"
+    drawn(chromium, report, width=width, dark=dark)
+    assert chromium.console() == []
+    assert chromium.requests() == [report.as_uri()]
+    assert chromium.ask("document.documentElement.scrollWidth") <= width
+
+
+def test_charts_have_marks_and_texts_in_their_place(chromium, trained):
+    directory, said = trained
+    drawn(chromium, directory / "report.html")
+    marks = "[...document.querySelectorAll('#{} svg[role=img]')].map(s => s.querySelectorAll('{}').length)"
+    assert chromium.ask(marks.format("predictions", "[aria-label=dot] > *")) == [said["pairs"]["held_out"]]
+    assert chromium.ask(marks.format("scores", "[aria-label=dot] > *")) == [said["pairs"]["held_out"]]
+    assert chromium.ask(marks.format("training", "[aria-label=line] path")) == [2, 2]
+    fills = chromium.ask("[...document.querySelectorAll('#training [aria-label=dot] > *')].map(e => e.getAttribute('fill'))")
+    assert set(fills) == {"var(--series-1)", "var(--series-2)"}
+    assert chromium.ask(marks.format("features", "[aria-label=bar] rect")) == [20]
+    labels = chromium.ask("[...document.querySelectorAll('.chart svg[role=img]')].map(s => s.getAttribute('aria-label'))")
+    assert len(labels) == 5
+    assert all(labels)
+    assert chromium.ask("[...document.querySelectorAll('figure:has(> .chart)')].every(f => f.querySelector('figcaption'))")
+
+
+@pytest.fixture(scope="module")
+def of_groups(trained, tmp_path_factory):
+    """Gives a report on pairs in so many groups of much the same size."""
+    directory = tmp_path_factory.mktemp("groups")
+    rows = [json.loads(line) for line in gzip.decompress(EXAMPLE.read_bytes()).splitlines()]
+
+    def report(count):
+        pairs, made = directory / f"{count}.jsonl", directory / f"{count}.html"
+        pairs.write_text("".join(json.dumps({**row, "g": f"group {i % count}"}) + "\n" for i, row in enumerate(rows)))
+        done = run("evaluate", trained[0] / "c" / "latest.onnx", pairs, "--group-by", "g", "--report", made)
+        assert done.returncode == 0, done.stderr
+        return made
+
+    return report
+
+
+@pytest.mark.parametrize("count", [2, 7, 8, 30])
+def test_groups_are_told_apart_the_worst_six_where_there_are_many(chromium, of_groups, count):
+    report = of_groups(count)
+    drawn(chromium, report)
+    worst_first = [each["group"] for each in document_of(report)["groups"]]
+    legend = chromium.ask("[...document.querySelectorAll('#predictions [class$=-swatch]')].map(s => s.textContent)")
+    assert legend == (worst_first if count <= 7 else [*worst_first[:6], "all others"])
+    assert (
+        chromium.ask("new Set([...document.querySelectorAll('#predictions [class$=-swatch]')].map(s => s.offsetTop)).size") < 4
+    )
+    colours = "[...document.querySelectorAll('#predictions [aria-label=dot] > *')].map(e => e.getAttribute('stroke'))"
+    seen = set(chromium.ask(colours))
+    assert len(seen) == len(legend)
+    assert all(each.startswith("var(--") for each in seen)
+    assert chromium.ask("document.querySelectorAll('#groups [aria-label=bar] rect').length") == count
+    assert chromium.ask("document.querySelectorAll('#groups table')[0].tBodies[0].rows.length") == count
+
+
+@pytest.mark.parametrize("scores", [[50.0] * 60, [50.0]])
+def test_charts_of_one_value_have_axes_and_marks(chromium, tmp_path, random_rows, write_lines, scores):
+    pairs = write_lines([{**row, "true_score": score} for row, score in zip(random_rows(len(scores)), scores, strict=True)])
+    arguments = ("--epochs", 3, "--holdout", 0, "--output", tmp_path / "c", "--report", tmp_path / "r.html")
+    assert run("train-offline", pairs, *arguments).returncode == 0
+    drawn(chromium, tmp_path / "r.html")
+    assert chromium.console() == []
+    assert chromium.ask("[...document.querySelectorAll('svg *')].every(e => !e.outerHTML.includes('NaN'))")
+    for chart in ("predictions", "scores"):
+        assert chromium.ask(f"document.querySelectorAll('#{chart} [aria-label=dot] > *').length") == len(scores)
+        assert chromium.ask(f"document.querySelectorAll('#{chart} [aria-label=\"x-axis tick label\"] text').length") > 2
+
+
+def test_the_numbers_shown_are_those_of_json(chromium, trained):
+    directory, said = trained
+    drawn(chromium, directory / "report.html")
+    cells = chromium.ask(
+        "[...document.querySelector('#result table').tBodies[0].rows].map(r => [...r.cells].map(c => c.textContent))"
+    )
+    names = {"train": "train", "held_out": "held out", "base": "base model", "live": "live", "ema": "EMA"}
+    assert cells == [
+        [names[place], names[kind], f"{m['plcc']:.5f}", f"{m['srocc']:.5f}", f"{m['rmse']:.3f}", f"{m['pairs']:,}"]
+        for place, kinds in said["metrics"].items()
+        for kind, m in kinds.items()
+    ]
+    assert said["sha256"] in chromium.ask("document.getElementById('model').textContent")
+
+
+def test_markup_in_names_is_shown_as_text(chromium, hostile):
+    drawn(chromium, hostile)
+    assert chromium.console() == []
+    assert chromium.ask("document.querySelectorAll('img').length") == 0
+    for section, name in (("worst", MARKUP), ("groups", MARKUP), ("data", MARKUP_IN_A_NAME), ("model", MARKUP_IN_A_NAME)):
+        assert name in chromium.ask(f"document.getElementById('{section}').textContent")
+    assert UNSEEN_SHOWN in chromium.ask("document.getElementById('worst').textContent")
+
+
+def test_a_keyboard_reaches_every_section_and_what_is_folded(chromium, trained):
+    from selenium.webdriver.common.keys import Keys
+
+    drawn(chromium, trained[0] / "report.html")
+    body = chromium.driver.find_element("tag name", "body")
+    reached = []
+    for _ in range(60):
+        body.send_keys(Keys.TAB)
+        reached.append(chromium.ask("document.activeElement.getAttribute('href') ?? document.activeElement.localName"))
+    sections = chromium.ask("[...document.querySelectorAll('main > section')].map(s => '#' + s.id)")
+    assert {"#content", *sections, "summary"} <= set(reached)
+    assert chromium.ask(
+        "[...document.querySelectorAll('table')].every(t => t.caption && t.tHead.querySelector('th[scope=col]'))"
+    )
+
+
+def test_paper_is_white(chromium, trained):
+    drawn(chromium, trained[0] / "report.html", dark=True)
+    assert chromium.driver.print_page()
+    chromium.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    background = chromium.ask("getComputedStyle(document.documentElement).backgroundColor")
+    chromium.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert background == "rgb(255, 255, 255)"
+
+
+def test_what_is_folded_is_on_paper(chromium, trained):
+    drawn(chromium, trained[0] / "report.html")
+    opened = "document.querySelectorAll('details[open]').length"
+    chromium.driver.execute_script("addEventListener('beforeprint', () => { window.unfolded = " + opened + "; })")
+    assert chromium.driver.print_page()
+    assert (chromium.ask("window.unfolded"), chromium.ask(opened)) == (2, 0)

@@ -1,0 +1,105 @@
+"""The history of the status: what is kept, for how long, and that it outlives the process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from sidecar.monitoring.history import COLUMNS, EVERY_S, HISTORY, KEPT_S, History, read_history, write_history
+from sidecar.monitoring.status import Status
+
+START = 1_767_225_600
+SOME = Status(position=100, prequential_rmse=1.5, prequential_plcc=0.998, loss=3.25, replay_size=90, held_out_size=10)
+
+
+def told(history, seconds, wall=START, clock=1000.0, pairs_per_second=100):
+    """A history after so many more seconds of five statuses a second."""
+    for tick in range(5 * seconds):
+        status = dataclasses.replace(SOME, position=round(pairs_per_second * tick / 5))
+        history.tell(status, clock + tick / 5, wall + tick / 5)
+    return history
+
+
+def test_a_row_every_ten_seconds_with_the_rate_since_the_one_before():
+    history = told(History(), 25)
+    assert [json.loads(row) for row in history.since(0)] == [
+        [START, None, 1.5, 0.998, 3.25, 90, 10],
+        [START + 10, 100, 1.5, 0.998, 3.25, 90, 10],
+        [START + 20, 100, 1.5, 0.998, 3.25, 90, 10],
+    ]
+    assert len(COLUMNS) == 7
+    assert history.pairs_per_second == 100
+    assert len(history.since(START + 10)) == 1
+    assert history.since(START + 20) == []
+
+
+def test_what_has_no_value_or_is_not_finite_is_null():
+    history = History()
+    history.tell(Status(loss=math.inf, prequential_plcc=math.nan), 0.0, START)
+    assert json.loads(history.since(0)[0]) == [START, None, None, None, None, 0, 0]
+
+
+def test_it_is_bounded_by_the_last_hours():
+    history = History()
+    for tick in range(2 * KEPT_S // EVERY_S):
+        history.tell(dataclasses.replace(SOME, position=tick * 12345), float(tick * EVERY_S), START + tick * EVERY_S)
+    rows = history.since(0)
+    assert len(rows) == KEPT_S // EVERY_S + 1
+    assert json.loads(rows[0])[0] == START + KEPT_S - EVERY_S
+    assert sum(map(len, rows)) < 150_000
+
+
+def test_a_clock_that_is_set_back_leaves_no_row_in_the_future():
+    history = told(told(History(), 100), 11, wall=START + 35, clock=1100.0)
+    assert [time - START for time, _ in history.rows] == [0, 10, 20, 30, 35, 45]
+
+
+def test_it_is_read_as_it_was_written_and_a_gap_is_a_gap(tmp_path):
+    write_history(tmp_path, told(History(), 25))
+    history = told(read_history(tmp_path), 11, wall=START + 300)
+    assert [time - START for time, _ in history.rows] == [0, 10, 20, 300, 310]
+    assert json.loads(history.rows[3][1])[1] is None
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_nothing_there_is_no_history(tmp_path, caplog):
+    assert read_history(tmp_path).rows == ()
+    assert not caplog.records
+
+
+GOOD = b"[1, null, 1.5, 0.9, 3, 90, 10]"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"junk",
+        b"\xff",
+        b"[",
+        b"{}",
+        b"3",
+        b"[]",
+        b"[1, 2]",
+        b"[" * 100_000,
+        GOOD + b"\n" + GOOD,
+        GOOD + b"\n\n",
+        GOOD[:-3],
+        GOOD.replace(b"1.5", b'"x"'),
+        GOOD.replace(b"[1", b"[true"),
+        GOOD.replace(b"[1", b"[1.0"),
+        GOOD.replace(b"90", b"[90]"),
+        GOOD.replace(b"90", b"9" * 400),
+    ],
+)
+def test_a_damaged_file_is_passed_over_with_a_warning(tmp_path, caplog, content):
+    (tmp_path / HISTORY).write_bytes(content)
+    assert read_history(tmp_path).rows == ()
+    assert "is damaged and passed over" in caplog.text
+
+
+def test_what_json_cannot_say_does_not_get_out_again(tmp_path):
+    (tmp_path / HISTORY).write_bytes(GOOD.replace(b"1.5", b"NaN").replace(b"0.9", b"1e999"))
+    assert read_history(tmp_path).since(0) == [b"[1,null,null,null,3,90,10]"]

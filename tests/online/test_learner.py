@@ -1,0 +1,131 @@
+"""The learner: what it takes, what it keeps out, and that another run goes on where the last one stood."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sidecar.journal.run import Run
+from sidecar.learning.recipe import Recipe, fit
+from sidecar.learning.training_settings import TrainingSettings
+from sidecar.online.learner import HELD_OUT_PAIRS, Learner
+from sidecar.pairs.duplicates import RECENT_PAIRS, RecentPairs
+from sidecar.pairs.pair import Pair
+
+SETTINGS = TrainingSettings()
+RUN = Run(80, SETTINGS, 0.1, "digest")
+
+
+@pytest.fixture(scope="module")
+def base(example):
+    return fit(example.features, example.true_score, np.arange(200), Recipe(epochs=10)).ema.network()
+
+
+def take(learner, example, start, stop):
+    part = slice(start, stop)
+    return learner.take(example.features[part], example.true_score[part], example.position[part].tolist())
+
+
+def test_pairs_below_the_fraction_are_held_out_and_never_train(example, base):
+    learner = Learner(RUN, base)
+    groups = take(learner, example, 0, 500)
+    expected = example.position[:500] < 0.1
+    assert len(learner.held_out) == expected.sum() > 10
+    rows = learner.held_out.rows()
+    assert np.array_equal(rows[:, :-2], example.features[:500][expected])
+    assert np.array_equal(rows[:, -2], example.true_score[:500][expected])
+    assert np.array_equal(rows[:, -1], example.position[:500][expected])
+    assert [group.place for group in groups] == np.flatnonzero(~expected)[15::16].tolist()
+    assert [group.step for group in groups] == [4 * (number + 1) for number in range(len(groups))]
+    assert learner.trainer.trained == (500 - expected.sum()) // 16 * 16
+    assert learner.position == 500
+
+
+def test_the_held_out_ring_is_bounded(example, base):
+    learner = Learner(replace(RUN, holdout_fraction=0.999), base)
+    take(learner, example, 0, 1200)
+    assert len(learner.held_out) == HELD_OUT_PAIRS
+
+
+def test_a_learner_goes_on_bit_for_bit_from_its_state(example, base):
+    learner = Learner(RUN, base)
+    take(learner, example, 0, 333)
+    again = Learner.from_state(learner.state())
+    assert again.run == learner.run
+    take(learner, example, 333, 700)
+    take(again, example, 333, 700)
+    expected, found = learner.state(), again.state()
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 1e-3},
+        {"batch_size": 8},
+        {"replay_mix": 0.9},
+        {"replay_capacity": 50},
+        {"optimizer": "adam"},
+        {"ema_decay": 0.5, "momentum": 0.5, "weight_decay": 0.1, "max_grad_norm": 0.1},
+        {"seed": 9},
+    ],
+)
+@pytest.mark.parametrize("count", [40, 150, 300])
+def test_other_settings_go_on_with_the_same_weights(example, base, changes, count):
+    learner = Learner(RUN, base)
+    take(learner, example, 0, count)
+    before, waiting = learner.trainer.live.parameters.copy(), learner.trainer.state()["waiting"]
+    step, trained = learner.trainer.step, learner.trainer.trained
+    learner.begin(replace(RUN, settings=replace(SETTINGS, **changes)), base)
+    after = learner.trainer
+    if after.step == step:  # where the waiting pairs complete no group of the new size
+        assert np.array_equal(after.live.parameters, before)
+        assert len(after.state()["waiting"]) == len(waiting)
+    assert after.trained >= trained
+    assert after.replay.added == after.trained
+    losses = [group.loss for group in take(learner, example, count, count + 200)]
+    assert losses
+    assert np.isfinite(losses).all()
+
+
+def test_another_base_model_begins_anew_and_keeps_the_pairs(example, base):
+    learner = Learner(RUN, base)
+    take(learner, example, 0, 400)
+    replayed, held_out = learner.trainer.replay.rows(), learner.held_out.rows()
+    other = fit(example.features, example.true_score, np.arange(300), Recipe(epochs=5, seed=1)).ema.network()
+    learner.begin(replace(RUN, base="other"), other)
+    assert learner.trainer.step == 0
+    assert np.allclose(learner.trainer.network(learner.trainer.ema).forward(example.features), other.forward(example.features))
+    assert np.array_equal(learner.trainer.replay.rows(), replayed)
+    assert np.array_equal(learner.held_out.rows(), held_out)
+    assert take(learner, example, 400, 450)[0].loss < 100
+
+
+def pair(job_id, score=1.0, features=(1.0, 2.0)):
+    return Pair(list(features), score, job_id), np.array(features, dtype=np.float32).tobytes()
+
+
+def test_a_duplicate_has_the_same_job_and_the_same_float32_values():
+    recent = RecentPairs()
+    recent.add(recent.key(*pair("a")))
+    assert recent.key(*pair("a")) in recent
+    assert recent.key(*pair("a", features=(1.0 + 1e-12, 2.0))) in recent
+    assert recent.key(*pair("a", score=1.5)) not in recent
+    assert recent.key(*pair("a", features=(1.0, 3.0))) not in recent
+    assert recent.key(*pair("b")) not in recent
+    assert recent.key(*pair("")) is None
+    recent.add(recent.key(*pair("")))
+    assert recent.key(*pair("")) not in recent
+
+
+def test_only_the_last_pairs_count_as_recent():
+    recent = RecentPairs()
+    keys = [recent.key(*pair(f"j{i}")) for i in range(RECENT_PAIRS + 1)]
+    for key in keys[:RECENT_PAIRS]:
+        recent.add(key)
+    assert keys[0] in recent
+    recent.add(keys[RECENT_PAIRS])
+    assert keys[0] not in recent
+    assert keys[1] in recent

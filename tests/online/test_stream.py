@@ -1,0 +1,95 @@
+"""`train-offline --stream`: recorded pairs in order, through the online learner."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from onnx_builder.read import read
+from sidecar.journal.run import Run
+from sidecar.journal.segments import journal_segments
+from sidecar.learning.training_settings import TrainingSettings
+from sidecar.online.training import OnlineTraining
+from tests.conftest import EXAMPLE, run
+
+
+@pytest.fixture
+def state(tmp_path):
+    """The state of a sidecar that began fresh and saw 600 pairs."""
+    import gzip
+
+    lines = gzip.decompress(EXAMPLE.read_bytes()).splitlines()[:600]
+    online = OnlineTraining(tmp_path / "state", Run(80, TrainingSettings(), 0.05))
+    online.accept(lines)
+    online.close()
+    return tmp_path / "state"
+
+
+def stream(*arguments):
+    return run("train-offline", "--stream", *arguments, "--json")
+
+
+def test_a_journal_and_its_lines_as_a_file_make_the_same_checkpoint(state, tmp_path):
+    from_state = stream(state, "--output", tmp_path / "a")
+    assert from_state.returncode in (0, 1), from_state.stderr
+    lines = [line for line in journal_segments(state)[0].read_bytes().splitlines() if not line.startswith(b"#")]
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(b"\n".join(lines))
+    from_file = stream(file, "--output", tmp_path / "b")
+    assert json.loads(from_state.stdout)["sha256"] == json.loads(from_file.stdout)["sha256"]
+    about = json.loads((tmp_path / "a" / "model_v000001.json").read_text())
+    assert about["journal"] == {"first": 0, "last": 599}
+    assert about["pairs_seen"] > 500
+
+
+def test_until_stops_after_a_position(state, tmp_path):
+    done = stream(state, "--until", 399, "--output", tmp_path / "c")
+    assert done.returncode in (0, 1), done.stderr
+    assert json.loads((tmp_path / "c" / "model_v000001.json").read_text())["journal"]["last"] == 399
+    whole = stream(state, "--output", tmp_path / "c")
+    features = np.random.default_rng(0).normal(size=(5, 80)).astype(np.float32)
+    first, second = (read(tmp_path / "c" / f"model_v00000{n}.onnx").forward(features) for n in (1, 2))
+    assert json.loads(whole.stdout)["version"] == 2
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{state}", "--until", "600"], "its last position is 599; 600 is asked for"),
+        (["{state}", "--until", "100"], "101 pairs make no checkpoint yet; a fresh head needs 256"),
+        (["{empty}"], "no journal with a run in it"),
+    ],
+)
+def test_what_cannot_be_made_is_told(state, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    places = {"state": state, "empty": tmp_path / "empty"}
+    done = stream(*(argument.format(**places) for argument in arguments), "--output", tmp_path / "c")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_journal_whose_beginning_is_gone_says_so(state, tmp_path):
+    segment = journal_segments(state)[0]
+    segment.rename(segment.with_name("000000000100.jsonl"))
+    done = stream(state, "--output", tmp_path / "c")
+    assert done.returncode == 2
+    assert "retention has removed the pairs before position 100; what was trained on them cannot be made again" in done.stderr
+
+
+def test_until_is_for_streams(tmp_path):
+    done = run("train-offline", EXAMPLE, "--until", 3, "--output", tmp_path / "c")
+    assert done.returncode == 2
+    assert "--until needs --stream" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "option", [["--lr", "0.1"], ["--skip-bad"], ["--epochs", "3"], ["--score-max", "5"], ["--group-by", "x"]]
+)
+def test_options_that_it_would_pass_over_are_refused(state, tmp_path, option):
+    done = stream(state, "--output", tmp_path / "c", *option)
+    assert done.returncode == 2
+    assert f"{option[0]} does not go with --stream" in done.stderr

@@ -1,0 +1,512 @@
+"""The sidecar as a process: what it answers, what outlives it, and what it refuses to start on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sidecar.checkpoints.directory import STABLE, checkpoints, linked
+from sidecar.journal.segments import read_journal
+from sidecar.settings import Settings
+from tests.conftest import EXAMPLE, run
+from tests.running import PATIENCE_S, journalled, wait_until
+
+
+def test_it_answers_trains_and_publishes_at_shutdown(serve, base_path, lines, tmp_path):
+    sidecar = serve(base_model=base_path).connect()
+    answers = sidecar.send([*lines[:300], b"junk", lines[0]])
+    assert [answer["ok"] for answer in answers] == [True] * 300 + [False, True]
+    assert answers[301]["duplicate"] is True
+    assert any(answer["trained"] for answer in answers[:300])
+    assert sidecar.stop() == 0
+    assert not sidecar.socket_path.exists()
+    assert journalled(tmp_path) == lines[:300]
+    assert run("verify", tmp_path / "checkpoints").returncode == 0
+    about = json.loads((tmp_path / "checkpoints" / "model_v000001.json").read_text())
+    assert about["journal"] == {"directory": str(tmp_path / "checkpoints" / "state"), "first": 0, "last": 299}
+    assert about["base_model"]["path"] == str(base_path)
+    assert about["step"] == answers[-1]["step"]
+
+
+def test_nothing_new_is_published_where_nothing_trained(serve, base_path, lines, tmp_path):
+    sidecar = serve(base_model=base_path).connect()
+    sidecar.send(lines[:200])
+    assert sidecar.stop() == 0
+    sidecar = serve(base_model=base_path).connect()
+    assert sidecar.stop(signal.SIGINT) == 0
+    assert len(checkpoints(tmp_path / "checkpoints")) == 1
+
+
+def test_sigusr1_publishes_now_and_the_next_answer_says_so(serve, base_path, lines, tmp_path):
+    sidecar = serve(base_model=base_path, holdout_fraction=0.2).connect()
+    sidecar.send(lines[:400])
+    sidecar.process.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + PATIENCE_S
+    for line in lines[400:]:
+        (answer,) = sidecar.send([line])
+        if "checkpoint" in answer or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    model = tmp_path / "checkpoints" / "model_v000001.onnx"
+    assert answer["checkpoint"] == str(model)
+    assert "checkpoint" not in sidecar.send([lines[-1]])[0]
+    assert linked(tmp_path / "checkpoints", STABLE).model == model
+    assert sidecar.stop() == 0
+
+
+@pytest.mark.parametrize("content", ["junk", None])
+def test_a_base_model_that_cannot_be_used_leaves_it_up_and_recording(serve, base_path, lines, tmp_path, content):
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"junk" if content else base_path.read_bytes())
+    settings = {} if content else {"n_features": 81}
+    sidecar = serve(base_model=bad, **settings).connect()
+    sent = lines[:100] if content else [line.replace(b'"features": [', b'"features": [0.5, ') for line in lines[:100]]
+    answers = sidecar.send(sent)
+    assert [(answer["ok"], answer["trained"], answer["step"]) for answer in answers] == [(True, False, 0)] * 100
+    assert sidecar.stop() == 0
+    assert "phase failed" in sidecar.log.read_text()
+    assert journalled(tmp_path) == sent
+    assert checkpoints(tmp_path / "checkpoints") == []
+    if content:
+        sidecar = serve(base_model=base_path).connect()
+        assert "trained_again=100 " in sidecar.log.read_text()
+        assert sidecar.send([lines[100]])[0]["step"] > 0
+        assert sidecar.stop() == 0
+        assert len(checkpoints(tmp_path / "checkpoints")) == 1
+
+
+def test_another_number_of_features_moves_the_old_state_aside(serve, base_path, lines, tmp_path, random_rows):
+    sidecar = serve(base_model=base_path).connect()
+    sidecar.send(lines[:50])
+    assert sidecar.stop() == 0
+    other = [json.dumps(row).encode() for row in random_rows(20, n_features=5)]
+    sidecar = serve(base_model=tmp_path / "none.onnx", n_features=5).connect()
+    assert all(answer["ok"] for answer in sidecar.send(other))
+    assert sidecar.stop() == 0
+    assert "moved aside to" in sidecar.log.read_text()
+    (aside,) = (tmp_path / "checkpoints").glob("state.80-features-*")
+    assert len([entry for entry in read_journal(aside) if entry.run is None]) == 50
+
+
+@pytest.mark.parametrize("gone", ["missing", "own checkpoint"])
+def test_the_state_goes_on_where_the_base_is_gone_or_is_a_checkpoint_of_its_own(serve, base_path, lines, tmp_path, gone):
+    sidecar = serve(base_model=base_path).connect()
+    sidecar.send(lines[:200])
+    assert sidecar.stop() == 0
+    after = tmp_path / "none.onnx" if gone == "missing" else tmp_path / "checkpoints" / "latest.onnx"
+    sidecar = serve(base_model=after).connect()
+    step = sidecar.send([lines[200]])[0]["step"]
+    assert step >= 40
+    assert sidecar.stop() == 0
+
+
+def test_an_endless_line_is_answered_and_the_connection_closed(serve, base_path):
+    sidecar = serve(base_model=base_path).connect()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        sidecar.client.feedback_client.sendall(b"x" * (3 << 20))
+    answer = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := sidecar.client.feedback_client.recv(1 << 16):
+            answer += data
+    assert json.loads(answer) == {"ok": False, "error": "line: longer than 1048576 bytes"}
+    assert sidecar.connect().send([b"{}"])[0]["ok"] is False
+    assert sidecar.stop() == 0
+
+
+def test_a_client_that_takes_no_answers_holds_up_nobody(serve, base_path, lines):
+    sidecar = serve(base_model=base_path).connect()
+    deaf = socket.socket(socket.AF_UNIX)
+    deaf.connect(str(sidecar.socket_path))
+    deaf.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while sent < 200 << 20:
+            sent += deaf.send(b'{"job_id": "' + b"y" * 200 + b'"}\n' * 200)
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            sent += deaf.send(b'{"job_id": "deaf"}\n' * 200)
+    assert sent < 100 << 20
+    assert all(answer["ok"] for answer in sidecar.send(lines[:50]))
+    resident = int(
+        next(x for x in Path(f"/proc/{sidecar.process.pid}/status").read_text().splitlines() if "VmRSS" in x).split()[1]
+    )
+    assert resident < 200_000
+    deaf.close()
+    assert sidecar.stop() == 0
+
+
+def test_a_stale_socket_is_replaced_and_a_live_one_is_not(serve, base_path, lines, tmp_path):
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(tmp_path / "s.sock"))
+    stale.close()
+    sidecar = serve(base_model=base_path).connect()
+    assert oct((tmp_path / "s.sock").stat().st_mode & 0o777) == "0o600"
+    second = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "other", "--http", "")
+    assert second.returncode == 2
+    assert f"socket {tmp_path / 's.sock'}: another sidecar answers there" in second.stderr
+    third = run("serve", "--socket", tmp_path / "t.sock", "--checkpoint-dir", tmp_path / "checkpoints", "--http", "")
+    assert third.returncode == 2
+    assert "another sidecar holds this state directory" in third.stderr
+    sidecar.send(lines[:5])
+    elsewhere = ("--socket", tmp_path / "t.sock", "--checkpoint-dir", tmp_path / "checkpoints", "--http", "")
+    fourth = run("serve", *elsewhere, "--n-features", 5, "--base-model", tmp_path / "none.onnx")
+    assert fourth.returncode == 2
+    assert "another sidecar holds this state directory" in fourth.stderr
+    assert journalled(tmp_path) == lines[:5]
+    assert sidecar.send([b"{}"])[0]["ok"] is False
+    assert sidecar.stop() == 0
+
+
+@pytest.mark.parametrize("what", ["a file", "a directory", "a symbolic link"])
+def test_anything_else_at_the_socket_path_is_left_alone(tmp_path, what):
+    path = tmp_path / "s.sock"
+    {"a file": path.touch, "a directory": path.mkdir, "a symbolic link": lambda: path.symlink_to("/nowhere")}[what]()
+    done = run("serve", "--socket", path, "--checkpoint-dir", tmp_path / "c", "--http", "")
+    assert done.returncode == 2
+    assert f"socket {path}: {what} stands there; it is left alone" in done.stderr
+    assert os.path.lexists(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size='0': expected a whole number from 1"),
+        (["--http", "nonsense"], "VMAFX_SIDECAR_HTTP='nonsense'"),
+        (["--cuda", "1"], "training on a GPU is not built"),
+        (["--checkpoint-dir", "/proc/nowhere"], "/proc"),
+    ],
+)
+def test_bad_settings_stop_the_start_with_one_line(tmp_path, options, message):
+    done = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_environment_variable_is_named(tmp_path):
+    environment = {**os.environ, "VMAFX_SIDECAR_LR": "fast"}
+    done = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", env=environment)
+    assert done.returncode == 2
+    assert "VMAFX_SIDECAR_LR='fast': expected a finite number over 0" in done.stderr
+
+
+def test_onnxruntime_is_not_loaded_before_the_first_checkpoint(tmp_path):
+    code = "import sys, sidecar.serve.server; print('onnxruntime' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_status_and_probe_look_at_a_running_sidecar(serve, base_path, lines, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    assert run("probe", "--http", address).returncode == 1
+    sidecar = serve(base_model=base_path, http=address).connect()
+    sidecar.send(lines[:100])
+    deadline = time.monotonic() + PATIENCE_S
+    while json.loads(run("status", "--http", address, "--json").stdout)["current_samples"] < 100:
+        assert time.monotonic() < deadline
+    document = json.loads(run("status", "--http", address, "--json").stdout)
+    assert document["phase"] == "running"
+    assert 0 < document["prequential_rmse"] < 50
+    assert "last_checkpoint_time" not in document
+    assert run("probe", "--http", address).returncode == 0
+    assert "running" in run("status", "--http", address).stdout
+    assert sidecar.stop() == 0
+
+
+def test_noise_does_not_move_stable_and_promote_does(serve, base_path, lines, tmp_path):
+    settings = {"base_model": base_path, "holdout_fraction": 0.2}
+    sidecar = serve(**settings).connect()
+    sidecar.send(lines[:1500])
+    assert sidecar.stop() == 0
+    checkpoint_dir = tmp_path / "checkpoints"
+    assert linked(checkpoint_dir, STABLE).version == 1
+
+    chance = random.Random(3)
+    noise = [
+        json.dumps({**json.loads(line), "job_id": f"n{i}", "true_score": chance.uniform(0, 100)})
+        for i, line in enumerate(lines)
+    ]
+    for _ in range(2):  # the held-out ring itself is full of noise by then
+        sidecar = serve(**settings).connect()
+        sidecar.send([line.encode() for line in noise[:1200]])
+        noise = noise[1200:]
+        assert sidecar.stop() == 0
+    verdicts = [json.loads(each.description.read_text())["gate"] for each in checkpoints(checkpoint_dir)]
+    assert [gate["verdict"] for gate in verdicts] == ["stable", "unstable", "unstable"]
+    assert linked(checkpoint_dir, STABLE).version == 1
+
+    done = run("promote", 3, "--checkpoint-dir", checkpoint_dir)
+    assert done.returncode == 0, done.stderr
+    assert linked(checkpoint_dir, STABLE).version == 3
+    done = run("promote", 1, "--checkpoint-dir", checkpoint_dir, "--json")
+    assert json.loads(done.stdout) == {"version": 1, "stable": str(checkpoint_dir / "model_v000001.onnx")}
+    missing = run("promote", 9, "--checkpoint-dir", checkpoint_dir)
+    assert missing.returncode == 2
+    assert "no checkpoint 9; there are 1, 2, 3" in missing.stderr
+    (checkpoint_dir / "model_v000002.onnx").write_bytes(b"junk")
+    damaged = run("promote", 2, "--checkpoint-dir", checkpoint_dir)
+    assert damaged.returncode == 2
+    assert "is not promoted: digest" in damaged.stderr
+    assert linked(checkpoint_dir, STABLE).version == 1
+
+
+def events(sidecar, message=None):
+    """Lines of a JSON log."""
+    lines = [json.loads(line) for line in sidecar.log.read_text().splitlines()]
+    return [line for line in lines if message in (None, line["message"])]
+
+
+def test_the_log_has_a_line_an_event_with_its_figures(serve, base_path, lines, tmp_path):
+    sidecar = serve(base_model=base_path, log_format="json", holdout_fraction=0.2).connect()
+    sidecar.send([*lines[:600], *[b"junk"] * 50, b'{"features": [1], "true_score": 1}', *[b'{"features": []}'] * 5])
+    assert sidecar.stop() == 0
+    (starting,) = events(sidecar, "starting")
+    assert starting["level"] == "info"
+    assert starting["base_model"] == str(base_path)
+    assert starting["learning_rate"] == 1e-4
+    assert len(starting) == 3 + len(dataclasses.fields(Settings))
+    (recovered,) = events(sidecar, "recovered")
+    assert (recovered["position"], recovered["trained_again"]) == (0, 0)
+    (published,) = events(sidecar, "checkpoint published")
+    assert published["version"] == "model_v000001"
+    assert published["gate"] == "stable"
+    assert published["pairs"] > 30
+    assert published["rmse"] > 0
+    (stopped,) = events(sidecar, "stopped")
+    assert (stopped["position"], stopped["accepted"] + stopped["held_out"], stopped["rejected"]) == (600, 600, 56)
+    refused = [line["message"] for line in events(sidecar) if line["message"].startswith("a pair was refused")]
+    assert refused == [  # each kind once, however often it comes
+        "a pair was refused: not JSON: invalid character at byte 0: 'junk'",
+        "a pair was refused: features: expected 80 numbers, got 1",
+        "a pair was refused: true_score: missing",
+    ]
+
+
+def test_what_was_refused_as_text_in_the_log_stays_on_its_line(serve, base_path):
+    sidecar = serve(base_model=base_path).connect()
+    sidecar.send([b'{"features": ["\\n2026 ERROR forged \\u001b[31m"], "true_score": 1}', b"\x1b[31m\rforged"])
+    assert sidecar.stop() == 0
+    assert "\x1b" not in sidecar.log.read_text()
+    assert not any(line.startswith("2026 ERROR") for line in sidecar.log.read_text().splitlines())
+
+
+def http_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def get(address, path):
+    """Code and body, None where nothing listens yet."""
+    connection = http.client.HTTPConnection(address, timeout=PATIENCE_S)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except ConnectionError:
+        return None
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def long_journal(serve, lines, tmp_path):
+    """What a kill leaves when no snapshot was written: a fresh head, and 30,000 pairs to train on again."""
+    sidecar = serve(base_model=tmp_path / "none.onnx", snapshot_interval=3600).connect()
+    for again in range(12):
+        sidecar.send([line.replace(b'"job_id": "', b'"job_id": "%d-' % again) for line in lines])
+    sidecar.stop(signal.SIGKILL)
+    sidecar.log.unlink()
+
+
+def test_while_it_recovers_it_is_alive_and_not_ready(serve, long_journal, tmp_path):
+    address, seen = http_address(), []
+    sidecar = serve(base_model=tmp_path / "none.onnx", http=address, snapshot_interval=3600)
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and "listening" not in sidecar.log.read_text():
+        if (ready := get(address, "/readyz")) is not None and ready[0] == 503:
+            assert get(address, "/healthz")[0] == 200
+            status = json.loads(get(address, "/status")[1])
+            seen.append((status["phase"], status["current_samples"]))
+    before = [samples for phase, samples in seen if phase == "initializing"]
+    assert before
+    assert before[-1] > before[0]
+    sidecar.connect()
+    wait_until(lambda: get(address, "/readyz")[0] == 200)
+    assert sidecar.stop() == 0
+
+
+def test_stopped_while_it_recovers_it_ends_at_once_and_loses_nothing(serve, long_journal, lines, tmp_path):
+    address = http_address()
+    sidecar = serve(base_model=tmp_path / "none.onnx", http=address)
+    while get(address, "/readyz") is None:
+        assert sidecar.process.poll() is None
+    assert sidecar.stop() == 0
+    assert "listening" not in sidecar.log.read_text()
+    assert len(journalled(tmp_path)) == 12 * len(lines)
+    assert not list((tmp_path / "checkpoints" / "state").glob("snapshot*"))
+
+
+def test_drift_and_steps_are_exported(serve, base_path, lines, tmp_path):
+    address = http_address()
+    sidecar = serve(base_model=base_path, http=address).connect()
+    order = np.random.default_rng(0).permutation(80)
+
+    def shuffled(line):
+        pair = json.loads(line)
+        return json.dumps({**pair, "job_id": "s" + pair["job_id"], "features": [pair["features"][i] for i in order]}).encode()
+
+    def drift_after(batch):
+        sidecar.send(batch)
+        deadline = time.monotonic() + PATIENCE_S
+        while json.loads(get(address, "/status")[1])["current_samples"] < len(journalled(tmp_path)):
+            assert time.monotonic() < deadline
+        metrics = get(address, "/metrics")[1]
+        return float(re.search(r"^vmafx_training_feature_drift (\S+)$", metrics, re.MULTILINE)[1])
+
+    assert drift_after(lines[:1000]) < 2
+    assert drift_after([shuffled(line) for line in lines[:1000]]) > 3
+    assert sidecar.stop() == 0
+
+
+def test_a_thousand_idle_connections_and_one_byte_a_time_hold_up_nobody(serve, base_path, lines):
+    sidecar = serve(base_model=base_path).connect()
+    idle = [socket.socket(socket.AF_UNIX) for _ in range(1000)]
+    for client in idle:
+        client.connect(str(sidecar.socket_path))
+        client.send(b'{"job_id": ')
+    for byte in lines[0][:50]:
+        idle[0].send(bytes([byte]))
+        assert all(answer["ok"] or answer["duplicate"] for answer in sidecar.send(lines[:3]))
+    for client in idle:
+        client.close()
+    assert sidecar.stop() == 0
+
+
+def test_checkpoints_are_told_after_a_restart_and_count_their_pairs_across_it(serve, base_path, lines, tmp_path):
+    settings = {"base_model": base_path, "checkpoint_interval": 0, "min_samples": 300}
+    sidecar = serve(**settings).connect()
+    sidecar.send(lines[:200])
+    sidecar.stop(signal.SIGKILL)
+    address = http_address()
+    sidecar = serve(**settings, http=address).connect()
+    assert "last_checkpoint_time" not in json.loads(get(address, "/status")[1])
+    sidecar.send(lines[200:400])  # 200 before the kill and these make 300 new ones
+    deadline = time.monotonic() + PATIENCE_S
+    while not checkpoints(tmp_path / "checkpoints"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert sidecar.stop() == 0
+    sidecar = serve(**settings, http=address).connect()
+    wait_until(lambda: get(address, "/readyz")[0] == 200)  # which it says just after the socket accepts
+    told = json.loads(get(address, "/status")[1])
+    newest = checkpoints(tmp_path / "checkpoints")[-1]
+    created = json.loads(newest.description.read_text())["created_at"]
+    assert told["last_checkpoint_time"] == created.replace("+00:00", "Z")
+    assert told["model_version"] == newest.name
+    assert sidecar.stop() == 0
+
+
+def test_export_io_base_without_a_base_is_told_and_recorded(serve, lines, tmp_path):
+    sidecar = serve(base_model=tmp_path / "none.onnx", export_io="base").connect()
+    assert [answer["trained"] for answer in sidecar.send(lines[:300])] == [False] * 300
+    assert sidecar.stop() == 0
+    assert "VMAFX_SIDECAR_EXPORT_IO=base: needs an ONNX base model; there is none at" in sidecar.log.read_text()
+    assert checkpoints(tmp_path / "checkpoints") == []
+
+
+def noisy(lines, chance):
+    """The same pairs under new names, their scores noise."""
+    return [
+        json.dumps({**json.loads(line), "job_id": f"n{chance.random()}", "true_score": chance.uniform(0, 100)}).encode()
+        for line in lines
+    ]
+
+
+def test_stable_stays_on_the_last_good_one_for_as_long_as_the_noise_lasts(serve, base_path, lines, tmp_path):
+    checkpoint_dir, chance = tmp_path / "checkpoints", random.Random(4)
+    sidecar = serve(base_model=base_path, holdout_fraction=0.2, min_samples=1, checkpoint_interval=3600).connect()
+
+    def publish():
+        before = sidecar.log.read_text().count("checkpoint published")  # said when the links have moved, too
+        sidecar.process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: sidecar.log.read_text().count("checkpoint published") > before)
+        return json.loads(checkpoints(checkpoint_dir)[-1].description.read_text())["gate"]
+
+    for at in range(0, 2000, 1000):  # a clean stream moves it
+        sidecar.send(lines[at : at + 1000])
+        assert publish()["verdict"] == "stable"
+        assert linked(checkpoint_dir, STABLE) == checkpoints(checkpoint_dir)[-1]
+    good = linked(checkpoint_dir, STABLE)
+    for _ in range(8):  # more noise than the held-out ring holds
+        sidecar.send(noisy(lines[:1000], chance))
+        assert publish()["verdict"] == "unstable"
+        assert linked(checkpoint_dir, STABLE) == good
+    assert sidecar.stop() == 0
+
+
+def test_real_drift_that_the_anchor_holds_back_is_let_through_by_promote(serve, base_path, lines, tmp_path):
+    checkpoint_dir, settings = tmp_path / "checkpoints", {"base_model": base_path, "holdout_fraction": 0.2}
+
+    def drifted(line, number):
+        pair = json.loads(line)
+        return json.dumps({**pair, "job_id": f"d{number}", "true_score": 0.5 * pair["true_score"]}).encode()
+
+    def life(batch):
+        sidecar = serve(**settings).connect()
+        sidecar.send(batch)
+        assert sidecar.stop() == 0
+        return json.loads(checkpoints(checkpoint_dir)[-1].description.read_text())["gate"]["verdict"]
+
+    assert life(lines) == "stable"
+    moved = [drifted(line, number) for number, line in enumerate(lines * 3)]
+    assert life(moved[: len(lines)]) == "unstable"
+    assert life(moved[len(lines) : 2 * len(lines)]) == "unstable"
+    newest = checkpoints(checkpoint_dir)[-1].version
+    assert run("promote", newest, "--checkpoint-dir", checkpoint_dir).returncode == 0
+    (checkpoint_dir / "base.onnx").write_bytes(checkpoints(checkpoint_dir)[-1].model.read_bytes())
+    settings["base_model"] = tmp_path / "none.onnx"  # the base model of old knows nothing of the drift
+    assert life(moved[2 * len(lines) :]) == "stable"
+    assert linked(checkpoint_dir, STABLE).version == newest + 1
+
+
+def test_export_io_base_goes_on_from_a_checkpoint_of_its_own(serve, base_path, lines, tmp_path):
+    sidecar = serve(base_model=base_path, export_io="base", holdout_fraction=0.2).connect()
+    sidecar.send(lines[:300])
+    assert sidecar.stop() == 0
+    for base in (tmp_path / "checkpoints" / "latest.onnx", tmp_path / "none.onnx"):
+        sidecar = serve(base_model=base, export_io="base", holdout_fraction=0.2).connect()
+        answers = sidecar.send([line.replace(b'"job_id": "', b'"job_id": "%s' % base.name.encode()) for line in lines[300:400]])
+        assert any(answer["trained"] for answer in answers)
+        assert sidecar.stop() == 0
+    models = checkpoints(tmp_path / "checkpoints")
+    assert len(models) == 3
+    assert [run("evaluate", each.model, EXAMPLE).returncode for each in models] == [0, 0, 0]
+
+
+def test_where_the_base_is_gone_the_gate_still_compares_with_it(serve, base_path, lines, tmp_path):
+    sidecar = serve(base_model=base_path, holdout_fraction=0.2).connect()
+    sidecar.send(lines[:300])
+    assert sidecar.stop() == 0
+    sidecar = serve(base_model=tmp_path / "none.onnx", holdout_fraction=0.2).connect()
+    sidecar.send(lines[300:500])
+    assert sidecar.stop() == 0
+    about = json.loads(checkpoints(tmp_path / "checkpoints")[-1].description.read_text())
+    assert Path(about["base_model"]["path"]).parent == tmp_path / "checkpoints" / "state"
