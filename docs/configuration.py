@@ -11,7 +11,7 @@ INTRODUCTION = """\
 # Configuration of `serve`
 
 An option beats its environment variable, which beats the default. A bad value stops the start with exit code 2 and one line
-that names the variable, the value and what is allowed. Helm keys stand under `sidecar.online.trainer`.
+that names the variable, the value and what is allowed. Helm keys stand under `sidecar.trainer`.
 
 This page is made by `docs/configuration.py`; a test holds it to the program.
 """

@@ -109,13 +109,13 @@ scoreMin: "0"
 {{- $min := include "vmafx-sidecar.setting" (list . "scoreMin") -}}
 {{- $max := include "vmafx-sidecar.setting" (list . "scoreMax") -}}
 {{- if ge (float64 $min) (float64 $max) -}}
-{{- fail (printf "sidecar.online.trainer.scoreMin is %s: expected a number under scoreMax, which is %s" $min $max) -}}
+{{- fail (printf "sidecar.trainer.scoreMin is %s: expected a number under scoreMax, which is %s" $min $max) -}}
 {{- end -}}
 {{- $mount := .Values.persistence.models.mountPath -}}
 {{- range $key := list "checkpointDir" "stateDir" -}}
 {{- $directory := include "vmafx-sidecar.setting" (list $ $key) -}}
 {{- if and $directory (not (hasPrefix (printf "%s/" $mount) $directory)) -}}
-{{- fail (printf "sidecar.online.trainer.%s is %s: expected a path under persistence.models.mountPath, which is %s; no other is kept" $key $directory $mount) -}}
+{{- fail (printf "sidecar.trainer.%s is %s: expected a path under persistence.models.mountPath, which is %s; no other is kept" $key $directory $mount) -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
