@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from sidecar.cli.main import cli, train_offline_command
+from sidecar.cli.main import cli
+from sidecar.cli.train import train_offline_command
 from sidecar.settings import Settings
 from tests.conftest import ROOT
 
