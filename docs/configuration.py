@@ -10,9 +10,9 @@ from sidecar.settings import Settings, option_of
 INTRODUCTION = """\
 # Configuration of `serve`
 
-Every setting has an environment variable and an option. The option beats the variable, and the variable beats the default. A bad
-value stops the start with exit code 2 and one line that names the variable, the value and what is allowed. In the Helm chart, the
-keys are under `sidecar.trainer`.
+Every setting has an environment variable and an option. The option beats the variable, and the variable beats the default. A
+bad value stops the start with exit code 2 and one line that names the variable, the value and what is allowed. In the Helm
+chart, the keys are under `sidecar.trainer`.
 
 Settings to look at first:
 
@@ -38,33 +38,33 @@ SECTIONS = [
     Section(
         "Files and addresses",
         """\
-The sidecar writes to the checkpoint directory, the state directory and the socket, and nowhere else. Each sidecar needs a state
-directory of its own. Several sidecars may share a checkpoint directory.
+The sidecar writes to the checkpoint directory, the state directory and the socket, and nowhere else. Each sidecar needs a
+state directory of its own. Several sidecars may share a checkpoint directory.
 """,
         "socket socket_mode checkpoint_dir state_dir http",
     ),
     Section(
         "The model",
         """\
-If the base model's file does not exist, a sidecar with earlier state continues from that. Without earlier state it collects 256
-pairs, fits a new model (a *fresh head*) to them, and trains it from there. If the file exists but cannot be used, the sidecar stays up
-in phase `failed`: it records pairs and does not train.
+If the base model's file does not exist, a sidecar with earlier state continues from that. Without earlier state it collects
+256 pairs, fits a new model (a *fresh head*) to them, and trains it from there. If the file exists but cannot be used, the
+sidecar stays up in phase `failed`: it records pairs and does not train.
 """,
         "base_model base_scaler export_io hidden activation n_features score_min score_max",
     ),
     Section(
         "How it is trained",
         """\
-New pairs are trained on in batches, together with earlier pairs from the *replay buffer*, so that new content does not make the
-model forget the old.
+New pairs are trained on in batches, together with earlier pairs from the *replay buffer*, so that new content does not make
+the model forget the old.
 
-The learning rate is in scaled units: features and scores are brought to a deviation of about 1, where 1e-4 means a step of 0.01.
-Gradients are clipped in the same units. Warm-up begins at a share of the learning rate that grows with the base model's error on its
-first pairs; if that error is a tenth of the score range or more, there is no warm-up.
+The learning rate is in scaled units: features and scores are brought to a deviation of about 1, where 1e-4 means a step of
+0.01. Gradients are clipped in the same units. Warm-up begins at a share of the learning rate that grows with the base model's
+error on its first pairs; if that error is a tenth of the score range or more, there is no warm-up.
 
-If you have CPU time to spare, `VMAFX_SIDECAR_STEPS_PER_BATCH=16`, `VMAFX_SIDECAR_LR=0.0002` and `VMAFX_SIDECAR_WARMUP_STEPS=400`
-learn faster ([benchmarks/README.md](../benchmarks/README.md) has the figures, under "recommended"). Changed settings apply to the
-pairs that arrive after the restart.
+If you have CPU time to spare, `VMAFX_SIDECAR_STEPS_PER_BATCH=16`, `VMAFX_SIDECAR_LR=0.0002` and
+`VMAFX_SIDECAR_WARMUP_STEPS=400` learn faster ([benchmarks/README.md](../benchmarks/README.md) has the figures, under
+"recommended"). Changed settings apply to the pairs that arrive after the restart.
 """,
         "learning_rate optimizer momentum weight_decay max_grad_norm warmup_steps steps_per_batch batch_size replay_capacity "
         "replay_mix ema_decay ema_warmup seed cuda",
@@ -72,22 +72,22 @@ pairs that arrive after the restart.
     Section(
         "Checkpoints and the gate",
         """\
-A checkpoint is published when the interval has passed and enough new pairs have been trained on; on SIGUSR1; and at shutdown, if
-anything was trained on since the last one.
+A checkpoint is published when the interval has passed and enough new pairs have been trained on; on SIGUSR1; and at shutdown,
+if anything was trained on since the last one.
 
-The *gate* decides whether a checkpoint is `stable`. It compares the checkpoint with two references, the current stable checkpoint
-and the base model, on two sets of pairs: those held out of training, and the *anchor*, which is the set of held-out pairs from the time
-when the current stable checkpoint passed. On both sets, PLCC may be at most the delta below the higher reference, and RMSE at most
-the ratio times the lower one.
+The *gate* decides whether a checkpoint is `stable`. It compares the checkpoint with two references, the current stable
+checkpoint and the base model, on two sets of pairs: those held out of training, and the *anchor*, which is the set of
+held-out pairs from the time when the current stable checkpoint passed. On both sets, PLCC may be at most the delta below the
+higher reference, and RMSE at most the ratio times the lower one.
 """,
         "checkpoint_interval min_samples keep_checkpoints holdout_fraction stability_plcc_delta stability_rmse_ratio",
     ),
     Section(
         "The journal",
         """\
-A pair that was answered survives a crash of the process. `journalFsync` decides what survives a power cut: with `always`, every
-answered pair; with `everysec`, the pairs up to the last fsync, which begins every second; with `never`, the pairs that the
-operating system happens to have written.
+A pair that was answered survives a crash of the process. `journalFsync` decides what survives a power cut: with `always`,
+every answered pair; with `everysec`, the pairs up to the last fsync, which begins every second; with `never`, the pairs that
+the operating system happens to have written.
 """,
         "journal_fsync journal_retention_days journal_max_bytes snapshot_interval",
     ),
