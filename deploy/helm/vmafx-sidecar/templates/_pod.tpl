@@ -43,7 +43,7 @@ env:
 ports:
   - name: vmafx-trainer
     containerPort: {{ include "vmafx-sidecar.port" . }}
-# Ready once the socket accepts pairs. Before that, the end of the journal is trained on again; a restart would begin that anew, so the
+# Ready once the socket accepts pairs. Before that, the end of the journal is trained on again; a restart would start that over, so the
 # probe waits for ten minutes.
 startupProbe:
   httpGet: {path: /readyz, port: vmafx-trainer}
