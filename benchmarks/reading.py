@@ -3,7 +3,7 @@
     python benchmarks/reading.py examples/recorded-80.jsonl.gz
 
 Each library decodes the same lines and makes float32 rows of them, with the checks that it needs on top to refuse
-booleans, strings and numbers beyond float32, as sidecar/pairs.py does.
+booleans, strings and numbers beyond float32, as sidecar/pairs/pair.py does.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ import numpy as np
 import orjson
 
 from sidecar.pairs.formats import open_lines, read_lines
-from sidecar.pairs.pair import Packer, decode_pair
+from sidecar.pairs.pair import PairReader
 from sidecar.pairs.recorded import read_pairs
+from sidecar.pairs.request import decode_request
 
 ROUNDS = 7
 LINES = 30_000
 
 
-def checked(loads: Callable[[bytes], dict], packer: Packer) -> Callable[[bytes], None]:
+def checked(loads: Callable[[bytes], dict], reader: PairReader) -> Callable[[bytes], None]:
     def decode(line: bytes) -> None:
         row = loads(line)
         features, score = row["features"], row["true_score"]
         if set(map(type, features)) - {float, int} or type(score) not in (float, int) or not 0 <= score <= 100:
             raise ValueError(line)
-        packer._pack(*features)
+        reader._pack(*features)
 
     return decode
 
@@ -45,11 +46,11 @@ def main() -> None:
     with open_lines(options.pairs) as stream:
         lines = [line for _, _, line in read_lines(stream, options.pairs)]
     lines = (lines * (LINES // len(lines) + 1))[:LINES]
-    packer = Packer(len(decode_pair(lines[0]).features))
+    reader = PairReader(len(decode_request(lines[0]).features))
     ways: dict[str, Callable[[bytes], None]] = {
-        "msgspec (in use)": lambda line: packer.pack(decode_pair(line)),
-        "orjson": checked(orjson.loads, packer),
-        "json": checked(json.loads, packer),
+        "msgspec (in use)": reader.read,
+        "orjson": checked(orjson.loads, reader),
+        "json": checked(json.loads, reader),
     }
     rates: dict[str, list[float]] = {name: [] for name in (*ways, "read_pairs, .jsonl", "read_pairs, .jsonl.gz")}
     with tempfile.TemporaryDirectory() as directory:
@@ -69,7 +70,7 @@ def main() -> None:
                 read_pairs([path])
                 rates[f"read_pairs, {''.join(path.suffixes)}"].append(len(lines) / (time.perf_counter() - started))
     size = np.mean([len(line) for line in lines])
-    print(f"{LINES} lines of {packer.n_features} features, {size:.0f} bytes each; median of {ROUNDS}:")
+    print(f"{LINES} lines of {reader.n_features} features, {size:.0f} bytes each; median of {ROUNDS}:")
     for name, values in rates.items():
         print(f"  {name:22} {statistics.median(values):10,.0f} lines a second")
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sidecar.pairs.line_protocol import Answer, read_request, refused
-from sidecar.pairs.pair import Packer, Pair, PairError
+from sidecar.pairs.errors import PairError
+from sidecar.pairs.line_protocol import Answer, refusal
+from sidecar.pairs.pair import Pair, PairReader
 
 N_FEATURES = 3
 
@@ -33,13 +34,10 @@ class Odd(NamedTuple):
 
 def answer_to(line: bytes) -> Pair | Answer:
     """What a sidecar of three features and scores from 0 to 100 makes of a line."""
-    request = read_request(line)
-    if isinstance(request, Pair):
-        try:
-            Packer(N_FEATURES).pack(request)
-        except PairError as error:
-            return refused(str(error), request.job_id)
-    return request
+    try:
+        return PairReader(N_FEATURES).read(line)
+    except PairError as error:
+        return refusal(line, error)
 
 
 def _features(*values: bytes) -> bytes:
@@ -186,7 +184,7 @@ _FLAT = b'"other": [' + b"[], {}, " * 1000 + b'"' + b"[{" * 1000 + b'", "]"]'
 ODD = [
     Odd(b'{"features": [1, 2, 3], "true_score": 1}\r', [1.0, 2.0, 3.0]),
     Odd(b' \t{ "true_score" :1,"features":[ 1 ,2\t,3]\r} \r', [1.0, 2.0, 3.0]),
-    Odd(_features(b"-0", b"-0.0", b"0e5"), [0.0, 0.0, 0.0]),
+    Odd(_features(b"-0", b"-0.0", b"0e5"), [0.0, -0.0, 0.0]),
     Odd(_features(b"0.5", b"1E2", b"-2e-3"), [0.5, 100.0, -0.002]),
     Odd(_features(b"9223372036854775808", b"1" + b"0" * 30, b"1." + b"3" * 400), [2.0**63, 1e30, 4 / 3]),
     Odd(_features(b"1e-400", b"1e-46", b"3.4028234663852886e38"), [0.0, 1e-46, 3.4028234663852886e38]),

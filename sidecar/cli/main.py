@@ -34,8 +34,8 @@ from sidecar.evaluation.report import ReportError, check_report_path, evaluation
 from sidecar.journal.segments import JournalError
 from sidecar.learning.recipe import Recipe, TrainingError
 from sidecar.models.description import DescriptionError
+from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.formats import STDIN
-from sidecar.pairs.pair import RecordedPairsError
 from sidecar.settings import Settings, SettingsError, option_of, read_settings
 
 if TYPE_CHECKING:  # imported where used: it loads onnxruntime, and --help should not

@@ -24,7 +24,7 @@ import msgspec
 from sidecar.client.pipeline import LONGEST_WAIT_S, Pipeline
 from sidecar.log import Complaints
 from sidecar.pairs.line_protocol import Answer
-from sidecar.pairs.pair import MAX_LINE_BYTES
+from sidecar.pairs.request import MAX_LINE_BYTES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,10 +15,11 @@ import msgspec
 
 from sidecar.client.pipeline import Pipeline
 from sidecar.journal.segments import journal_segments
+from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.formats import CsvRows, Lines, journal_lines, open_lines, read_form
 from sidecar.pairs.line_protocol import Answer
 from sidecar.pairs.npz import Archive, ArrayKindError
-from sidecar.pairs.pair import MAX_LINE_BYTES, RecordedPairsError
+from sidecar.pairs.request import MAX_LINE_BYTES
 
 _NPZ_ROWS = 256
 
@@ -27,7 +28,7 @@ class ReplayError(Exception):
     """No sidecar at the socket, or the connection was lost; the message names the socket and counts the answered pairs."""
 
 
-class Request(NamedTuple):
+class RequestLine(NamedTuple):
     """One request line, without its newline, and where it stands; numbers begin at 1."""
 
     name: str
@@ -85,7 +86,7 @@ class Summary:
             "latency_ms": {name: self.latency_ms(share) for name, share in shares.items()},
         }
 
-    def count(self, answer: Answer, latency_s: float, request: Request) -> None:
+    def count(self, answer: Answer, latency_s: float, request: RequestLine) -> None:
         self.latencies_ms[float(f"{latency_s * 1000:.3g}")] += 1  # so that memory does not grow with the pairs
         if answer.ok and answer.duplicate:
             self.duplicate += 1
@@ -139,7 +140,7 @@ def replay(
     return summary
 
 
-_InFlight = tuple[float, Request]
+_InFlight = tuple[float, RequestLine]
 """When a line was given to the socket, and where it came from."""
 
 
@@ -162,7 +163,7 @@ def _take_answers(
         raise ReplayError(f"{socket_path}: {error.strerror or error}, after {summary.answered} pairs were answered") from error
 
 
-def read_requests(paths: Sequence[str | Path]) -> Iterator[Request]:
+def read_requests(paths: Sequence[str | Path]) -> Iterator[RequestLine]:
     """The request lines of recorded pairs, in order and as they stand: it is for the sidecar to refuse a bad one.
 
     Lines of JSON keep their bytes; rows of numpy archives and CSV become such lines. Blank lines are left out. Raises
@@ -173,7 +174,7 @@ def read_requests(paths: Sequence[str | Path]) -> Iterator[Request]:
             if len(line) > MAX_LINE_BYTES:
                 raise RecordedPairsError(f"{name}: line {number}: longer than {MAX_LINE_BYTES} bytes")
             if line and not line.isspace():
-                yield Request(name, number, line)
+                yield RequestLine(name, number, line)
 
 
 def _lines_of(name: str) -> Lines:

@@ -68,8 +68,8 @@ def load(
     if export_io == "base":
         _require_own_inputs(path, declared)
     steps = json_scaling(path, network.n_features if declared is None else declared.inputs[0].width) if scaler == "json" else ()
-    padded = tuple(padded(step, network.n_features) for step in steps)
-    network = Network(network.n_features, (*padded, *network.steps))
+    scaling = tuple(padded(step, network.n_features) for step in steps)
+    network = Network(network.n_features, (*scaling, *network.steps))
     return BaseModel(path, digest, network, declared, steps)
 
 

@@ -15,8 +15,7 @@ from onnx_builder.network import Array, Network
 from sidecar.journal.run import Run
 from sidecar.learning.replay_buffer import ReplayBuffer
 from sidecar.online.trainer import Group, Trainer
-from sidecar.pairs.holdout import holdout_position
-from sidecar.pairs.pair import Pair
+from sidecar.pairs.pair import Pair, PairBlock
 
 HELD_OUT_PAIRS = 1000
 
@@ -35,29 +34,29 @@ class Learner:
         self.trainer = Trainer(run.n_features, run.settings, base)
         self.held_out = ReplayBuffer(HELD_OUT_PAIRS, run.n_features + 2, np.float64)
 
-    def take(self, features: Array, scores: Array, positions: Sequence[float], finish: bool = True) -> list[Group]:
-        """Take the next pairs; gives the groups that they completed, each with the place of its last pair among these.
+    def take(self, block: PairBlock, finish: bool = True) -> list[Group]:
+        """Take the next pairs. Gives the groups that they completed, each with the place of its last pair in the block.
 
-        features: (n, n_features); scores: (n,), in points; positions: n numbers in [0, 1), where each stands for the hold-out;
-        finish: as of `Trainer.add`.
+        finish: as in `Trainer.add`.
         """
-        self.position += len(positions)
+        features, scores, holdout = block
+        self.position += len(holdout)
         fraction = self.run.holdout_fraction
-        train = [place for place, position in enumerate(positions) if position >= fraction]
-        if len(train) == len(positions):
+        train = [place for place, position in enumerate(holdout) if position >= fraction]
+        if len(train) == len(holdout):
             return self.trainer.add(features, scores, finish)
-        held_out = [place for place, position in enumerate(positions) if position < fraction]
-        rows = np.column_stack([features[held_out], scores[held_out], [positions[place] for place in held_out]])
+        held_out = [place for place, position in enumerate(holdout) if position < fraction]
+        rows = np.column_stack([features[held_out], scores[held_out], [holdout[place] for place in held_out]])
         self.held_out.add(rows)
         groups = self.trainer.add(features[train], scores[train], finish)
         return [group._replace(place=train[group.place]) for group in groups]
 
-    def until_fit(self, positions: Sequence[float]) -> int | None:
-        """How many of the next pairs, of these, a fresh head's fit would wait for; None where they do not bring it about."""
+    def until_fit(self, pairs: Sequence[Pair]) -> int | None:
+        """How many of the next pairs bring about a fresh head's fit; None if these do not."""
         wanted = self.trainer.missing
-        if self.trainer.live is not None or wanted > len(positions):
+        if self.trainer.live is not None or wanted > len(pairs):
             return None
-        train = (place for place, position in enumerate(positions, 1) if position >= self.run.holdout_fraction)
+        train = (place for place, pair in enumerate(pairs, 1) if pair.holdout >= self.run.holdout_fraction)
         return next(itertools.islice(train, wanted - 1, None), None)
 
     def begin(self, run: Run, base: Network | None) -> None:
@@ -96,8 +95,3 @@ class Learner:
     def run_of(state: Mapping[str, Array]) -> Run:
         """The run of a `state`. Raises as `from_state`."""
         return Run.from_json(json.loads(state["run"].tobytes()))
-
-
-def held_out_at(pair: Pair, packed: bytes) -> float:
-    """Where a pair stands for the hold-out. packed: its float32 features."""
-    return holdout_position(pair.group, pair.job_id, packed)

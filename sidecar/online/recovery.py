@@ -12,7 +12,8 @@ from onnx_builder.network import Network
 from sidecar.journal.run import FormatError, Run
 from sidecar.journal.segments import WHAT_TO_DO, Entry, JournalError, first_kept, read_journal
 from sidecar.online.learner import Learner
-from sidecar.pairs.pair import Packer, Pair, PairError, PairRows, decode_pair
+from sidecar.pairs.errors import PairError
+from sidecar.pairs.pair import Pair, PairBlock, PairReader
 from sidecar.state.base_models import kept_base
 from sidecar.state.directory import StateError
 from sidecar.state.snapshots import read_snapshots
@@ -20,8 +21,8 @@ from sidecar.state.snapshots import read_snapshots
 _log = logging.getLogger(__name__)
 _BLOCK_PAIRS = 256
 
-Seen = Callable[[Pair | None, bytes], object]
-"""Told of each pair with its float32 features, and of each that was forgotten with None."""
+Seen = Callable[[Pair | None], object]
+"""Told of each pair, and with None of each that was forgotten."""
 
 
 def rebuild(
@@ -32,7 +33,7 @@ def rebuild(
     *,
     start: int = 0,
     until: int | None = None,
-    seen: Seen = lambda pair, packed: None,
+    seen: Seen = lambda pair: None,
     progress: Callable[[int], object] = lambda pairs: None,
 ) -> Learner | None:
     """Bring a learner to the end of the journal, or to the pair at position `until`; None where nothing says how to begin.
@@ -48,46 +49,46 @@ def rebuild(
         if run is None:
             return None
         learner = Learner(run, base, first=first_kept(state_directory))
-    packer, rows = Packer(learner.run.n_features, -math.inf, math.inf), PairRows(learner.run.n_features)
+    reader, pairs = PairReader(learner.run.n_features, -math.inf, math.inf), list[Pair]()
 
     def train() -> None:
-        if rows:
-            learner.take(*rows.arrays(), rows.positions)
-            progress(len(rows))
-            rows.clear()
+        if pairs:
+            learner.take(PairBlock.of(pairs))
+            progress(len(pairs))
+            pairs.clear()
 
     for entry in read_journal(state_directory, min(start, learner.position)):
         if until is not None and entry.position > until:
             break
-        ahead = entry.position >= learner.position + len(rows)
+        ahead = entry.position >= learner.position + len(pairs)
         if entry.run is not None:
             if ahead:
                 train()
                 _begin(learner, entry, state_directory)
         elif entry.line is None:
-            seen(None, b"")
+            seen(None)
             if ahead:
                 train()
                 learner.pass_over()
         else:
-            pair, packed = _pair(state_directory, entry, packer)
-            seen(pair, packed)
+            pair = _pair(state_directory, entry, reader)
+            seen(pair)
             if ahead:
-                rows.add(pair, packed)
-                if len(rows) == _BLOCK_PAIRS:
+                pairs.append(pair)
+                if len(pairs) == _BLOCK_PAIRS:
                     train()
     train()
     return learner
 
 
-def remember(state_directory: Path, start: int, n_features: int, seen: Seen) -> None:
+def read_pairs_from(state_directory: Path, start: int, n_features: int, seen: Seen) -> None:
     """Tell `seen` of the pairs from position `start` on. Raises JournalError where the journal is damaged."""
-    packer = Packer(n_features, -math.inf, math.inf)
+    reader = PairReader(n_features, -math.inf, math.inf)
     for entry in read_journal(state_directory, start):
         if entry.line is not None:
-            seen(*_pair(state_directory, entry, packer))
+            seen(_pair(state_directory, entry, reader))
         elif entry.run is None:
-            seen(None, b"")
+            seen(None)
 
 
 def _begin(learner: Learner, entry: Entry, state_directory: Path) -> None:
@@ -97,11 +98,10 @@ def _begin(learner: Learner, entry: Entry, state_directory: Path) -> None:
         learner.begin(run, kept_base(state_directory, run) if run.base != learner.run.base else None)
 
 
-def _pair(state_directory: Path, entry: Entry, packer: Packer) -> tuple[Pair, bytes]:
+def _pair(state_directory: Path, entry: Entry, reader: PairReader) -> Pair:
     assert entry.line is not None
     try:
-        pair: Pair = decode_pair(entry.line)
-        return pair, packer.pack(pair)
+        return reader.read(entry.line)
     except PairError as error:
         where = f"{state_directory / 'journal'}: the pair at position {entry.position}"
         raise JournalError(f"{where} is damaged: {error}; {WHAT_TO_DO}") from error

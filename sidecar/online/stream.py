@@ -18,11 +18,11 @@ from sidecar.learning.recipe import TrainingError
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import BaseModel, ExportIo, require_features
 from sidecar.online.learner import Learner
+from sidecar.online.publication import PARITY_PAIRS
 from sidecar.online.recovery import rebuild
 from sidecar.pairs.recorded import read_pairs
 from sidecar.state.base_models import digest_of
 
-_PARITY_PAIRS = 1024
 _BLOCK_PAIRS = 256
 HOLDOUT_FRACTION = 0.05
 
@@ -66,7 +66,7 @@ def train_stream(
         "journal": {"first": learner.first, "last": learner.position - 1},
         "data": [str(path) for path in paths],
     }
-    real = trainer.replay.rows(newest=_PARITY_PAIRS)[:, : run.n_features]
+    real = trainer.replay.rows(newest=PARITY_PAIRS)[:, : run.n_features]
     evidence = Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2])
     return publish_network(trainer.network(trainer.ema), terms, [evidence], real, description)
 
@@ -101,9 +101,8 @@ def _from_files(
     count = len(pairs) if until is None else until + 1
     if count > len(pairs):
         raise TrainingError(f"the last position is {len(pairs) - 1}; {until} is asked for")
-    positions = pairs.position.tolist()
     for start in range(0, count, _BLOCK_PAIRS):
         stop = min(count, start + _BLOCK_PAIRS)
-        learner.take(pairs.features[start:stop], pairs.true_score[start:stop], positions[start:stop])
+        learner.take(pairs.block(start, stop))
         progress(stop - start)
     return learner

@@ -13,21 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_builder.network import Array, Network
-from onnx_builder.read import from_bytes
-from onnx_builder.write import to_bytes
-from sidecar.learning.conditioning import Conditioning, condition
 from sidecar.learning.drift import FeatureDrift
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import rmse
-from sidecar.learning.optim import Optimizer
-from sidecar.learning.optim.adam import Adam
-from sidecar.learning.optim.clipping import clip_gradient
 from sidecar.learning.optim.learning_rate import warmed_up
-from sidecar.learning.optim.polyak import PolyakAverage
-from sidecar.learning.optim.sgd import Sgd
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.replay_buffer import ReplayBuffer
 from sidecar.learning.training_settings import TrainingSettings
+from sidecar.online.weights import Weights
 
 FIRST_PAIRS = 256
 """A fresh head is fitted to so many first pairs; the units of a base model are final once so many have trained."""
@@ -60,27 +53,25 @@ class Group(NamedTuple):
 class Trainer:
     """Trains a head on groups of new pairs and on pairs drawn again from the replay buffer.
 
-    The first step of a group trains on its new pairs and on replayed ones, up to `batch_size`; then they enter the buffer,
+    The first step of a group trains on its new pairs and on replayed ones, up to `batch_size`. Then they enter the buffer,
     and each further step trains on pairs drawn from there.
 
-    A fresh head (no base) is fitted to the first 256 pairs by the offline recipe, and is None until then; its units are
+    A new head (no base) is fitted to the first 256 pairs by the offline recipe, and is None until then; its units are
     measured on these. A base model learns from the first group on, in units measured on that group, and again once 64 and
     256 pairs have trained: that changes how its weights learn, not what they compute.
 
-    base: takes n_features. live, ema: heads of the last step's weights and of their average; `network` gives either in
-    the units of the base. replay: a row is a pair as it came (features, score). trained: pairs that have trained.
-    prequential: what `ema` made of the last 1000 of them before they trained, and their scores. drift: of their features from
-    what the base model's own scaling expects, where it has one, else from the first ones; None before there are any.
-    warmup_start: the share of the learning rate that warm-up begins with, None before a base model's first group.
-    step: steps run; steps_left: of the last group, for `finish`;
-    skipped_steps: those left out because a number would not have been finite after them.
+    base: takes n_features. weights: None until a new head is fitted. replay: a row is a pair as it came (features, score).
+    trained: pairs that have trained. prequential: what `ema` predicted for the last 1000 of them before they trained, and
+    their scores. drift: of their features from what the base model's own scaling expects, if it has one, else from the
+    first pairs; None before there are any. warmup_start: the share of the learning rate that warm-up begins with, None before
+    a base model's first group. step: steps run; steps_left: of the last group, for `finish`. skipped_steps: those left out
+    because a number would not have been finite after them.
     """
 
     def __init__(self, n_features: int, settings: TrainingSettings, base: Network | None = None) -> None:
         self.n_features, self.settings = n_features, settings
-        self.live: Head | None = None
-        self.ema: Head | None = None
-        self.step = self.skipped_steps = self.trained = 0
+        self.weights: Weights | None = None
+        self.step = self.skipped_steps = self.trained = self.steps_left = 0
         self.warmup_start: float | None = 0.0 if base is None else None
         self.replay = ReplayBuffer(settings.replay_capacity, n_features + 1)
         self.prequential = ReplayBuffer(PREQUENTIAL_PAIRS, 2)
@@ -88,23 +79,27 @@ class Trainer:
         self._drift_is_measured = False  # on pairs, and to be measured again with the units
         self._rows = ReplayBuffer(settings.replay_capacity, n_features + 2)
         """The pairs of the replay buffer as `Head.rows` has them."""
-        self._conditioning: Conditioning | None = None
         self._new = self._room_for(FIRST_PAIRS if base is None else settings.new_pairs)
         self._waiting = 0
-        self.steps_left = 0
-        self._rest: Iterator[float] | None = None
+        self._steps: Iterator[float] | None = None  # of the last group
         self._generator = np.random.default_rng(settings.seed)
-        self._structure: bytes
-        """`live` as a graph, with the weights that it began with."""
-        self._optimizer: Optimizer
-        self._average: PolyakAverage
         if base is not None:
-            self._begin(base, base)
+            self.weights = Weights(settings, base, base)
             self.drift = FeatureDrift.of_network(base)
 
     @property
+    def live(self) -> Head | None:
+        """The weights of the last step."""
+        return self.weights.live if self.weights else None
+
+    @property
+    def ema(self) -> Head | None:
+        """Their average, which is what is published."""
+        return self.weights.ema if self.weights else None
+
+    @property
     def missing(self) -> int:
-        """Pairs that complete the group at hand, or the first pairs of a fresh head, to which it is then fitted."""
+        """Pairs that complete the present group, or the first pairs that a new head is fitted to."""
         return len(self._new) - self._waiting
 
     def add(self, features: Array, scores: Array, finish: bool = True) -> list[Group]:
@@ -132,24 +127,24 @@ class Trainer:
         return groups
 
     def advance(self) -> None:
-        """Run one of the steps that are left of the last group, where any are."""
-        if self._rest is not None:
+        """Run one of the steps that are left of the last group, if there are any."""
+        if self._steps is not None:
             with np.errstate(over="ignore", invalid="ignore"):
-                more = next(self._rest, None) is not None
+                more = next(self._steps, None) is not None
             self.steps_left -= 1
             if not more:
-                self._rest = None
+                self._steps = None
 
     def finish(self) -> None:
         """Run the steps that are left of the last group."""
-        while self._rest is not None:
+        while self._steps is not None:
             self.advance()
 
     def network(self, head: Head) -> Network:
-        """The function of `live` or `ema` as a network of the base's own units."""
+        """The function of `live` or `ema` as a network in the base model's own units."""
         self.finish()
-        network = head.network()
-        return self._conditioning.remove(network) if self._conditioning else network
+        assert self.weights is not None
+        return self.weights.network(head)
 
     def state(self) -> dict[str, Array]:
         """All that what comes next depends on, as copies by name: a trainer made `from_state` goes on bit for bit alike."""
@@ -161,18 +156,10 @@ class Trainer:
             "prequential": self.prequential.rows(),
             "generator": np.frombuffer(json.dumps(self._generator.bit_generator.state).encode(), dtype=np.uint8),
         }
-        if self.live is not None:
-            state |= {
-                "structure": np.frombuffer(self._structure, dtype=np.uint8),
-                "parameters": self.live.parameters.copy(),
-                "average": self._average.parameters.copy(),
-                "average_steps": np.array(self._average.steps),
-                **self._optimizer.state(),
-            }
+        if self.weights is not None:
+            state |= self.weights.state()
         if self.warmup_start is not None:
             state["warmup_start"] = np.array(self.warmup_start)
-        if self._conditioning is not None:
-            state |= self._conditioning.state()
         if self.drift is not None:
             state |= {**self.drift.state(), "drift_is_measured": np.array(self._drift_is_measured)}
         return state
@@ -182,28 +169,19 @@ class Trainer:
         """A trainer that goes on from a `state`, made with equal settings.
 
         Without the generator or the optimizer's part of it, these begin anew. Raises KeyError, ValueError or NetworkError
-        where the state is not what `state` gave.
+        if the state is not what `state` gave.
         """
         trainer = cls(n_features, settings)
         if "structure" in state:
-            live = from_bytes(state["structure"].tobytes())
-            trainer._begin(live, live, int(state["average_steps"]))
-            assert trainer.live is not None
-            trainer.live.parameters[:] = state["parameters"]
-            trainer._average.parameters[:] = state["average"]
-            if trainer._optimizer.state().keys() <= state.keys():
-                trainer._optimizer.load(state)
+            trainer.weights = Weights.from_state(settings, state)
             trainer._new = trainer._room_for(settings.new_pairs)
-        if "places" in state:
-            trainer._conditioning = Conditioning.from_state(state)
         trainer.warmup_start = float(state["warmup_start"]) if "warmup_start" in state else None
         if "drift" in state:
             trainer.drift, trainer._drift_is_measured = FeatureDrift.from_state(state), bool(state["drift_is_measured"])
         trainer._waiting, trainer.trained, trainer.step, trainer.skipped_steps, added = state["counts"].tolist()
         trainer._new[: trainer._waiting] = state["waiting"]
         trainer.replay.restore(state["replay"], added)
-        if trainer.live is not None:
-            trainer._put_into_units_again()
+        trainer._fill_rows()
         trainer.prequential.add(state["prequential"])
         if "generator" in state:
             trainer._generator.bit_generator.state = json.loads(state["generator"].tobytes())
@@ -214,8 +192,8 @@ class Trainer:
         state = self.state()
         if settings.seed != self.settings.seed:
             del state["generator"]
-        if settings.optimizer != self.settings.optimizer:
-            for name in self._optimizer.state() if self.live is not None else ():
+        if settings.optimizer != self.settings.optimizer and self.weights is not None:
+            for name in self.weights.optimizer_keys:
                 del state[name]
         state["waiting"], state["counts"][0] = state["waiting"][:0], 0
         return self._with_waiting(Trainer.from_state(self.n_features, settings, state))
@@ -225,46 +203,31 @@ class Trainer:
         self.finish()
         trainer = Trainer(self.n_features, settings, base)
         trainer.replay.restore(self.replay.rows(), self.replay.added)
-        trainer._put_into_units_again()
+        trainer._fill_rows()
         return self._with_waiting(trainer)
 
     def _with_waiting(self, trainer: Trainer) -> Trainer:
-        waiting = self._new[: self._waiting]  # may complete a group, where fewer are wanted now
+        waiting = self._new[: self._waiting]  # may complete a group, if fewer are wanted now
         trainer.add(waiting[:, : self.n_features], waiting[:, self.n_features])
         return trainer
-
-    def _begin(self, live: Network, ema: Network, averaged_steps: int = 0) -> None:
-        """Train these weights from here on; the momentum starts anew."""
-        settings = self.settings
-        self.live = head = Head(live)
-        self._structure = to_bytes(live)
-        parameters, gradient = head.parameters, head.gradient
-        self._average = PolyakAverage(parameters, settings.ema_decay, settings.ema_warmup)
-        self._average.parameters[:] = Head(ema).parameters
-        self._average.steps = averaged_steps
-        self.ema = head.at(self._average.parameters)
-        if settings.optimizer == "sgd":
-            self._optimizer = Sgd(parameters, gradient, settings.momentum, settings.weight_decay)
-        else:
-            self._optimizer = Adam(parameters, gradient, settings.weight_decay)
 
     def _room_for(self, pairs: int) -> Array:
         return np.empty((pairs, self.n_features + 1), dtype=np.float32)
 
     def _take_group(self) -> float | None:
-        """Learn from the new pairs, which are complete; gives the loss before the first step, None where there is none."""
+        """Learn from the new pairs, which are complete. Gives the loss before the first step; None if they made a new head."""
         self.finish()
-        if self.live is None:
-            self._fit_fresh()
+        if self.weights is None:
+            self._fit_new_head()
             return None
-        if self._conditioning is None or any(self.trained - len(self._new) < count <= self.trained for count in MEASURED_AT):
-            self._measure_units()
+        if not self.weights.has_units or any(self.trained - len(self._new) < count <= self.trained for count in MEASURED_AT):
+            self._measure_units(self.weights)
         with np.errstate(over="ignore", invalid="ignore"):  # a step after which a number is not finite is left out
-            self._rest = self._train(self.live)
+            self._steps = self._train(self.weights)
             self.steps_left = self.settings.steps_per_batch if self.settings.replay_mix else 1
-            return next(self._rest)
+            return next(self._steps)
 
-    def _fit_fresh(self) -> None:
+    def _fit_new_head(self) -> None:
         settings, new = self.settings, self._new
         recipe = Recipe(
             hidden=settings.hidden, activation=settings.activation, seed=settings.seed,
@@ -272,37 +235,31 @@ class Trainer:
         )  # fmt: skip
         features = new[:, : self.n_features]
         fitted = fit(features, new[:, self.n_features], np.arange(len(new)), recipe).ema.network()
-        self._conditioning = condition(fitted, features, settings.score_min, settings.score_max)
         self.drift = FeatureDrift.of_network(fitted)
-        self._begin(self._conditioning.apply(fitted), self._conditioning.apply(fitted))
+        self.weights = Weights(settings, fitted, fitted).in_units_of(features)
         self.replay.add(new)
-        self._put_into_units_again()
+        self._fill_rows()
         self._new = self._room_for(settings.new_pairs)
 
-    def _measure_units(self) -> None:
-        """Condition the head anew, on the pairs so far."""
-        assert self.live is not None
-        assert self.ema is not None
-        live, ema = self.network(self.live), self.network(self.ema)
+    def _measure_units(self, weights: Weights) -> None:
+        """Measure the units anew, on the pairs so far."""
         seen = np.concatenate([self.replay.rows(), self._new])[:, : self.n_features]
-        self._conditioning = condition(live, seen, self.settings.score_min, self.settings.score_max)
         if self.drift is None or self._drift_is_measured:
             self.drift, self._drift_is_measured = FeatureDrift.of_pairs(seen), True
-        self._begin(self._conditioning.apply(live), self._conditioning.apply(ema), self._average.steps)
-        self._put_into_units_again()
+        self.weights = weights.in_units_of(seen)
+        self._fill_rows()
 
-    def _put_into_units_again(self) -> None:
+    def _fill_rows(self) -> None:
         """Bring the pairs of the replay buffer into the present units, each to its place."""
-        assert self.live is not None
-        count, n = len(self.replay), self.n_features
-        pairs = self.replay.data[:count]
-        self._rows.added = self.replay.added
-        self.live.rows(pairs[:, :n], pairs[:, n], out=self._rows.data[:count])
+        if self.live is not None:
+            count, n = len(self.replay), self.n_features
+            pairs = self.replay.data[:count]
+            self._rows.added = self.replay.added
+            self.live.rows(pairs[:, :n], pairs[:, n], out=self._rows.data[:count])
 
-    def _train(self, head: Head) -> Iterator[float]:
-        """Run the steps of the group at hand, one each time; before each, give its loss in score points squared."""
-        assert self.ema is not None
-        settings, new, unit = self.settings, self._new, head.score_scale**2
+    def _train(self, weights: Weights) -> Iterator[float]:
+        """Run the steps of the present group, one each time; before each, give its loss in score points squared."""
+        settings, new, head, unit = self.settings, self._new, weights.live, weights.live.score_scale**2
         self._new = self._room_for(settings.new_pairs)
         rows = head.rows(new[:, : self.n_features], new[:, self.n_features])
         batch = head.batch(min(settings.batch_size, len(new) + len(self._rows)))
@@ -313,14 +270,13 @@ class Trainer:
         if self.drift is not None:
             self.drift.add(new[:, : self.n_features])
         predicted = np.empty((len(new), 2), dtype=np.float32)
-        predicted[:, 0], predicted[:, 1] = self.ema.predict_rows(rows), new[:, self.n_features]
+        predicted[:, 0], predicted[:, 1] = weights.ema.predict_rows(rows), new[:, self.n_features]
         self.prequential.add(predicted)
         if self.warmup_start is None:
             self.warmup_start = self._how_far_off(predicted)
-        before = head.parameters.copy(), self._average.parameters.copy(), self._average.steps, self._optimizer.state()
-        first_step, skipped = self.step, self.skipped_steps
+        undo, first_step, skipped = weights.undo(), self.step, self.skipped_steps
 
-        self._step(head)
+        self._step(weights)
         self.replay.add(new)
         self._rows.add(rows)
 
@@ -329,11 +285,10 @@ class Trainer:
         for places in self._rows.draw(self._generator, further, len(batch)):
             self._rows.data.take(places, axis=0, out=batch, mode="clip")
             yield head.loss_and_gradient(batch) * unit
-            self._step(head)
+            self._step(weights)
 
-        if not math.isfinite(head.parameters.dot(head.parameters)):
-            head.parameters[:], self._average.parameters[:], self._average.steps, momentum = before
-            self._optimizer.load(momentum)
+        if not weights.is_finite():
+            undo()
             self.skipped_steps = skipped + self.step - first_step
 
     def _how_far_off(self, predicted: Array) -> float:
@@ -341,13 +296,8 @@ class Trainer:
         off = rmse(predicted[:, 0], predicted[:, 1]) / (FAR_OFF * (self.settings.score_max - self.settings.score_min))
         return min(1.0, off) if math.isfinite(off) else 1.0
 
-    def _step(self, head: Head) -> None:
-        """Take a step along the gradient, unless that is not finite."""
-        settings = self.settings
-        if clip_gradient(head.gradient, settings.max_grad_norm) < math.inf:
-            peak = RATE_UNIT * settings.learning_rate
-            self._optimizer.step(warmed_up(peak, self.step, settings.warmup_steps, self.warmup_start or 0.0))
-            self._average.update()
-        else:
+    def _step(self, weights: Weights) -> None:
+        settings, peak = self.settings, RATE_UNIT * self.settings.learning_rate
+        if not weights.step(warmed_up(peak, self.step, settings.warmup_steps, self.warmup_start or 0.0)):
             self.skipped_steps += 1
         self.step += 1

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import IO, Literal, TypeVar, cast
 
 from sidecar.journal.segments import journal_segments
+from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.npz import Archive, opened
-from sidecar.pairs.pair import MAX_LINE_BYTES, RecordedPairsError
+from sidecar.pairs.request import MAX_LINE_BYTES
 
 STDIN = "-"
 _READ_BYTES = 1 << 20

@@ -8,7 +8,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from sidecar.pairs.pair import MAX_LINE_BYTES, Name, Pair, PairError, check_other_fields, decode_pair
+from sidecar.pairs.errors import PairError
+from sidecar.pairs.request import MAX_LINE_BYTES, names_of
 
 
 class Answer(msgspec.Struct, omit_defaults=True):
@@ -75,19 +76,14 @@ def _not_blank(lines: list[bytes]) -> list[bytes]:
     return [line for line in lines if line and not line.isspace()]
 
 
-def read_request(line: bytes) -> Pair | Answer:
-    """The pair of a request line, or the answer that refuses it."""
-    try:
-        pair: Pair = decode_pair(line)
-        check_other_fields(line)
-    except PairError as error:
-        return refused(str(error), _job_id(line))
-    return pair
-
-
 def refused(error: str, job_id: str | UnsetType = UNSET, *, retryable: bool = False) -> Answer:
     """The answer to a line that was not accepted."""
     return Answer(ok=False, job_id=job_id, error=error, retryable=True if retryable else UNSET)
+
+
+def refusal(line: bytes, error: PairError) -> Answer:
+    """The answer to a line that is no pair. A job_id over the limit is not repeated: this bounds the answer."""
+    return refused(str(error), names_of(line)[0])
 
 
 def encode(answers: list[Answer]) -> bytes:
@@ -95,17 +91,4 @@ def encode(answers: list[Answer]) -> bytes:
     return _encoder.encode_lines(answers)
 
 
-class _Named(msgspec.Struct):
-    job_id: Name | UnsetType = UNSET  # one that is too long is not given back: clients bound the length of an answer
-
-
 _encoder = msgspec.json.Encoder()
-_named = msgspec.json.Decoder(_Named)
-
-
-def _job_id(line: bytes) -> str | UnsetType:
-    """The job_id of a line that is refused for something else, so that the client knows which it was."""
-    try:
-        return _named.decode(line).job_id
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return UNSET

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.pairs.pair import RecordedPairsError
+from sidecar.pairs.errors import RecordedPairsError
 
 
 class ArrayKindError(RecordedPairsError):

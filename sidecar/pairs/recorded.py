@@ -17,10 +17,12 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from onnx_builder.network import Float32
+from sidecar.pairs.errors import PairError, RecordedPairsError
 from sidecar.pairs.formats import CsvRows, read_form
 from sidecar.pairs.holdout import holdout_position
 from sidecar.pairs.npz import Archive
-from sidecar.pairs.pair import Packer, Pair, PairError, PairRows, RecordedPairsError, check_score, decode_pair
+from sidecar.pairs.pair import Pair, PairBlock, PairReader, check_score
+from sidecar.pairs.request import Request, decode_request
 
 _BLOCK_ROWS = 8192
 
@@ -48,6 +50,10 @@ class RecordedPairs:
 
     def __len__(self) -> int:
         return len(self.true_score)
+
+    def block(self, start: int, stop: int) -> PairBlock:
+        """The pairs from `start` up to `stop`, as a learner takes them."""
+        return PairBlock(self.features[start:stop], self.true_score[start:stop], self.position[start:stop].tolist())
 
 
 class _Block(NamedTuple):
@@ -114,16 +120,16 @@ class _Checks:
         self.score_min, self.score_max = score_min, score_max
         self.group_by, self.skip_bad, self.names = group_by, skip_bad, names
         self.feature_names: list[str] = []
-        self.packer: Packer | None = None
+        self.reader: PairReader | None = None
         self.skipped = 0
         self.first_skipped = ""
 
-    def packer_for(self, n_features: int) -> Packer:
-        if self.packer is None:
+    def reader_for(self, n_features: int) -> PairReader:
+        if self.reader is None:
             if not n_features:
                 raise PairError("features: expected at least one number, got 0")
-            self.packer = Packer(n_features, self.score_min, self.score_max)
-        return self.packer
+            self.reader = PairReader(n_features, self.score_min, self.score_max)
+        return self.reader
 
     def bad(self, where: str, reason: object) -> None:
         message = f"{where}: {reason}"
@@ -168,42 +174,44 @@ class _Builder:
 
     def __init__(self, checks: _Checks) -> None:
         self._checks = checks
-        self._rows: PairRows | None = None
+        self._pairs: list[Pair] = []
         self._labels: list[str] = []
         self._jobs: list[str] = []
 
-    def add(self, pair: Any, label: str = "") -> None:
+    def add(self, request: Request, label: str = "") -> None:
         """Raises PairError for a pair that does not pass, and is then as it was before."""
-        packer = self._checks.packer_for(len(pair.features))
-        packed = packer.pack(pair)
-        self._rows = self._rows or PairRows(packer.n_features)
-        self._rows.add(pair, packed)
+        self._pairs.append(self._checks.reader_for(len(request.features)).check(request))
         self._labels.append(label)
         if self._checks.names:
-            self._jobs.append(pair.job_id or "")
+            self._jobs.append(request.job_id or "")
 
     def full(self) -> bool:
         return len(self._labels) == _BLOCK_ROWS
 
     def take(self) -> Iterator[_Block]:
         """The block collected so far, where there is one."""
-        if self._rows:
-            yield _Block(*self._rows.arrays(), np.array(self._rows.positions), self._labels, self._jobs)
-            self._rows, self._labels, self._jobs = None, [], []
+        if self._pairs:
+            features, scores, holdout = PairBlock.of(self._pairs)
+            yield _Block(features, scores, np.array(holdout), self._labels, self._jobs)
+            self._pairs, self._labels, self._jobs = [], [], []
 
 
 def _read_json_lines(lines: Iterable[tuple[str, int, bytes]], checks: _Checks) -> Iterator[_Block]:
     group_by = checks.group_by
-    extra = group_by if group_by not in (None, *Pair.__struct_fields__) else None
-    kind = msgspec.defstruct("LabelledPair", [("label", Any, UNSET)], bases=(Pair,), rename={"label": extra}) if extra else Pair
+    extra = group_by if group_by not in (None, *Request.__struct_fields__) else None
+    kind = (
+        msgspec.defstruct("LabelledRequest", [("label", Any, UNSET)], bases=(Request,), rename={"label": extra})
+        if extra
+        else Request
+    )
     decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
     builder = _Builder(checks)
     for name, number, line in lines:
         if not line or line.isspace():
             continue
         try:
-            pair = decode_pair(line, decoder)
-            builder.add(pair, _label(pair, "label" if extra else group_by, group_by) if group_by else "")
+            request = decode_request(line, decoder)
+            builder.add(request, _label(request, "label" if extra else group_by, group_by) if group_by else "")
         except PairError as error:
             checks.bad(f"{name}: line {number}", error)
         if builder.full():
@@ -211,10 +219,10 @@ def _read_json_lines(lines: Iterable[tuple[str, int, bytes]], checks: _Checks) -
     yield from builder.take()
 
 
-def _label(pair: Any, attribute: str | None, group_by: str) -> str:
-    value = getattr(pair, attribute or "")
+def _label(request: Any, attribute: str | None, group_by: str) -> str:
+    value = getattr(request, attribute or "")
     if attribute == "group" and not value:
-        value = pair.job_id
+        value = request.job_id
     if value is UNSET:
         raise PairError(f"{group_by}: missing, and pairs are to be grouped by it")
     if not isinstance(value, str | int | float):
@@ -229,7 +237,7 @@ def _read_csv(name: str, header: list[str], rows: CsvRows, checks: _Checks) -> I
     builder = _Builder(checks)
     for number, row in rows:
         try:
-            builder.add(_pair_of_cells(header, row))
+            builder.add(_request_of_cells(header, row))
         except PairError as error:
             checks.bad(f"{name}: line {number}", error)
         if builder.full():
@@ -237,11 +245,11 @@ def _read_csv(name: str, header: list[str], rows: CsvRows, checks: _Checks) -> I
     yield from builder.take()
 
 
-def _pair_of_cells(header: list[str], cells: list[str]) -> Pair:
+def _request_of_cells(header: list[str], cells: list[str]) -> Request:
     if len(cells) != len(header):
         raise PairError(f"expected {len(header)} columns, got {len(cells)}")
     *features, true_score = (_number(column, text) for column, text in zip(header, cells, strict=True))
-    return Pair(features, true_score)
+    return Request(features, true_score)
 
 
 def _number(column: str, text: str) -> float:
@@ -269,8 +277,8 @@ def _read_npz(name: str, archive: Archive, checks: _Checks) -> Iterator[_Block]:
         good = []
         for row in range(count):
             try:
-                if checks.packer_for(features.shape[1]).n_features != features.shape[1]:
-                    raise PairError(f"features: expected {checks.packer_for(0).n_features} numbers, got {features.shape[1]}")
+                if checks.reader_for(features.shape[1]).n_features != features.shape[1]:
+                    raise PairError(f"features: expected {checks.reader_for(0).n_features} numbers, got {features.shape[1]}")
                 if not np.isfinite(packed[row]).all():
                     at = int(np.argmin(np.isfinite(packed[row])))
                     raise PairError(f"features[{at}]: {values[row, at]} is not a finite float32 number")

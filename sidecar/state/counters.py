@@ -1,15 +1,27 @@
-"""Counters that belong to a state and are no function of its pairs."""
+"""The counter that belongs to a state but is no function of its pairs: how much of it has been published."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-PUBLISHED = "published"
-"""The file in the state directory that says how many pairs had trained when this state's last checkpoint was published."""
+from sidecar.files import write_whole
+
+_PUBLISHED = "published"
 
 
-def read_trained(state_directory: Path) -> int:
+def read_published_pairs(state_directory: Path) -> int:
+    """How many pairs had trained when this state's last checkpoint was published; 0 if that is unknown."""
     try:
-        return int((state_directory / PUBLISHED).read_text(encoding="ascii"))
+        return int((state_directory / _PUBLISHED).read_text(encoding="ascii"))
     except (OSError, ValueError):
         return 0
+
+
+def write_published_pairs(state_directory: Path, pairs: int) -> None:
+    """Raises OSError."""
+    write_whole(state_directory / _PUBLISHED, f"{pairs}\n".encode())
+
+
+def forget_published_pairs(state_directory: Path) -> None:
+    """The number is no longer known. Raises OSError."""
+    (state_directory / _PUBLISHED).unlink(missing_ok=True)

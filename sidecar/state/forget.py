@@ -9,9 +9,9 @@ from pathlib import Path
 from sidecar.files import sync_directory
 from sidecar.journal.segments import GONE, JournalError, first_position, journal_segments, segment_lines, write_segment
 from sidecar.pairs.holdout import holdout_position
-from sidecar.pairs.pair import PairError, decode_pair
+from sidecar.pairs.request import names_of
 from sidecar.state.anchor import read_anchor, write_anchor
-from sidecar.state.counters import PUBLISHED
+from sidecar.state.counters import forget_published_pairs
 from sidecar.state.directory import StateError, locked
 from sidecar.state.snapshots import snapshots
 
@@ -62,7 +62,7 @@ def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
                 if unknown or (first is not None and position >= first):
                     snapshot.unlink()
             if unknown or first is not None:
-                (state_directory / PUBLISHED).unlink(missing_ok=True)
+                forget_published_pairs(state_directory)
             sync_directory(state_directory)
             anchor = _clear_anchor(state_directory, groups)
             for segment in affected:
@@ -86,11 +86,8 @@ def _groups(segment: Path) -> Iterator[tuple[int, str]]:
 
 
 def _group(line: bytes) -> str:
-    try:
-        pair = decode_pair(line)
-    except PairError:  # the next start says so; it is nobody's
-        return ""
-    return pair.group or pair.job_id or ""
+    job_id, group = names_of(line)
+    return group or job_id or ""
 
 
 def _clear_anchor(state_directory: Path, groups: Sequence[str]) -> int:

@@ -23,7 +23,7 @@ from sidecar.checkpoints.directory import (
     publish,
     read_digest,
 )
-from sidecar.models.description import read_description
+from sidecar.models.description import DescriptionError, read_description
 from tests.conftest import ROOT, tree
 
 
@@ -190,7 +190,7 @@ def test_a_description_that_is_not_json_is_told(tmp_path):
     checkpoint = publish(tmp_path, b"one", {})
     for text in ("{", "[1]"):
         checkpoint.description.write_text(text)
-        with pytest.raises(CheckpointError, match=r"model_v000001\.json"):
+        with pytest.raises(DescriptionError, match=r"model_v000001\.json"):
             read_description(checkpoint.model)
     checkpoint.description.unlink()
     assert read_description(checkpoint.model) is None

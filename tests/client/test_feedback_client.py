@@ -20,7 +20,7 @@ import sidecar.client.feedback_client
 from sidecar.client.feedback_client import FeedbackClient
 from sidecar.client.pipeline import Pipeline
 from sidecar.log import Complaints
-from sidecar.pairs.pair import MAX_LINE_BYTES
+from sidecar.pairs.request import MAX_LINE_BYTES
 from tests.client.fake_sidecar import (
     DUPLICATE,
     LONG,

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import sidecar.client.replay
-from sidecar.client.replay import ReplayError, Request, Summary, read_requests, replay
+from sidecar.client.replay import ReplayError, RequestLine, Summary, read_requests, replay
+from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.line_protocol import Answer
-from sidecar.pairs.pair import MAX_LINE_BYTES, RecordedPairsError
+from sidecar.pairs.request import MAX_LINE_BYTES
 from tests.client.fake_sidecar import DUPLICATE, OK, REFUSED, RETRYABLE, FakeSidecar, Peer, answers, reads, wait_until
 from tests.conftest import EXAMPLE
 
@@ -268,7 +269,7 @@ def many(monkeypatch, count):
     def requests(paths):
         for number in range(count):
             read.append(number)
-            yield Request("pairs.jsonl", number, LINES[0])
+            yield RequestLine("pairs.jsonl", number, LINES[0])
 
     monkeypatch.setattr(sidecar.client.replay, "read_requests", requests)
     return read

@@ -441,15 +441,15 @@ def test_values_reach_the_program_exactly(key, written, text):
         ({"http": "127.0.0.1:9091"}, "/sidecar/trainer/http"),
         ({"http": None}, "missing property 'http'"),
         ({"nativeSidecar": "yes"}, "value must be one of 'auto', 'always', 'never'"),
-        ({"scoreMin": 200}, "sidecar.online.trainer.scoreMin is 200: expected a number under scoreMax, which is 100"),
-        ({"scoreMax": -0.5}, "sidecar.online.trainer.scoreMin is 0: expected a number under scoreMax, which is -0.5"),
+        ({"scoreMin": 200}, "sidecar.trainer.scoreMin is 200: expected a number under scoreMax, which is 100"),
+        ({"scoreMax": -0.5}, "sidecar.trainer.scoreMin is 0: expected a number under scoreMax, which is -0.5"),
         (
             {"checkpointDir": "/mnt/vmafx-model/a"},
-            "sidecar.online.trainer.checkpointDir is /mnt/vmafx-model/a: expected a path under",
+            "sidecar.trainer.checkpointDir is /mnt/vmafx-model/a: expected a path under",
         ),
         (
             {"stateDir": "/var/x"},
-            "sidecar.online.trainer.stateDir is /var/x: expected a path under persistence.models.mountPath",
+            "sidecar.trainer.stateDir is /var/x: expected a path under persistence.models.mountPath",
         ),
     ],
 )
@@ -489,7 +489,7 @@ def leaves(schema: dict[str, Any], path: str = "") -> dict[str, dict[str, Any]]:
 
 def test_the_documented_values_are_the_schemas_with_the_charts_defaults():
     table = dict(re.findall(r"^\| `([\w.]+)` \| (.*?) \|", DOCS, flags=re.MULTILINE))
-    settings = {f"sidecar.online.trainer.{key}" for key in SETTINGS if key != "http"}
+    settings = {f"sidecar.trainer.{key}" for key in SETTINGS if key != "http"}
     assert table.keys() == leaves(SCHEMA).keys() - settings - {"global"}
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     for name, stated in table.items():

@@ -34,7 +34,7 @@ from sidecar.learning.training_settings import TrainingSettings
 from sidecar.online.training import OnlineTraining
 from sidecar.pairs.duplicates import RECENT_PAIRS
 from sidecar.pairs.line_protocol import LineBuffer, LineTooLongError, encode
-from sidecar.pairs.pair import MAX_DEPTH, MAX_LINE_BYTES, MAX_NAME_CHARACTERS, decode_pair
+from sidecar.pairs.request import MAX_DEPTH, MAX_LINE_BYTES, MAX_NAME_CHARACTERS, decode_request
 from sidecar.state.base_models import digest_of
 from tests.fuzz.fuzz_read import bound_memory
 
@@ -251,7 +251,7 @@ def _all_text(value: Any) -> str:
 
 def decode_deep_down(line: bytes, calls: int = 300) -> Any:
     """Decode a line as something that is called from far away would."""
-    return decode_pair(line) if not calls else decode_deep_down(line, calls - 1)
+    return decode_request(line) if not calls else decode_deep_down(line, calls - 1)
 
 
 # The run.

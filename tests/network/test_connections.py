@@ -16,7 +16,7 @@ import sidecar.network.connections as connections_module
 from sidecar.network.connections import BUFFERED_BYTES, TURN_LINES, UNSENT_BYTES, Connections
 from sidecar.network.unix_socket import listen
 from sidecar.pairs.line_protocol import Answer
-from sidecar.pairs.pair import MAX_LINE_BYTES
+from sidecar.pairs.request import MAX_LINE_BYTES
 
 
 class Loop:

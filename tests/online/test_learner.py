@@ -11,8 +11,6 @@ from sidecar.journal.run import Run
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.online.learner import HELD_OUT_PAIRS, Learner
-from sidecar.pairs.duplicates import RECENT_PAIRS, RecentPairs
-from sidecar.pairs.pair import Pair
 
 SETTINGS = TrainingSettings()
 RUN = Run(80, SETTINGS, 0.1, "digest")
@@ -24,8 +22,7 @@ def base(example):
 
 
 def take(learner, example, start, stop):
-    part = slice(start, stop)
-    return learner.take(example.features[part], example.true_score[part], example.position[part].tolist())
+    return learner.take(example.block(start, stop))
 
 
 def test_pairs_below_the_fraction_are_held_out_and_never_train(example, base):
@@ -101,31 +98,3 @@ def test_another_base_model_begins_anew_and_keeps_the_pairs(example, base):
     assert np.array_equal(learner.trainer.replay.rows(), replayed)
     assert np.array_equal(learner.held_out.rows(), held_out)
     assert take(learner, example, 400, 450)[0].loss < 100
-
-
-def pair(job_id, score=1.0, features=(1.0, 2.0)):
-    return Pair(list(features), score, job_id), np.array(features, dtype=np.float32).tobytes()
-
-
-def test_a_duplicate_has_the_same_job_and_the_same_float32_values():
-    recent = RecentPairs()
-    recent.add(recent.key(*pair("a")))
-    assert recent.key(*pair("a")) in recent
-    assert recent.key(*pair("a", features=(1.0 + 1e-12, 2.0))) in recent
-    assert recent.key(*pair("a", score=1.5)) not in recent
-    assert recent.key(*pair("a", features=(1.0, 3.0))) not in recent
-    assert recent.key(*pair("b")) not in recent
-    assert recent.key(*pair("")) is None
-    recent.add(recent.key(*pair("")))
-    assert recent.key(*pair("")) not in recent
-
-
-def test_only_the_last_pairs_count_as_recent():
-    recent = RecentPairs()
-    keys = [recent.key(*pair(f"j{i}")) for i in range(RECENT_PAIRS + 1)]
-    for key in keys[:RECENT_PAIRS]:
-        recent.add(key)
-    assert keys[0] in recent
-    recent.add(keys[RECENT_PAIRS])
-    assert keys[0] not in recent
-    assert keys[1] in recent

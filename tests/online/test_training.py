@@ -12,10 +12,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import sidecar.journal.run as run_module
 import sidecar.journal.writer as journal_module
-import sidecar.online.learner as learner_module
+import sidecar.online.backlog as backlog_module
 import sidecar.online.trainer as trainer_module
-import sidecar.online.training as online_module
 from sidecar.journal.run import Run
 from sidecar.journal.segments import JournalError, journal_segments, read_journal
 from sidecar.learning.recipe import Recipe, TrainingError, fit
@@ -55,7 +55,7 @@ def journalled(state):
 
 def assert_same_state(one, other):
     for each in (one, other):
-        each.wait()
+        each.backlog.wait()
     expected, found = one.learner.state(), other.learner.state()
     assert expected.keys() == found.keys()
     for name, array in expected.items():
@@ -96,7 +96,7 @@ def test_how_pairs_were_grouped_into_reads_does_not_matter(tmp_path, run, base, 
     while len(bit_by_bit) < 500:
         bit_by_bit += said(other.accept(lines[len(bit_by_bit) : min(len(bit_by_bit) + draw.choice([1, 1, 1, 7, 40]), 500)]))
         for _ in range(draw.choice([0, 1, 1, 2, 9])):
-            other.catch_up()
+            other.backlog.catch_up()
     assert bit_by_bit == at_once
     assert_same_state(one, other)
 
@@ -106,10 +106,10 @@ def test_steps_that_answers_need_not_wait_for_are_run_one_at_a_time(tmp_path, ru
     answers = [said(online.accept([line]))[0] for line in lines[:16]]
     assert (answers[-1]["trained"], answers[-1]["step"]) == (True, 4)
     for step in (1, 2, 3, 4):
-        assert online.has_work
-        online.catch_up()
+        assert online.backlog.has_work
+        online.backlog.catch_up()
         assert online.learner.trainer.step == step
-    assert not online.has_work
+    assert not online.backlog.has_work
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -174,7 +174,7 @@ def test_another_base_model_begins_a_new_run_that_can_be_made_again(tmp_path, ex
     online.accept(lines[200:300])
     online.close()
     again = start(tmp_path, then, other)
-    online.wait()
+    online.backlog.wait()
     assert again.learner.trainer.step < online.learner.trainer.step + 1
     assert_same_state(again, online)
     again.close()
@@ -251,7 +251,7 @@ def test_a_forgotten_pair_keeps_its_position_and_does_not_train(tmp_path, run, b
     path.write_bytes(path.read_bytes().replace(lines[50] + b"\n", b"#gone\n"))
     never = start(tmp_path / "never", run, base)
     never.accept(lines[:50] + lines[51:200])
-    never.wait()
+    never.backlog.wait()
     again = start(tmp_path / "forgot", run, base)
     assert again.learner.position == 200
     assert np.array_equal(again.learner.trainer.ema.parameters, never.learner.trainer.ema.parameters)
@@ -312,19 +312,19 @@ def test_a_fresh_head_is_fitted_on_the_worker_while_pairs_are_journalled_and_ans
         answers = []
         for at in range(0, 700, 50):
             answers += said(online.accept(lines[at : at + 50]))
-        assert online.busy
+        assert online.backlog.busy
         assert online.snapshot() is None
         assert [(answer["ok"], answer["step"], answer["trained"]) for answer in answers] == [(True, 0, False)] * 700
         assert online.journal.position == 700
-        assert online.behind > 400
+        assert online.backlog.waiting > 400
         hold.set()
-        online.wait()
-    assert not online.busy
+        online.backlog.wait()
+    assert not online.backlog.busy
     at_once = start(tmp_path / "at once", run)
     at_once.accept(lines[:700])
     assert_same_state(online, at_once)
     step = said(online.accept(lines[700:720]))[-1]["step"]
-    online.wait()
+    online.backlog.wait()
     assert step == online.learner.trainer.step > 0
     assert_same_counts(online, at_once, 20)
 
@@ -335,14 +335,14 @@ def assert_same_counts(one, other, more):
 
 
 def test_pairs_that_wait_for_a_fit_are_bounded(tmp_path, run, lines, start, monkeypatch):
-    monkeypatch.setattr(online_module, "_MOST_BEHIND", 300)
+    monkeypatch.setattr(backlog_module, "MOST_WAITING", 300)
     with ThreadPoolExecutor(1) as worker:
         online = start(tmp_path, replace(run, base=None), None, "everysec", True, worker)
         for at in range(0, 1000, 100):
             online.accept(lines[at : at + 100])
-            assert online.behind <= 300
-        online.wait()
-        assert online.behind == 0
+            assert online.backlog.waiting <= 300
+        online.backlog.wait()
+        assert online.backlog.waiting == 0
         assert online.learner.position == 1000
 
 
@@ -355,16 +355,16 @@ def test_a_fit_that_fails_leaves_it_recording(tmp_path, run, lines, start, monke
         patch.setattr(trainer_module, "fit", diverges)
         online = start(tmp_path, run, None, "everysec", True, worker)
         online.accept(lines[:400])
-        online.wait()
-        assert online.failed == "a fresh head could not be fitted to its first pairs: training diverged at step 1"
+        online.backlog.wait()
+        assert online.backlog.failed == "a new head could not be fitted to its first pairs: training diverged at step 1"
         assert [answer["ok"] for answer in said(online.accept(lines[400:500]))] == [True] * 100
         assert online.snapshot() is None
         online.close()
         online = start(tmp_path, run, None, "everysec", True, worker)
-        assert online.failed
+        assert online.backlog.failed
         online.close()
     online = start(tmp_path, run)
-    assert not online.failed
+    assert not online.backlog.failed
     assert online.recovered == 500
 
 
@@ -424,7 +424,7 @@ def test_a_snapshot_that_failed_is_written_again(tmp_path, run, base, lines, sta
 @pytest.mark.parametrize("where", ["journal", "snapshot"])
 def test_a_state_of_a_newer_format_is_refused(tmp_path, run, base, lines, start, where, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(learner_module, "STATE_FORMAT", 2)
+        patch.setattr(run_module, "STATE_FORMAT", 2)
         online = start(tmp_path, run, base)
         online.accept(lines[:100])
         if where == "snapshot":

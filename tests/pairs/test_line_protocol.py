@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.pairs.line_protocol import Answer, LineBuffer, LineTooLongError, encode, read_request, refused
-from sidecar.pairs.pair import MAX_LINE_BYTES, Pair
+from sidecar.pairs.holdout import holdout_position
+from sidecar.pairs.line_protocol import Answer, LineBuffer, LineTooLongError, encode, refused
+from sidecar.pairs.pair import Pair
+from sidecar.pairs.request import MAX_LINE_BYTES
 from tests.bad_lines import ODD, REFUSED, answer_to
 
 GOOD = b'{"job_id": "a1", "features": [0.5, 1, -2e3], "true_score": 42.5}'
 
 
 def test_a_pair_is_decoded():
-    assert read_request(GOOD) == Pair([0.5, 1.0, -2000.0], 42.5, "a1")
+    features = np.array([0.5, 1.0, -2000.0], dtype=np.float32).tobytes()
+    assert answer_to(GOOD) == Pair(features, 42.5, holdout_position("", "a1", features), "a1")
 
 
 @pytest.mark.parametrize("bad", REFUSED, ids=lambda bad: bad.says)
@@ -35,11 +39,13 @@ def test_a_line_that_is_no_pair_is_refused_with_the_reason(bad):
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.line[:60].decode(errors="replace"))
 def test_an_odd_line_is_a_pair_all_the_same(odd):
     names = {name: value for name, value in (("job_id", odd.job_id), ("group", odd.group)) if value is not None}
-    assert answer_to(odd.line) == Pair(odd.features, odd.true_score, **names)
+    features = np.array(odd.features, dtype=np.float32).tobytes()
+    position = holdout_position(odd.group or "", odd.job_id or "", features)
+    assert answer_to(odd.line) == Pair(features, odd.true_score, position, **names)
 
 
 def test_an_empty_line_is_refused_where_it_is_not_skipped():
-    assert read_request(b"").error == "not JSON: input data was truncated"
+    assert answer_to(b"").error == "not JSON: input data was truncated"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +58,7 @@ def test_an_empty_line_is_refused_where_it_is_not_skipped():
     ],
 )
 def test_a_refusal_says_which_job_it_was_where_that_can_be_known(line, job_id):
-    assert json.loads(encode([read_request(line)])).get("job_id") == job_id
+    assert json.loads(encode([answer_to(line)])).get("job_id") == job_id
 
 
 def test_answers_are_as_the_contract_has_them():
@@ -120,7 +126,7 @@ def received(reads):
 
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_pair_or_a_refusal(line):
-    answer = read_request(line)
+    answer = answer_to(line)
     if isinstance(answer, Answer):
         assert answer.ok is False
         msgspec.json.decode(encode([answer]))

@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.pairs.errors import PairError
 from sidecar.pairs.holdout import holdout_position
-from sidecar.pairs.pair import Packer, PairError, decode_pair
+from sidecar.pairs.pair import PairReader
 
 
 def read(line: bytes, n_features: int = 2) -> list[float]:
-    packer = Packer(n_features)
-    buffer = packer.pack(decode_pair(line))
-    return np.frombuffer(buffer, dtype=np.float32).tolist()
+    return np.frombuffer(PairReader(n_features).read(line).features, dtype=np.float32).tolist()
 
 
 @pytest.mark.parametrize(

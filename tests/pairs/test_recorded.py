@@ -12,8 +12,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.holdout import holdout_position
-from sidecar.pairs.pair import RecordedPairsError
 from sidecar.pairs.recorded import read_pairs
 
 

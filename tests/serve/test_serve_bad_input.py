@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from onnx_builder.write import to_bytes
 from sidecar.client.feedback_client import FeedbackClient
 from sidecar.monitoring.fetch import fetch_status
-from sidecar.pairs.pair import MAX_LINE_BYTES
+from sidecar.pairs.request import MAX_LINE_BYTES
 from tests.bad_lines import N_FEATURES, ODD, REFUSED
 from tests.conftest import run
 from tests.running import free_address, journalled, metrics, published, wait_until

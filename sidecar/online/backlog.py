@@ -1,0 +1,134 @@
+"""Journalled pairs on their way to the learner: which train before their answer, and which wait.
+
+Two kinds of pairs wait: those that complete no group, until their answers are sent; and those that come while a new head is
+fitted to its first pairs, which takes about a second and runs on a worker.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+
+from sidecar.learning.recipe import TrainingError
+from sidecar.online.learner import Learner
+from sidecar.online.trainer import Group
+from sidecar.pairs.pair import Pair, PairBlock
+
+MOST_WAITING = 100_000
+"""Pairs that may wait while a new head is fitted. When there are more, the next one waits for the fit."""
+_TOGETHER = 128
+"""Pairs that arrive a few at a time are trained on in blocks of about this size."""
+
+
+class Backlog:
+    """Trains a learner on pairs in the order of the journal.
+
+    worker: where a new head is fitted; None fits at once.
+
+    loss: of the last group before its first step, in score points squared; None before the first. failed: why the new head
+    could not be fitted, else empty; no pair trains then.
+    """
+
+    def __init__(self, learner: Learner, worker: Executor | None) -> None:
+        self._learner, self._worker = learner, worker
+        self._fitting: Future[list[Group]] | None = None
+        self._blocks: deque[list[Pair]] = deque()
+        self._fitting_pairs = self._waiting_pairs = 0
+        self.failed = ""
+        self.loss: float | None = None
+
+    @property
+    def busy(self) -> bool:
+        """A new head is being fitted on the worker: the learner must not be looked into."""
+        return self._fitting is not None
+
+    @property
+    def waiting(self) -> int:
+        """Pairs that wait, those that a new head is being fitted to included."""
+        return self._waiting_pairs + self._fitting_pairs
+
+    @property
+    def has_work(self) -> bool:
+        """`catch_up` has something to do."""
+        return not self.busy and (bool(self._blocks) or self._learner.trainer.steps_left > 0)
+
+    def take(self, pairs: list[Pair]) -> list[Group]:
+        """Train on pairs that complete a group, up to the loss of the last group; keep others for `catch_up`."""
+        if self.failed:
+            return []
+        if not self.busy and self._waiting_pairs + len(pairs) >= self._learner.trainer.missing:
+            for _ in range(2):  # more than arrive, so that what waited for a fit becomes less
+                if self._blocks:
+                    self._train(self._next())
+            if self.failed:
+                return []
+            if not self._blocks:
+                fitted = self._learner.until_fit(pairs) if self._worker else None
+                if fitted is not None:
+                    self._fit(pairs[:fitted])
+                    pairs = pairs[fitted:]
+                elif len(pairs) >= self._learner.trainer.missing:
+                    return self._train(pairs, finish=False)
+        self._keep(pairs)
+        return []
+
+    def catch_up(self) -> None:
+        """Run one of the steps that are left, or train on one block of the pairs that wait."""
+        if self._fitting is not None and self._fitting.done():
+            error, self._fitting, self._fitting_pairs = self._fitting.exception(), None, 0
+            if error is not None:
+                self.fail(error)
+        if not self.busy:
+            if self._learner.trainer.steps_left:
+                self._learner.trainer.advance()
+            elif self._blocks:
+                self._train(self._next())
+
+    def wait(self) -> None:
+        """Train on all that waits."""
+        while self.busy or self.has_work:
+            self.wait_for_fit()
+            self.catch_up()
+
+    def wait_for_fit(self) -> None:
+        """Wait until the worker no longer uses the learner."""
+        if self._fitting is not None:
+            self._fitting.exception()
+
+    def fail(self, error: BaseException) -> None:
+        """Train no more because a new head could not be fitted. Raises any error that says something else."""
+        if not isinstance(error, TrainingError | MemoryError):
+            raise error
+        self.failed = f"a new head could not be fitted to its first pairs: {error}"
+        self._blocks.clear()
+        self._waiting_pairs = 0
+
+    def _next(self) -> list[Pair]:
+        pairs = self._blocks.popleft()
+        self._waiting_pairs -= len(pairs)
+        return pairs
+
+    def _fit(self, pairs: list[Pair]) -> None:
+        assert self._worker is not None
+        self._fitting_pairs = len(pairs)
+        self._fitting = self._worker.submit(self._learner.take, PairBlock.of(pairs))
+
+    def _keep(self, pairs: Sequence[Pair]) -> None:
+        self._waiting_pairs += len(pairs)
+        if pairs and self._blocks and len(self._blocks[-1]) < _TOGETHER:
+            self._blocks[-1].extend(pairs)
+        elif pairs:
+            self._blocks.append([*pairs])
+        if self.waiting > MOST_WAITING:
+            self.wait()
+
+    def _train(self, pairs: list[Pair], finish: bool = True) -> list[Group]:
+        try:
+            groups = self._learner.take(PairBlock.of(pairs), finish)
+        except TrainingError as error:
+            self.fail(error)
+            return []
+        if groups:
+            self.loss = groups[-1].loss
+        return groups

@@ -1,0 +1,62 @@
+"""Publishing what a learner has learned so far: from copies, so that training can go on meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from sidecar.checkpoints.gate import Evidence
+from sidecar.checkpoints.publishing import Published, Terms, publish_network
+from sidecar.online.learner import Learner
+from sidecar.state.anchor import read_anchor, write_anchor
+from sidecar.state.counters import write_published_pairs
+
+_log = logging.getLogger(__name__)
+PARITY_PAIRS = 1024
+"""Real pairs, the newest of the replay buffer, on which the exported graph must agree with the trainer."""
+
+
+def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callable[[], Published]:
+    """A function that publishes the present averaged weights, to be called once, on any thread.
+
+    It raises what `publish_network` raises. The learner must have a model (`learner.trainer.ema`).
+    """
+    trainer = learner.trainer
+    assert trainer.ema is not None
+    network = trainer.network(trainer.ema)
+    held_out = learner.held_out.rows()
+    real = trainer.replay.rows(newest=PARITY_PAIRS)[:, : learner.run.n_features]
+    pairs_seen = trainer.trained
+    description = {
+        "step": trainer.step,
+        "pairs_seen": pairs_seen,
+        "settings": learner.run.as_json()["settings"],
+        "journal": {"directory": str(state_directory.resolve()), "first": learner.first, "last": learner.position - 1},
+    }
+
+    def publish() -> Published:
+        sets = [Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2])]
+        anchor = read_anchor(state_directory)  # read each time, because `promote` may have renewed it
+        if anchor is not None and anchor.shape[1] == held_out.shape[1]:
+            sets.append(Evidence("anchor", anchor[:, :-2], anchor[:, -2]))
+        published = publish_network(network, terms, sets, real, description)
+        _trim_memory()
+        try:
+            if published.gate.verdict == "stable":
+                write_anchor(state_directory, held_out)
+            write_published_pairs(state_directory, pairs_seen)
+        except OSError as error:  # the checkpoint stands; the gate keeps the anchor it has
+            name = published.checkpoint.name
+            _log.warning("%s: the anchor and counter of %s were not written: %s", state_directory, name, error.strerror)
+        return published
+
+    return publish
+
+
+def _trim_memory() -> None:
+    """Return what onnxruntime has freed to the system. The C library would keep some megabytes for this thread."""
+    with contextlib.suppress(OSError, AttributeError):  # not every C library can
+        ctypes.CDLL(None).malloc_trim(0)

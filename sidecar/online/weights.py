@@ -1,0 +1,121 @@
+"""The weights in training: the live ones, their average, the optimizer between them, and the units that all are in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from onnx_builder.network import Array, Network
+from onnx_builder.read import from_bytes
+from onnx_builder.write import to_bytes
+from sidecar.learning.conditioning import Conditioning, condition
+from sidecar.learning.head import Head
+from sidecar.learning.optim import Optimizer
+from sidecar.learning.optim.adam import Adam
+from sidecar.learning.optim.clipping import clip_gradient
+from sidecar.learning.optim.polyak import PolyakAverage
+from sidecar.learning.optim.sgd import Sgd
+from sidecar.learning.training_settings import TrainingSettings
+
+
+class Weights:
+    """Two networks of one architecture, the second the moving average of the first.
+
+    live, ema: heads of the last step's weights and of their average. conditioning: the units that they are in (see
+    `learning/conditioning.py`), None for the base model's own; `network` gives either head in the latter. averaged_steps: steps
+    that the average has seen. The optimizer's momentum starts anew.
+    """
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        live: Network,
+        ema: Network,
+        conditioning: Conditioning | None = None,
+        averaged_steps: int = 0,
+    ) -> None:
+        self._settings, self._conditioning = settings, conditioning
+        self._structure = to_bytes(live)  # the graph, with the weights that it began with
+        self.live = Head(live)
+        parameters, gradient = self.live.parameters, self.live.gradient
+        self._average = PolyakAverage(parameters, settings.ema_decay, settings.ema_warmup)
+        self._average.parameters[:] = Head(ema).parameters
+        self._average.steps = averaged_steps
+        self.ema = self.live.at(self._average.parameters)
+        self._optimizer: Optimizer
+        if settings.optimizer == "sgd":
+            self._optimizer = Sgd(parameters, gradient, settings.momentum, settings.weight_decay)
+        else:
+            self._optimizer = Adam(parameters, gradient, settings.weight_decay)
+
+    @property
+    def has_units(self) -> bool:
+        """The units were measured on pairs."""
+        return self._conditioning is not None
+
+    def network(self, head: Head) -> Network:
+        """The function of `live` or `ema`, in the base model's own units."""
+        network = head.network()
+        return self._conditioning.remove(network) if self._conditioning else network
+
+    def in_units_of(self, features: Array) -> Weights:
+        """The same functions in units measured on features (n, n_features)."""
+        live, ema = self.network(self.live), self.network(self.ema)
+        conditioning = condition(live, features, self._settings.score_min, self._settings.score_max)
+        return Weights(self._settings, conditioning.apply(live), conditioning.apply(ema), conditioning, self._average.steps)
+
+    def step(self, learning_rate: float) -> bool:
+        """Step against the gradient of `live`, clipped, and average. False, and nothing changes, if it is not finite."""
+        if not clip_gradient(self.live.gradient, self._settings.max_grad_norm) < math.inf:
+            return False
+        self._optimizer.step(learning_rate)
+        self._average.update()
+        return True
+
+    def is_finite(self) -> bool:
+        """No live weight has overflowed."""
+        return math.isfinite(self.live.parameters.dot(self.live.parameters))
+
+    def undo(self) -> Callable[[], None]:
+        """A function that brings back the present weights, average and momentum."""
+        live, ema, steps = self.live.parameters.copy(), self._average.parameters.copy(), self._average.steps
+        optimizer = self._optimizer.state()
+
+        def undo() -> None:
+            self.live.parameters[:], self._average.parameters[:], self._average.steps = live, ema, steps
+            self._optimizer.load(optimizer)
+
+        return undo
+
+    def state(self) -> dict[str, Array]:
+        """All that is here, as copies by name."""
+        return {
+            "structure": np.frombuffer(self._structure, dtype=np.uint8),
+            "parameters": self.live.parameters.copy(),
+            "average": self._average.parameters.copy(),
+            "average_steps": np.array(self._average.steps),
+            **self._optimizer.state(),
+            **(self._conditioning.state() if self._conditioning else {}),
+        }
+
+    @property
+    def optimizer_keys(self) -> set[str]:
+        """The names of the optimizer's part of a `state`."""
+        return set(self._optimizer.state())
+
+    @classmethod
+    def from_state(cls, settings: TrainingSettings, state: Mapping[str, Array]) -> Weights:
+        """Weights that go on from a `state`. Without the optimizer's part of it, the momentum starts anew.
+
+        Raises KeyError, ValueError or NetworkError if the state is not what `state` gave.
+        """
+        network = from_bytes(state["structure"].tobytes())
+        conditioning = Conditioning.from_state(state) if "places" in state else None
+        weights = cls(settings, network, network, conditioning, int(state["average_steps"]))
+        weights.live.parameters[:] = state["parameters"]
+        weights._average.parameters[:] = state["average"]
+        if weights.optimizer_keys <= state.keys():
+            weights._optimizer.load(state)
+        return weights

@@ -1,0 +1,130 @@
+"""Checkpoints while serving: made on a worker when they are due; what came of each is counted and logged."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sidecar.checkpoints.directory import LATEST, STABLE, linked
+from sidecar.checkpoints.publishing import Published, Terms
+from sidecar.checkpoints.schedule import CheckpointSchedule
+from sidecar.log import event
+from sidecar.models.base_model import BaseModel
+from sidecar.models.description import DescriptionError, read_description
+from sidecar.online.publication import publication
+from sidecar.online.training import OnlineTraining
+from sidecar.settings import Settings
+from sidecar.state.counters import read_published_pairs
+
+_log = logging.getLogger(__name__)
+_STAGES = {"ParityError": "parity", "CheckpointError": "write", "OSError": "write"}
+
+
+class Checkpointing:
+    """Publishes what `online` has learned, on a worker. wake: called on the worker once a checkpoint is done."""
+
+    def __init__(
+        self, settings: Settings, base: BaseModel | None, online: OnlineTraining, worker: Executor, wake: Callable[[], object]
+    ) -> None:
+        self._directory, self._state = settings.checkpoint_dir, settings.state
+        self._online, self._worker, self._wake = online, worker, wake
+        self._terms = Terms(
+            settings.checkpoint_dir, settings.score_max - settings.score_min, base, settings.export_io if base else "canonical",
+            settings.keep_checkpoints, settings.stability_plcc_delta, settings.stability_rmse_ratio,
+        )  # fmt: skip
+        self._schedule = CheckpointSchedule(settings.checkpoint_interval, settings.min_samples)
+        self._job: Future[Published] | None = None
+        self._pairs_in_job = 0
+        self._published_pairs = read_published_pairs(settings.state)
+        self._published: dict[str, int] = {}
+        self._failures: dict[str, int] = {}
+        self._gate: str | None = None
+        self._time = _time_of_latest(settings.checkpoint_dir)
+
+    def request(self) -> None:
+        """Publish one at the next turn."""
+        self._schedule.request()
+
+    def turn(self) -> str:
+        """Begin a checkpoint if one is due. Gives the path of one that was published since, or ""."""
+        path = ""
+        if self._job is not None and self._job.done():
+            path = self._end(self._job)
+        if self._job is None and self._schedule.requested and not self._has_model:
+            self._schedule.requested = False
+            _log.warning("a checkpoint was requested; there is no model to publish yet")
+        if self._job is None and self._has_model and self._schedule.is_due(self._new_pairs):
+            self._job = self._begin()
+        return path
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being made, and publish what has trained since the last."""
+        if self._job is not None:
+            self._end(self._job)
+        if self._has_model and self._new_pairs:
+            self._end(self._begin())
+
+    def as_status(self) -> dict[str, Any]:
+        """Its part of a `Status`."""
+        latest, stable = (linked(self._directory, link) for link in (LATEST, STABLE))
+        return {
+            "version": latest.version if latest else None,
+            "stable_version": stable.version if stable else None,
+            "checkpoint_time": self._time,
+            "checkpoint_gate": self._gate,
+            "checkpoints": dict(self._published),
+            "checkpoint_failures": dict(self._failures),
+        }
+
+    @property
+    def _has_model(self) -> bool:
+        backlog = self._online.backlog
+        return not backlog.busy and not backlog.failed and self._online.learner.trainer.ema is not None
+
+    @property
+    def _new_pairs(self) -> int:
+        """Pairs that have trained since the last checkpoint of this state."""
+        trained = self._online.learner.trainer.trained
+        return trained - self._published_pairs if trained >= self._published_pairs else trained
+
+    def _begin(self) -> Future[Published]:
+        self._schedule.begun()
+        self._pairs_in_job = self._online.learner.trainer.trained
+        job = self._worker.submit(publication(self._online.learner, self._terms, self._state))
+        job.add_done_callback(lambda job: self._wake())
+        return job
+
+    def _end(self, job: Future[Published]) -> str:
+        self._job = None
+        error = job.exception()
+        if error is not None:
+            stage = _STAGES.get(type(error).__name__, "build")
+            self._failures[stage] = self._failures.get(stage, 0) + 1
+            self._schedule.failed()
+            event(_log, "checkpoint not published", logging.ERROR, stage=stage, error=str(error) or type(error).__name__)
+            return ""
+        published = job.result()
+        verdict = published.gate.verdict
+        self._published_pairs = self._pairs_in_job
+        self._published[verdict] = self._published.get(verdict, 0) + 1
+        self._gate, self._time = verdict, time.time()
+        figures: dict[str, Any] = published.metrics.as_json() if published.metrics else {}
+        event(
+            _log, "checkpoint published", version=published.checkpoint.name, gate=verdict, reason=published.gate.reason,
+            **figures, parity_max_abs_diff=published.parity_max_abs_diff, seconds=round(published.seconds, 4),
+        )  # fmt: skip
+        return str(published.checkpoint.model)
+
+
+def _time_of_latest(checkpoint_directory: Path) -> float | None:
+    """Seconds since the epoch."""
+    latest = linked(checkpoint_directory, LATEST)
+    with contextlib.suppress(DescriptionError, KeyError, TypeError, ValueError):
+        return datetime.fromisoformat((read_description(latest.model) or {})["created_at"]).timestamp() if latest else None
+    return None

@@ -1,0 +1,122 @@
+"""Work that is done every now and then: fsync of the journal, snapshots, housekeeping. And what happens when it fails.
+
+Each may have to wait for the disk, so each runs on another thread; nothing here holds up an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from concurrent.futures import Executor, Future
+
+from sidecar.journal.retention import compress_closed, prune
+from sidecar.log import Complaints, event
+from sidecar.monitoring.history import History, write_history
+from sidecar.online.training import OnlineTraining
+from sidecar.settings import Settings
+
+_log = logging.getLogger(__name__)
+SYNC_S = 1.0
+HOUSEKEEPING_S = 60.0
+
+
+class Every:
+    """Says at most once in so many seconds that something is due, the first time at once."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._next = seconds, 0.0
+
+    def is_due(self, now: float) -> bool:
+        """now: seconds, of a clock that does not go back. A time that is due begins the next wait."""
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
+
+
+class Maintenance:
+    """Looks after the state directory of `online` while it serves.
+
+    worker: writes snapshots, compresses, deletes. syncer: brings the journal to disk, which must not wait for those.
+    """
+
+    def __init__(
+        self, settings: Settings, online: OnlineTraining, history: History, worker: Executor, syncer: Executor
+    ) -> None:
+        self._settings, self._online, self._history = settings, online, history
+        self._worker, self._syncer = worker, syncer
+        self._complaints = Complaints(_log)
+        self._syncing: Future[object] | None = None
+        self._writing: Future[object] | None = None
+        self._each_sync, self._each_housekeeping = Every(SYNC_S), Every(HOUSEKEEPING_S)
+        self._each_snapshot = Every(settings.snapshot_interval)
+
+    def turn(self, now: float) -> None:
+        """Begin what is due, and look after what has ended. now: `time.monotonic()`."""
+        if self._each_sync.is_due(now):
+            self._sync()
+        if self._is_idle() and self._each_snapshot.is_due(now):
+            self._snapshot()
+        if self._is_idle() and self._each_housekeeping.is_due(now):
+            self._writing = self._worker.submit(self._keep_house)
+            with contextlib.suppress(OSError):  # the next pair tries again
+                self._online.journal.roll_daily(time.time())
+
+    def finish(self) -> None:
+        """Write the state and the history, and wait for that."""
+        self._wait()
+        self._snapshot()
+        self._wait()
+        try:
+            write_history(self._settings.state, self._history)
+        except OSError as error:
+            _log.warning("%s: the history was not written: %s", self._settings.state, error.strerror)
+
+    def _sync(self) -> None:
+        """Begin an fsync of the journal. If the journal cannot be written, try whether it can be now."""
+        journal = self._online.journal
+        if self._syncing is not None:
+            if not self._syncing.done():
+                return
+            error, self._syncing = self._syncing.exception(), None
+            if isinstance(error, OSError):
+                journal.sync_failed(error)
+                self._online.counts.journal_errors += 1
+                event(_log, "the journal could not be brought to disk", logging.ERROR, error=error.strerror or str(error))
+            elif error is not None:
+                raise error
+        if journal.error:
+            if journal.try_again():
+                event(_log, "the journal can be written again", position=journal.position)
+        elif self._settings.journal_fsync == "everysec" and (sync := journal.syncer()) is not None:
+            self._syncing = self._syncer.submit(sync)
+
+    def _snapshot(self) -> None:
+        write = self._online.snapshot()
+        if write is not None:
+            self._writing = self._worker.submit(write)
+
+    def _keep_house(self) -> None:
+        settings, journal = self._settings, self._online.journal
+        compress_closed(settings.state)
+        oldest = time.time() - settings.journal_retention_days * 86400 if settings.journal_retention_days else 0.0
+        for segment in prune(settings.state, self._online.needed_from(), oldest, settings.journal_max_bytes):
+            event(_log, "journal segment deleted by retention", segment=segment.name)
+        journal.measure()
+        write_history(settings.state, self._history)
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.exception()
+            self._is_idle()
+
+    def _is_idle(self) -> bool:
+        """Nothing is being written. What could not be written is logged, and will be written again."""
+        if self._writing is None or not self._writing.done():
+            return self._writing is None
+        if (error := self._writing.exception()) is not None:
+            self._complaints.warn("state", "%s: %s", self._settings.state, error)
+            self._online.snapshot_failed()
+        self._writing = None
+        return True

@@ -1,0 +1,65 @@
+"""What the process sets for itself: signals, its limit of open files, how fast threads take turns."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+
+_SWITCH_S = 0.0001
+"""How long the other threads may hold the interpreter when the one that answers wants it. Python's own 5 ms would show."""
+
+
+class Signals:
+    """What the signals since the start ask for. stop: SIGTERM or SIGINT; publish: SIGUSR1, set back by whoever publishes."""
+
+    def __init__(self) -> None:
+        self.stop = self.publish = False
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle the signals here; those before are put back at the end."""
+        handlers = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGUSR1: self._publish}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stop = True
+
+    def _publish(self, number: int, frame: object) -> None:
+        self.publish = True
+
+
+@contextlib.contextmanager
+def woken_by_signals(descriptor: int) -> Iterator[None]:
+    """Each signal writes a byte to this descriptor, which is non-blocking."""
+    signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+
+
+@contextlib.contextmanager
+def quick_switches() -> Iterator[None]:
+    """Threads take turns after 0.1 ms."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def allow_descriptors(count: int) -> None:
+    """Raise the limit of open files to `count`, as far as the system permits; its soft limit is often 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (count if hard == resource.RLIM_INFINITY else min(count, hard), hard))

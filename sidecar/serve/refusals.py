@@ -1,0 +1,33 @@
+"""Refused lines: counted by what was wrong, and logged once a minute for each kind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from sidecar.log import Complaints
+from sidecar.monitoring.status import one_line
+from sidecar.pairs.line_protocol import Answer
+
+_log = logging.getLogger(__name__)
+_MOST_KINDS = 16
+_KIND_CHARACTERS = 60
+
+
+class Refusals:
+    """counts: refused lines by kind; kinds are of bounded number and length, since clients choose some of the words."""
+
+    def __init__(self) -> None:
+        self._complaints = Complaints(_log)
+        self.counts: dict[str, int] = {}
+
+    def add(self, answers: Iterable[Answer]) -> None:
+        """Count and log the answers that refuse a line for good."""
+        for answer in answers:
+            if answer.ok is False and answer.retryable is not True:
+                kind = str(answer.error).partition(":")[0].partition("[")[0]
+                self._complaints.warn(kind, "a pair was refused: %s", answer.error)
+                kind = one_line(kind)[:_KIND_CHARACTERS]
+                if kind not in self.counts and len(self.counts) == _MOST_KINDS:
+                    kind = "other"
+                self.counts[kind] = self.counts.get(kind, 0) + 1

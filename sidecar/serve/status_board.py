@@ -1,0 +1,88 @@
+"""The status of the running sidecar: made by the thread that trains, read by those that answer HTTP."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from sidecar.learning.metrics import plcc, rmse
+from sidecar.monitoring.history import History
+from sidecar.monitoring.status import Phase, Status
+from sidecar.online.training import OnlineTraining
+
+
+class StatusBoard:
+    """`status` is replaced, never changed; `history` holds the last hours of it."""
+
+    def __init__(self) -> None:
+        self.status = Status(phase="initializing", progress=time.monotonic())
+        self.history = History()
+
+    def recovered(self, pairs: int) -> None:
+        """So many more pairs of the journal were trained on again during the start."""
+        self.status = replace(self.status, progress=time.monotonic(), position=self.status.position + pairs)
+
+    def update(
+        self,
+        online: OnlineTraining,
+        *,
+        accepting: bool,
+        failed: str,
+        connections: int,
+        rejected: Mapping[str, int],
+        step_seconds: float | None,
+        checkpoints: Mapping[str, Any],
+    ) -> None:
+        """Make the present status.
+
+        X
+            with them. step_seconds: mean of the last steps. checkpoints: those fields of a `Status`.
+        """
+        learner, trainer, counts = online.learner, online.learner.trainer, online.counts
+        failed = failed or online.backlog.failed
+        seen = trainer.prequential.rows()
+        correlation = plcc(seen[:, 0], seen[:, 1])
+        self.status = replace(
+            self.status,
+            phase=_phase(online, failed),
+            reason=failed or (f"journal: {online.journal.error}" if online.journal.error else ""),
+            accepting=accepting,
+            progress=time.monotonic(),
+            n_features=learner.run.n_features,
+            position=online.journal.position,
+            step=online.steps,
+            pairs={
+                "accepted": counts.accepted - counts.held_out, "held_out": counts.held_out,
+                "duplicate": counts.duplicate, "rejected": sum(rejected.values()),
+            },
+            rejected=dict(rejected),
+            loss=online.backlog.loss,
+            prequential_rmse=rmse(seen[:, 0], seen[:, 1]) if len(seen) else None,
+            prequential_plcc=None if math.isnan(correlation) else correlation,
+            feature_drift=trainer.drift.largest if trainer.drift and trainer.trained else None,
+            step_seconds=step_seconds,
+            replay_size=len(trainer.replay),
+            replay_capacity=trainer.replay.capacity,
+            replay_evictions=trainer.replay.evictions,
+            held_out_size=len(learner.held_out),
+            held_out_capacity=learner.held_out.capacity,
+            connections=connections,
+            journal_bytes=online.journal.disk_bytes,
+            journal_errors=counts.journal_errors,
+            skipped_steps=trainer.skipped_steps,
+            **checkpoints,
+        )  # fmt: skip
+        self.history.tell(self.status, time.monotonic(), time.time())
+
+
+def _phase(online: OnlineTraining, failed: str) -> Phase:
+    if failed:
+        return "failed"
+    if online.journal.error:
+        return "paused"
+    if online.backlog.busy or online.learner.trainer.ema is None:
+        return "initializing"
+    return "running"
