@@ -42,6 +42,7 @@ class Scorer:
     """
 
     def __init__(self, model: Path | bytes) -> None:
+        onnxruntime.disable_telemetry_events()  # its wheels send usage figures unless told not to
         name = "model" if isinstance(model, bytes) else str(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -1,22 +1,33 @@
-"""vmafx-sidecar: trains a small regression head that predicts VMAF scores from features."""
+"""vmafx-sidecar: trains a small regression model that predicts VMAF scores from features.
 
-import os
+The public names, for programs in Python:
+
+    FeedbackClient   delivers pairs to a running sidecar from a background thread
+    read_pairs       reads recorded pairs from files
+
+Everything else may change. Importing this package changes nothing in the process that imports it.
+"""
+
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sidecar.client.feedback_client import FeedbackClient as FeedbackClient
+    from sidecar.client.feedback_client import FeedbackClient
+    from sidecar.pairs.recorded import read_pairs
 
-# One BLAS thread is faster at the size of a head's matrices, and sums in one order. Must be set before numpy loads.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# onnxruntime's wheels send usage figures to their makers unless told not to, and a sidecar speaks to nobody.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
+__all__ = ["FeedbackClient", "read_pairs"]
 __version__ = "0.1.0"
+
+_HOMES = {"FeedbackClient": "sidecar.client.feedback_client", "read_pairs": "sidecar.pairs.recorded"}
 
 
 def __getattr__(name: str) -> object:
-    if name == "FeedbackClient":  # not at once: most commands do not need what it loads
-        from sidecar.client.feedback_client import FeedbackClient
+    """The public names, loaded when they are first used: commands do not need all that they load."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return FeedbackClient
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -26,10 +26,11 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Kind:
-    """How a setting is read from text, and in words what is allowed."""
+    """How a setting is read from text. allowed: what may be given, in words; type: the same in one word, for `--help`."""
 
     parse: Callable[[str], Any]
     allowed: str
+    type: str
 
 
 def whole(low: int, high: float = math.inf) -> Kind:
@@ -41,7 +42,7 @@ def whole(low: int, high: float = math.inf) -> Kind:
             raise ValueError
         return value
 
-    return Kind(parse, f"a whole number from {low}" + (f" to {high:.0f}" if high < math.inf else ""))
+    return Kind(parse, f"a whole number from {low}" + (f" to {high:.0f}" if high < math.inf else ""), "INTEGER")
 
 
 def number(low: float, high: float = math.inf, *, over: bool = False, under: bool = False) -> Kind:
@@ -57,9 +58,9 @@ def number(low: float, high: float = math.inf, *, over: bool = False, under: boo
             raise ValueError
         return value
 
-    upper = "" if high == math.inf else f" and {'under' if under else 'at most'} {high:g}"
-    lower = "" if low == -math.inf else f" {'over' if over else 'of at least'} {low:g}"
-    return Kind(parse, f"a finite number{lower}{upper}")
+    upper = "" if high == math.inf else f" and {'below' if under else 'at most'} {high:g}"
+    lower = "" if low == -math.inf else f" {'above' if over else 'of at least'} {low:g}"
+    return Kind(parse, f"a finite number{lower}{upper}", "NUMBER")
 
 
 def one_of(*names: str) -> Kind:
@@ -68,7 +69,7 @@ def one_of(*names: str) -> Kind:
             raise ValueError
         return text
 
-    return Kind(parse, f"one of {', '.join(names)}")
+    return Kind(parse, f"one of {', '.join(names)}", "|".join(names))
 
 
 def _mode(text: str) -> int:
@@ -85,10 +86,10 @@ def _path(text: str) -> Path:
 
 
 SCORE = number(-3.4e38, 3.4e38)  # float32 goes no further
-FLAG = Kind(lambda text: {"0": False, "1": True, "false": False, "true": True}[text.lower()], "0 or 1")
-PATH = Kind(_path, "a path")
-TEXT = Kind(str, "text")
-MODE = Kind(_mode, "an octal file mode such as 0600")
+FLAG = Kind(lambda text: {"0": False, "1": True, "false": False, "true": True}[text.lower()], "0 or 1", "0|1")
+PATH = Kind(_path, "a path", "PATH")
+TEXT = Kind(str, "text", "TEXT")
+MODE = Kind(_mode, "an octal file mode such as 0600", "MODE")
 
 
 def setting(default: Any, env: str, helm: str | None, kind: Kind, help: str, **more: Any) -> Any:  # noqa: A002
@@ -99,119 +100,156 @@ def setting(default: Any, env: str, helm: str | None, kind: Kind, help: str, **m
 class Settings:
     """The settings of a sidecar. What is None is worked out from others."""
 
-    socket: Path = setting(Path("/tmp/vmafx-sidecar.sock"), "VMAFX_SIDECAR_SOCKET", None, PATH, "Unix socket path.")
-    socket_mode: int = setting(0o600, "VMAFX_SIDECAR_SOCKET_MODE", "socketMode", MODE, "Mode of the socket.")
+    socket: Path = setting(Path("/tmp/vmafx-sidecar.sock"), "VMAFX_SIDECAR_SOCKET", None, PATH, "Path of the Unix socket.")
+    socket_mode: int = setting(0o600, "VMAFX_SIDECAR_SOCKET_MODE", "socketMode", MODE, "File mode of the socket.")
     base_model: Path = setting(
         Path("/mnt/vmafx-models/base/model.onnx"), "VMAFX_BASE_MODEL_PATH", "baseModelPath", PATH,
-        "ONNX model or PyTorch state-dict to fine-tune; where nothing is there, a fresh head.",
+        "ONNX model or PyTorch state-dict to fine-tune. If the file does not exist, training starts from a new model.",
     )  # fmt: skip
     base_scaler: BaseScaler = setting(
         "none", "VMAFX_SIDECAR_BASE_SCALER", "baseScaler", one_of("none", "json"),
-        "json: apply feature_mean and feature_std of the JSON beside the base model.",
+        "json: apply feature_mean and feature_std from the JSON beside the base model.",
     )  # fmt: skip
     export_io: ExportIo = setting(
         "canonical", "VMAFX_SIDECAR_EXPORT_IO", "exportIo", one_of("canonical", "base"),
         "base: checkpoints keep the base model's inputs and output.",
     )  # fmt: skip
-    hidden: int = setting(64, "VMAFX_SIDECAR_HIDDEN", "hidden", whole(1, 65536), "Width of a fresh head's hidden layer.")
+    hidden: int = setting(64, "VMAFX_SIDECAR_HIDDEN", "hidden", whole(1, 65536), "Width of the hidden layer of a new model.")
     activation: ActivationName = setting(
         "relu", "VMAFX_SIDECAR_ACTIVATION", "activation", one_of("relu", "leaky_relu", "tanh", "gelu"),
-        "Activation of a fresh head, and of a PyTorch state-dict.",
+        "Activation of a new model, and of a PyTorch state-dict, which does not name its own.",
     )  # fmt: skip
     checkpoint_dir: Path = setting(
-        Path("/mnt/vmafx-models/online"), "VMAFX_SIDECAR_CHECKPOINT_DIR", "checkpointDir", PATH, "Versioned checkpoints."
+        Path("/mnt/vmafx-models/online"),
+        "VMAFX_SIDECAR_CHECKPOINT_DIR",
+        "checkpointDir",
+        PATH,
+        "Directory for versioned checkpoints.",
     )
     state_dir: Path | None = setting(
-        None, "VMAFX_SIDECAR_STATE_DIR", "stateDir", PATH, "Journal and snapshots.", otherwise="<checkpoint dir>/state"
+        None,
+        "VMAFX_SIDECAR_STATE_DIR",
+        "stateDir",
+        PATH,
+        "Directory for the journal and snapshots.",
+        otherwise="<checkpoint dir>/state",
     )
     replay_capacity: int = setting(
-        10_000, "VMAFX_SIDECAR_REPLAY_CAPACITY", "replayBufferSize", whole(1, 10_000_000), "Replay buffer capacity, pairs."
+        10_000,
+        "VMAFX_SIDECAR_REPLAY_CAPACITY",
+        "replayBufferSize",
+        whole(1, 10_000_000),
+        "Capacity of the replay buffer, in pairs.",
     )
-    batch_size: int = setting(32, "VMAFX_SIDECAR_BATCH_SIZE", "batchSize", whole(1, 65536), "Pairs per gradient step.")
+    batch_size: int = setting(32, "VMAFX_SIDECAR_BATCH_SIZE", "batchSize", whole(1, 65536), "Pairs in each gradient step.")
     replay_mix: float = setting(
         0.5, "VMAFX_SIDECAR_REPLAY_MIX", "replayMixRatio", number(0, 1, under=True),
-        "Share of each batch drawn from the replay buffer.",
+        "Share of each batch that is drawn from the replay buffer.",
     )  # fmt: skip
-    learning_rate: float = setting(1e-4, "VMAFX_SIDECAR_LR", "learningRate", number(0, over=True), "Learning rate.")
-    optimizer: Literal["sgd", "adam"] = setting(
-        "sgd", "VMAFX_SIDECAR_OPTIMIZER", "optimizer", one_of("sgd", "adam"), "sgd (with momentum) or adam."
+    learning_rate: float = setting(
+        1e-4, "VMAFX_SIDECAR_LR", "learningRate", number(0, over=True), "Learning rate.", also="--lr"
     )
-    momentum: float = setting(0.9, "VMAFX_SIDECAR_MOMENTUM", "momentum", number(0, 1, under=True), "SGD momentum.")
-    weight_decay: float = setting(1e-5, "VMAFX_SIDECAR_WEIGHT_DECAY", "weightDecay", number(0), "L2 strength.")
+    optimizer: Literal["sgd", "adam"] = setting(
+        "sgd", "VMAFX_SIDECAR_OPTIMIZER", "optimizer", one_of("sgd", "adam"), "SGD with momentum, or Adam."
+    )
+    momentum: float = setting(0.9, "VMAFX_SIDECAR_MOMENTUM", "momentum", number(0, 1, under=True), "Momentum of SGD.")
+    weight_decay: float = setting(1e-5, "VMAFX_SIDECAR_WEIGHT_DECAY", "weightDecay", number(0), "L2 regularisation strength.")
     max_grad_norm: float = setting(
-        1.0, "VMAFX_SIDECAR_MAX_GRAD_NORM", "maxGradNorm", number(0, over=True), "Clipping threshold of the gradient's norm."
+        1.0,
+        "VMAFX_SIDECAR_MAX_GRAD_NORM",
+        "maxGradNorm",
+        number(0, over=True),
+        "Gradients with a larger norm are scaled down to this.",
     )
     warmup_steps: int = setting(
-        100, "VMAFX_SIDECAR_WARMUP_STEPS", "warmupSteps", whole(0), "Linear learning-rate warm-up, steps."
+        100,
+        "VMAFX_SIDECAR_WARMUP_STEPS",
+        "warmupSteps",
+        whole(0),
+        "Steps over which the learning rate rises to its full value.",
     )
     steps_per_batch: int = setting(
-        4, "VMAFX_SIDECAR_STEPS_PER_BATCH", "stepsPerBatch", whole(1, 1024), "Gradient steps per group of new pairs."
+        4, "VMAFX_SIDECAR_STEPS_PER_BATCH", "stepsPerBatch", whole(1, 1024), "Gradient steps for each group of new pairs."
     )
-    ema_decay: float = setting(0.999, "VMAFX_SIDECAR_EMA_DECAY", "emaDecay", number(0, 1, under=True), "Polyak averaging β.")
+    ema_decay: float = setting(
+        0.999,
+        "VMAFX_SIDECAR_EMA_DECAY",
+        "emaDecay",
+        number(0, 1, under=True),
+        "Decay β of the moving average of the weights (Polyak averaging).",
+    )
     ema_warmup: bool = setting(
-        True, "VMAFX_SIDECAR_EMA_WARMUP", "emaWarmup", FLAG, "1: β_t = min(β, (1+t)/(10+t)); 0: β at once."
+        True, "VMAFX_SIDECAR_EMA_WARMUP", "emaWarmup", FLAG, "1: β_t = min(β, (1+t)/(10+t)); 0: β from the first step."
     )
     checkpoint_interval: float = setting(
         600.0, "VMAFX_SIDECAR_CKPT_INTERVAL_S", "checkpointIntervalSeconds", number(0), "Minimum seconds between checkpoints."
     )
     min_samples: int = setting(
-        1000, "VMAFX_SIDECAR_MIN_SAMPLES_CKPT", "minSamplesPerCheckpoint", whole(1), "Minimum new pairs before a checkpoint."
+        1000,
+        "VMAFX_SIDECAR_MIN_SAMPLES_CKPT",
+        "minSamplesPerCheckpoint",
+        whole(1),
+        "Minimum number of new pairs for a checkpoint.",
     )
     keep_checkpoints: int = setting(
-        20, "VMAFX_SIDECAR_KEEP_CHECKPOINTS", "keepCheckpoints", whole(1), "Older ones are pruned, never the stable one."
+        20,
+        "VMAFX_SIDECAR_KEEP_CHECKPOINTS",
+        "keepCheckpoints",
+        whole(1),
+        "Checkpoints to keep. Older ones are deleted, except the stable one.",
     )
     n_features: int | None = setting(
         None, "VMAFX_SIDECAR_N_FEATURES", "nFeatures", whole(1, 65536), "Length of the feature vector.",
         otherwise="the state's, else the base model's, else 80",
     )  # fmt: skip
-    score_min: float = setting(0.0, "VMAFX_SIDECAR_SCORE_MIN", "scoreMin", SCORE, "Lowest accepted true_score.")
-    score_max: float = setting(100.0, "VMAFX_SIDECAR_SCORE_MAX", "scoreMax", SCORE, "Highest accepted true_score.")
+    score_min: float = setting(0.0, "VMAFX_SIDECAR_SCORE_MIN", "scoreMin", SCORE, "Lowest true_score that is accepted.")
+    score_max: float = setting(100.0, "VMAFX_SIDECAR_SCORE_MAX", "scoreMax", SCORE, "Highest true_score that is accepted.")
     holdout_fraction: float = setting(
         0.05, "VMAFX_SIDECAR_HOLDOUT_FRACTION", "holdoutFraction", number(0, 1, under=True),
-        "Share of pairs kept out of training for the stability gate.",
+        "Share of pairs that never train, so that the gate can judge on them.", also="--holdout",
     )  # fmt: skip
     stability_plcc_delta: float = setting(
         0.005, "VMAFX_SIDECAR_STABILITY_PLCC_DELTA", "stabilityPlccDelta", number(0, 2),
-        "Largest PLCC loss that a stable checkpoint may show.",
+        "How far the PLCC of a stable checkpoint may be below the reference.",
     )  # fmt: skip
     stability_rmse_ratio: float = setting(
         1.1, "VMAFX_SIDECAR_STABILITY_RMSE_RATIO", "stabilityRmseRatio", number(0, over=True),
-        "Largest ratio of RMSE to the reference's.",
+        "Largest ratio of a stable checkpoint's RMSE to the reference's.",
     )  # fmt: skip
     snapshot_interval: float = setting(
         60.0, "VMAFX_SIDECAR_SNAPSHOT_INTERVAL_S", "snapshotIntervalSeconds", number(0, over=True),
-        "Most seconds of pairs that a restart has to train again.",
+        "Seconds between snapshots, which limit how much a crash makes it retrain.",
     )  # fmt: skip
     journal_fsync: Fsync = setting(
         "everysec", "VMAFX_SIDECAR_JOURNAL_FSYNC", "journalFsync", one_of("always", "everysec", "never"),
-        "When the journal is fsynced.",
+        "When the journal is fsynced: after each write, every second, or when the system decides.",
     )  # fmt: skip
     journal_retention_days: float = setting(
         90.0, "VMAFX_SIDECAR_JOURNAL_RETENTION_DAYS", "journalRetentionDays", number(0),
-        "Recorded pairs older than this are deleted; 0 keeps all.",
+        "Days after which recorded pairs are deleted; 0 keeps all.",
     )  # fmt: skip
     journal_max_bytes: int = setting(
         10_737_418_240, "VMAFX_SIDECAR_JOURNAL_MAX_BYTES", "journalMaxBytes", whole(0),
-        "Oldest closed segments go when the journal is larger; 0: no limit.",
+        "Size of the journal in bytes above which its oldest pairs are deleted; 0: no limit.",
     )  # fmt: skip
     http: str = setting(
         "127.0.0.1:9091",
         "VMAFX_SIDECAR_HTTP",
         "http",
         TEXT,
-        "Address of the live page, /status, /metrics and probes; empty: none.",
+        "Address of the live page, /status, /metrics and the probes; empty: no HTTP.",
     )
-    seed: int = setting(0, "VMAFX_SIDECAR_SEED", "seed", whole(0), "Every random choice derives from it.")
-    cuda: bool = setting(False, "VMAFX_SIDECAR_CUDA", "cuda", FLAG, "1: train on the GPU, which is not built yet.")
+    seed: int = setting(0, "VMAFX_SIDECAR_SEED", "seed", whole(0), "Seed of every random choice.")
+    cuda: bool = setting(False, "VMAFX_SIDECAR_CUDA", "cuda", FLAG, "1: train on a GPU. Not available yet.")
     log_format: LogFormat = setting(
-        "text", "VMAFX_SIDECAR_LOG_FORMAT", "logFormat", one_of("text", "json"), "Of the log on stderr."
+        "text", "VMAFX_SIDECAR_LOG_FORMAT", "logFormat", one_of("text", "json"), "Format of the log on stderr."
     )
     log_level: str = setting(
         "info",
         "VMAFX_SIDECAR_LOG_LEVEL",
         "logLevel",
         one_of("debug", "info", "warning", "error"),
-        "Least level that is logged.",
+        "Minimum log level.",
     )
 
     def __post_init__(self) -> None:
@@ -234,8 +272,32 @@ def env_of(name: str) -> str:
 
 
 def option_of(name: str) -> str:
-    """The command-line option of a setting."""
+    """The command-line option of a setting; some have another one besides (`also`)."""
     return "--" + name.replace("_", "-")
+
+
+SECTIONS = {
+    "Socket, directories and HTTP": "socket socket_mode checkpoint_dir state_dir http",
+    "Model": "base_model base_scaler export_io hidden activation n_features score_min score_max",
+    "Training": "learning_rate optimizer momentum weight_decay max_grad_norm warmup_steps steps_per_batch batch_size "
+    "replay_capacity replay_mix ema_decay ema_warmup seed cuda",
+    "Checkpoints and the gate": "checkpoint_interval min_samples keep_checkpoints holdout_fraction stability_plcc_delta "
+    "stability_rmse_ratio",
+    "Journal": "journal_fsync journal_retention_days journal_max_bytes snapshot_interval",
+    "Log": "log_format log_level",
+}
+"""The names of all settings, as `--help` and the docs group them."""
+
+
+def default_text(name: str) -> str:
+    """The default of a setting as a person would write it."""
+    about = next(each for each in fields(Settings) if each.name == name)
+    value = about.default
+    if "otherwise" in about.metadata:
+        return str(about.metadata["otherwise"])
+    if name == "socket_mode":
+        return f"{value:04o}"
+    return str(int(value)) if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def read_settings(options: Mapping[str, str | None], environment: Mapping[str, str]) -> Settings:

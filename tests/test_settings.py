@@ -87,12 +87,12 @@ def test_an_empty_http_address_means_none():
 @pytest.mark.parametrize(
     ("env", "value", "allowed"),
     [
-        ("VMAFX_SIDECAR_REPLAY_MIX", "1", "a finite number of at least 0 and under 1"),
-        ("VMAFX_SIDECAR_REPLAY_MIX", "-0.1", "a finite number of at least 0 and under 1"),
-        ("VMAFX_SIDECAR_LR", "0", "a finite number over 0"),
-        ("VMAFX_SIDECAR_LR", "nan", "a finite number over 0"),
-        ("VMAFX_SIDECAR_LR", "inf", "a finite number over 0"),
-        ("VMAFX_SIDECAR_LR", "fast", "a finite number over 0"),
+        ("VMAFX_SIDECAR_REPLAY_MIX", "1", "a finite number of at least 0 and below 1"),
+        ("VMAFX_SIDECAR_REPLAY_MIX", "-0.1", "a finite number of at least 0 and below 1"),
+        ("VMAFX_SIDECAR_LR", "0", "a finite number above 0"),
+        ("VMAFX_SIDECAR_LR", "nan", "a finite number above 0"),
+        ("VMAFX_SIDECAR_LR", "inf", "a finite number above 0"),
+        ("VMAFX_SIDECAR_LR", "fast", "a finite number above 0"),
         ("VMAFX_SIDECAR_BATCH_SIZE", "0", "a whole number from 1 to 65536"),
         ("VMAFX_SIDECAR_BATCH_SIZE", "1.5", "a whole number from 1 to 65536"),
         ("VMAFX_SIDECAR_SEED", "-1", "a whole number from 0"),

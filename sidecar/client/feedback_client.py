@@ -1,7 +1,4 @@
-"""The client's side of the socket: for producers of pairs in Python, who must never wait for the sidecar nor fail with it.
-
-    with FeedbackClient("/tmp/vmafx-sidecar.sock") as client:
-        client.send(features, true_score, job_id="a1", group="clip-7-crf-23")
+"""The client's side of the socket, for producers of pairs in Python: they never wait for the sidecar and never fail with it.
 
 `send` puts a pair in a bounded queue; a daemon thread delivers it through a `Pipeline`, reconnects, and sends again.
 """
@@ -38,6 +35,10 @@ _logger = logging.getLogger(__name__)
 
 class FeedbackClient:
     """Delivers pairs to a sidecar from a background thread. `send` may be called by any number of threads.
+
+    >>> with FeedbackClient("/tmp/vmafx-sidecar.sock") as client:
+    ...     client.send([0.97, 0.81, 31.2], true_score=42.7, job_id="a1", group="clip-7-crf-23")
+    True
 
     socket_path: the sidecar's Unix socket; it need not be there yet. capacity: the most pairs held, those in flight
     included. in_flight: the most pairs sent and not yet answered. retry_s: the first and the longest pause, in seconds,

@@ -75,6 +75,12 @@ def read_pairs(
 ) -> RecordedPairs:
     """All pairs of the given files, in order; "-" is JSON lines on standard input.
 
+    >>> pairs = read_pairs(["examples/recorded-80.jsonl.gz"], group_by="codec")
+    >>> pairs.features.shape, pairs.true_score.shape
+    ((2496, 80), (2496,))
+    >>> pairs.group_names
+    ['libx264', 'libvpx-vp9', 'libsvtav1', 'libx265']
+
     Every pair must have as many features as the first, and a score from score_min to score_max. group_by: a field that
     every pair must then have. skip_bad: count bad rows instead of stopping at the first. names: keep the job_ids.
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.cli.main import cli, train_offline_command
+from sidecar.cli.main import cli
+from sidecar.cli.train import train_offline_command
 from sidecar.client.feedback_client import _metrics
 from sidecar.monitoring.prometheus import metric_families
 from sidecar.monitoring.status import Status
@@ -42,12 +43,13 @@ def test_the_page_of_settings_is_current():
 
 
 def test_the_page_of_settings_has_each_once_as_the_program_reads_it():
-    cells = r"^\| `(VMAFX_\w+)` \| `(--[a-z-]+)` \| (?:`(\w+)`|–) \| (.*?) \| (.*?) \| (.*?) \|$"
+    cells = r"^\| `(VMAFX_\w+)` \| `(--.*?)` \| (?:`(\w+)`|–) \| (.*?) \| (.*?) \| (.*?) \|$"
     rows = {row[0]: row[1:] for row in re.findall(cells, CONFIGURATION, flags=re.MULTILINE)}
     assert CONFIGURATION.count("\n| `VMAFX_") == len(rows) == len(dataclasses.fields(Settings))
     for each in dataclasses.fields(Settings):
-        about, (option, helm, default, allowed, meaning) = each.metadata, rows[each.metadata["env"]]
-        assert (option, helm, allowed) == (option_of(each.name), about["helm"] or "", about["kind"].allowed)
+        about, (options, helm, default, allowed, meaning) = each.metadata, rows[each.metadata["env"]]
+        assert options.split("`, `") == [option for option in (option_of(each.name), about.get("also")) if option]
+        assert (helm, allowed) == (about["helm"] or "", about["kind"].allowed)
         assert meaning == about["help"]
         if "otherwise" in about:
             assert default.strip("`") == about["otherwise"]
@@ -71,7 +73,7 @@ def test_every_training_option_stands_in_the_table_with_its_default():
     ]
     assert len(rows) == len(options)
     for option in options:
-        (stated,) = (default for names, default in rows.items() if set(option.opts) <= set(names))
+        (stated,) = (default for names, default in rows.items() if set(option.opts) == set(names))
         default = option.default
         if isinstance(default, float | int) and not isinstance(default, bool):
             assert float(stated) == default, option.name

@@ -202,7 +202,7 @@ def test_a_bad_environment_variable_is_named(tmp_path):
     environment = {**os.environ, "VMAFX_SIDECAR_LR": "fast"}
     done = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", env=environment)
     assert done.returncode == 2
-    assert "VMAFX_SIDECAR_LR='fast': expected a finite number over 0" in done.stderr
+    assert "VMAFX_SIDECAR_LR='fast': expected a finite number above 0" in done.stderr
 
 
 def test_onnxruntime_is_not_loaded_before_the_first_checkpoint(tmp_path):

@@ -1,0 +1,127 @@
+"""Commands that look at models: `evaluate`, `inspect`, `verify`; and `promote`, which chooses the stable one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sidecar.cli import exit_codes
+from sidecar.cli.options import (
+    PATH,
+    base_scaler_option,
+    directory_options,
+    json_option,
+    pairs_argument,
+    pairs_options,
+    report_option,
+)
+from sidecar.cli.output import HEADER, print_fields, print_json, print_skipped, row
+from sidecar.evaluation.report import check_report_path, evaluation_document, write_report
+
+
+@click.command("evaluate")
+@click.argument("model", type=PATH)
+@pairs_argument
+@base_scaler_option("json: first apply feature_mean and feature_std from the JSON beside the model.")
+@click.option("--group-by", metavar="FIELD", help="Also give the figures of each value of this field.")
+@pairs_options
+@report_option
+@json_option
+def evaluate_command(model: Path, pairs: tuple[str, ...], report: Path | None, as_json: bool, **settings: Any) -> None:
+    """Score an ONNX MODEL on recorded PAIRS with onnxruntime.
+
+    \b
+    Example:
+      vmafx-sidecar evaluate checkpoints/latest.onnx examples/recorded-80.jsonl.gz
+    """
+    from sidecar.evaluation.evaluate import evaluate
+
+    if report is not None:
+        check_report_path(report, (model, model.with_suffix(".json"), *pairs))
+    found = evaluate(model, pairs, **settings, for_report=report is not None)
+    said: dict[str, Any] = {"model": str(model), **found.metrics.as_json(), "skipped": found.pairs.skipped}
+    if found.groups:
+        said["groups"] = [{"group": name, **measured.as_json()} for name, measured in found.groups.items()]
+    if as_json:
+        print_json(said)
+    else:
+        rows = [row(name, "", measured) for name, measured in found.groups.items()]
+        click.echo("\n".join([HEADER, *rows, row("evaluated", "", found.metrics)]))
+        print_skipped(found.pairs.skipped, found.pairs.first_skipped)
+    if report is not None:
+        write_report(report, evaluation_document(model, found, said, pairs, settings))
+        if not as_json:
+            click.echo(f"report: {report}")
+
+
+@click.command("inspect")
+@click.argument("model", type=PATH)
+@json_option
+def inspect_command(model: Path, as_json: bool) -> None:
+    """Say what a MODEL is: architecture, inputs and outputs, opset, digest, and where it comes from.
+
+    MODEL is an ONNX file or a PyTorch state-dict.
+
+    \b
+    Example:
+      vmafx-sidecar inspect checkpoints/latest.onnx
+    """
+    from sidecar.evaluation.inspect import inspect
+
+    about = inspect(model)
+    if as_json:
+        print_json(about)
+        return
+    print_fields(about)
+
+
+@click.command("verify")
+@click.argument("paths", nargs=-1, required=True, type=PATH, metavar="PATH...")
+@json_option
+def verify_command(paths: tuple[Path, ...], as_json: bool) -> int:
+    """Check models, or all checkpoints of directories: digest, JSON, onnx.checker, operators, parity with numpy.
+
+    \b
+    Example:
+      vmafx-sidecar verify checkpoints
+    """
+    from sidecar.checkpoints.verify import verify
+
+    verified = verify(paths)
+    if as_json:
+        models = [
+            {"model": str(one.model), "ok": one.ok, "failed": {check: wrong for check, wrong in one.checks.items() if wrong}}
+            for one in verified
+        ]
+        print_json({"ok": all(one.ok for one in verified), "models": models})
+    else:
+        for one in verified:
+            click.echo(f"{one.model}: {'ok' if one.ok else 'FAILED'} ({', '.join(one.checks)})")
+            for check, wrong in one.checks.items():
+                if wrong:
+                    click.echo(f"  {check}: {wrong}")
+    return 0 if all(one.ok for one in verified) else exit_codes.CHECK_SAYS_NO
+
+
+@click.command("promote")
+@click.argument("version", type=click.IntRange(min=1))
+@directory_options
+@json_option
+def promote_command(version: int, checkpoint_dir: Path, state_dir: Path | None, as_json: bool) -> None:
+    """Verify checkpoint VERSION and point stable.onnx at it, forward or back.
+
+    From then on the gate judges by it, and by the pairs held out now.
+
+    \b
+    Example:
+      vmafx-sidecar promote 3 --checkpoint-dir checkpoints
+    """
+    from sidecar.checkpoints.promotion import promote_by_hand
+
+    checkpoint = promote_by_hand(version, checkpoint_dir, state_dir or checkpoint_dir / "state")
+    if as_json:
+        print_json({"version": version, "stable": str(checkpoint.model)})
+    else:
+        click.echo(f"stable.onnx is {checkpoint.name}")

@@ -1,0 +1,68 @@
+"""Progress bars and live pictures, on a terminal only."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import click
+
+from sidecar.learning.recipe import Progress, no_progress
+
+_HOME, _TO_THE_END_OF_THE_LINE, _TO_THE_END = "\x1b[H", "\x1b[K", "\x1b[J"
+
+
+@contextlib.contextmanager
+def replay_bar(count: Callable[[], int] | None) -> Iterator[Callable[[int], None]]:
+    """A bar of answered pairs on stderr, only where that is a terminal. count: gives how many there are; None: nobody knows."""
+    if not sys.stderr.isatty():
+        yield lambda answered: None
+        return
+    total = count() if count else None
+    bar: Any = click.progressbar(
+        length=total, label="answered", file=sys.stderr, show_pos=True, update_min_steps=max(1, (total or 100_000) // 500)
+    )
+    with bar:
+        done = 0
+
+        def show(answered: int) -> None:
+            nonlocal done
+            bar.update(answered - done)
+            done = answered
+
+        yield show
+
+
+@contextlib.contextmanager
+def training_bar() -> Iterator[Callable[[int], Progress]]:
+    """A bar on stderr with the present loss, only where that is a terminal."""
+    with contextlib.ExitStack() as stack:
+
+        def start(total: int) -> Progress:
+            if not sys.stderr.isatty():
+                return no_progress
+            bar: Any = stack.enter_context(
+                click.progressbar(
+                    length=total,
+                    label="training",
+                    file=sys.stderr,
+                    item_show_func=lambda loss: "" if loss is None else f"loss {loss:.3f}",
+                    update_min_steps=max(1, total // 500),
+                )
+            )
+            return lambda pairs, loss: bar.update(pairs, loss)
+
+        yield start
+
+
+def draw_again(pictures: Iterable[str]) -> None:
+    """Each in the place of the one before, as much as there is room for; without a terminal one after the other."""
+    for picture in pictures:
+        if sys.stdout.isatty():
+            lines = picture.splitlines()[: shutil.get_terminal_size().lines - 1]
+            click.echo(_HOME + "".join(f"{line}{_TO_THE_END_OF_THE_LINE}\n" for line in lines) + _TO_THE_END, nl=False)
+        else:
+            click.echo(picture + "\n")

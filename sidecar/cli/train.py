@@ -1,0 +1,252 @@
+"""`train-offline`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+from click.core import ParameterSource
+
+from onnx_builder.network import ActivationName
+from sidecar.cli import exit_codes
+from sidecar.cli.options import (
+    NOT_NEGATIVE,
+    PATH,
+    POSITIVE,
+    SHARE,
+    base_scaler_option,
+    json_option,
+    pairs_argument,
+    pairs_options,
+    report_option,
+)
+from sidecar.cli.output import print_json, print_published, print_result, result_json
+from sidecar.cli.progress import training_bar
+from sidecar.evaluation.report import ReportError, check_report_path, training_document, write_report
+from sidecar.learning.recipe import Recipe
+
+if TYPE_CHECKING:  # imported where used: they load onnxruntime, and --help should not
+    from sidecar.models.base_model import BaseModel, ExportIo
+    from sidecar.models.json_scaling import BaseScaler
+    from sidecar.offline.training import Result
+
+_DEFAULTS = Recipe()
+_ACTIVATIONS = [name for name in get_args(ActivationName) if name != "sigmoid"]
+_AT_LEAST_ONE, _FROM_ZERO = click.IntRange(min=1), click.IntRange(min=0)
+_GOES_WITH_STREAM = (
+    "output", "base_model", "base_scaler", "export_io", "activation", "holdout", "until", "stream", "as_json", "pairs",
+)  # fmt: skip
+
+
+@click.command("train-offline")
+@pairs_argument
+@click.option(
+    "--output", "--checkpoint-dir", type=PATH, default=Path("checkpoints"), show_default=True, help="Checkpoint directory."
+)
+@click.option(
+    "--holdout",
+    "--holdout-fraction",
+    type=SHARE,
+    help="Share of pairs, whole groups at a time, that do not train and judge the result.  "
+    "[default: 0.1; with --group-by 0; with --stream 0.05]",
+)
+@click.option(
+    "--group-by",
+    metavar="FIELD",
+    help="Cross-validate first: leave out each value of this field once. Then train on all pairs.",
+)
+@pairs_options
+@click.option(
+    "--base-model",
+    type=PATH,
+    help="ONNX model or PyTorch state-dict to fine-tune. If the file does not exist, training starts from a new model.",
+)
+@base_scaler_option("json: apply feature_mean and feature_std from the JSON beside the base model.")
+@click.option(
+    "--export-io",
+    type=click.Choice(["canonical", "base"]),
+    default="canonical",
+    show_default=True,
+    help="base: publish with the base model's inputs, output and fixed batch, and leave its JSON's scaling outside.",
+)
+@click.option("--stream", is_flag=True, help="Train on each pair once, in order, as the online sidecar does at its settings.")
+@click.option(
+    "--until", type=_FROM_ZERO, help="With --stream: the last position in the journal to train on.  [default: the last]"
+)
+@click.option(
+    "--epochs",
+    type=_FROM_ZERO,
+    help="Passes over the pairs; 0 publishes the base model unchanged.  [default: 768,000 / pairs, from 10 to 3000]",
+)
+@click.option("--batch-size", type=_AT_LEAST_ONE, default=_DEFAULTS.batch_size, show_default=True, help="Pairs in each step.")
+@click.option(
+    "--learning-rate",
+    "--lr",
+    "learning_rate",
+    type=POSITIVE,
+    help="Peak learning rate, for features and scores of mean 0 and deviation 1.  "
+    "[default: 0.04, with adam 0.002; from a base model 0.02, with adam 0.001]",
+)
+@click.option(
+    "--optimizer",
+    type=click.Choice(["sgd", "adam"]),
+    default=_DEFAULTS.optimizer,
+    show_default=True,
+    help="SGD with momentum, or Adam.",
+)
+@click.option("--momentum", type=SHARE, default=_DEFAULTS.momentum, show_default=True, help="Momentum of SGD.")
+@click.option(
+    "--weight-decay", type=NOT_NEGATIVE, default=_DEFAULTS.weight_decay, show_default=True, help="L2 regularisation strength."
+)
+@click.option(
+    "--group-lasso",
+    type=NOT_NEGATIVE,
+    help="Strength of the penalty that removes features which do not help.  "
+    "[default: 0.001, with adam 0.1; from a base model 0]",
+)
+@click.option(
+    "--max-grad-norm",
+    type=POSITIVE,
+    default=_DEFAULTS.max_grad_norm,
+    show_default=True,
+    help="Gradients with a larger norm are scaled down to this.",
+)
+@click.option(
+    "--warmup-steps",
+    type=_FROM_ZERO,
+    default=_DEFAULTS.warmup_steps,
+    show_default=True,
+    help="Steps over which the learning rate rises to its peak.",
+)
+@click.option(
+    "--ema-decay",
+    type=SHARE,
+    default=_DEFAULTS.ema_decay,
+    show_default=True,
+    help="Decay of the moving average of the weights, which is what is published.",
+)
+@click.option(
+    "--hidden",
+    type=click.IntRange(1, 65536),
+    default=_DEFAULTS.hidden,
+    show_default=True,
+    help="Width of the hidden layer of a new model.",
+)
+@click.option(
+    "--activation",
+    type=click.Choice(_ACTIVATIONS),
+    default=_DEFAULTS.activation,
+    show_default=True,
+    help="Activation of a new model, and of a PyTorch state-dict, which does not name its own.",
+)
+@click.option("--seed", type=_FROM_ZERO, default=_DEFAULTS.seed, show_default=True, help="The same seed gives the same bytes.")
+@report_option
+@json_option
+def train_offline_command(
+    pairs: tuple[str, ...],
+    output: Path,
+    holdout: float | None,
+    group_by: str | None,
+    skip_bad: bool,
+    report: Path | None,
+    as_json: bool,
+    base_model: Path | None,
+    base_scaler: BaseScaler,
+    export_io: ExportIo,
+    stream: bool,
+    until: int | None,
+    **recipe: Any,
+) -> int:
+    """Train a model on recorded PAIRS, from scratch or from a base model, and publish it as a checkpoint.
+
+    PAIRS are .jsonl, .jsonl.gz, .npz or .csv files, a sidecar's state directory, or - for JSON lines on standard input.
+
+    \b
+    Example:
+      vmafx-sidecar train-offline examples/recorded-80.jsonl.gz --group-by source --output checkpoints
+    """
+    from sidecar.models.base_model import load_or_fresh
+    from sidecar.offline.training import train_offline
+
+    _check_options(recipe, base_model, base_scaler, export_io, stream, until, report)
+    base: BaseModel | None = None
+    if base_model is not None:
+        base = load_or_fresh(base_model, scaler=base_scaler, export_io=export_io, activation=recipe["activation"])
+    if report is not None:
+        check_report_path(report, (*pairs, *([base_model, base_model.with_suffix(".json")] if base_model else [])), output)
+    if stream:
+        from sidecar.online.stream import train_stream
+
+        published = train_stream(pairs, output, until=until, base=base, export_io=export_io, holdout=holdout)
+        print_published(published, as_json)
+        return exit_codes.CHECK_SAYS_NO if published.gate.verdict == "unstable" else 0
+    if base is None and recipe["epochs"] == 0:
+        raise click.UsageError("--epochs 0 publishes a base model unchanged, and there is none")
+    if holdout is None:
+        holdout = 0.0 if group_by else 0.1
+    try:
+        with training_bar() as progress:
+            result = train_offline(
+                pairs,
+                output,
+                Recipe(**recipe),
+                base=base,
+                export_io=export_io if base else "canonical",
+                holdout=holdout,
+                group_by=group_by,
+                skip_bad=skip_bad,
+                for_report=report is not None,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        click.echo("nothing was published", err=True)
+        raise
+    if as_json:
+        print_json(result_json(result))
+    else:
+        print_result(result)
+    if report is not None:
+        asked: dict[str, Any] = {"holdout": holdout, "group_by": group_by, "skip_bad": skip_bad}
+        asked |= {"base_model": base_model and str(base_model), "base_scaler": base_scaler, "export_io": export_io}
+        _write_report(report, result, pairs, asked)
+        if not as_json:
+            click.echo(f"report: {report}")
+    return exit_codes.CHECK_SAYS_NO if result.gate.verdict == "unstable" else 0
+
+
+def _write_report(report: Path, result: Result, pairs: tuple[str, ...], asked: dict[str, Any]) -> None:
+    try:
+        write_report(report, training_document(result, result_json(result), pairs, asked))
+    except ReportError as error:
+        raise ReportError(f"{error}; the checkpoint is published, without a report") from error
+    except KeyboardInterrupt:
+        click.echo("the checkpoint is published, without a report", err=True)
+        raise
+
+
+def _check_options(
+    recipe: dict[str, Any],
+    base_model: Path | None,
+    base_scaler: str,
+    export_io: str,
+    stream: bool,
+    until: int | None,
+    report: Path | None,
+) -> None:
+    """Raises UsageError for options that do not go together."""
+    if not recipe["score_min"] < recipe["score_max"]:
+        raise click.UsageError(f"--score-min {recipe['score_min']:g} is not below --score-max {recipe['score_max']:g}")
+    if base_model is None and (base_scaler != "none" or export_io != "canonical"):
+        raise click.UsageError("--base-scaler and --export-io need --base-model")
+    if until is not None and not stream:
+        raise click.UsageError("--until needs --stream")
+    if stream and report is not None:
+        raise click.UsageError("--report does not go with --stream; evaluate --report shows the checkpoint that it makes")
+    context = click.get_current_context()
+    for option in context.command.params if stream else ():
+        name = str(option.name)
+        if name not in _GOES_WITH_STREAM and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{option.opts[0]} does not go with --stream, which trains with the online sidecar's settings"
+            )
