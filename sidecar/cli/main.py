@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import sys
 from typing import NoReturn
-
-# Before numpy and onnxruntime are loaded, and only for this process: a program that imports the library keeps its own settings.
-# One BLAS thread is faster at the size of these matrices, and adds up in one order.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# onnxruntime's wheels send usage figures to their makers unless told not to.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import click
 

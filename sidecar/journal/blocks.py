@@ -19,14 +19,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
 
-RUN, GONE = b"#run ", b"#gone"
+RUN, GONE, LOST = b"#run ", b"#gone", b"#lost"
 MOST_BYTES = 64 << 20
 """No block is larger. One read of a client gives a few hundred lines, and a line has at most a mebibyte."""
 _START = b"#block "
 _HEADER = re.compile(rb"#block (\d{12,15}) (\d{1,9}) (\d{1,9}) ([0-9a-f]{8}) ([0-9a-f]{8})\n")
 _BEGINNING = re.compile(rb"#block( (\d{0,15}( (\d{0,9}( (\d{0,9}( ([0-9a-f]{0,8}( ([0-9a-f]{0,8})?)?)?)?)?)?)?)?)?)?")
 _LONGEST_HEADER = 80
-_LINE = 1 << 20
+_CHUNK = 1 << 20
 
 
 class Block(NamedTuple):
@@ -38,11 +38,15 @@ class Block(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """Bytes of a file, from `start` up to `stop`, that are not as they were written."""
+    """Bytes of a file, from `start` up to `stop`, that are not as they were written.
+
+    end: the position after the last pair that was there, as far as headers tell it, else 0.
+    """
 
     start: int
     stop: int
     reason: str
+    end: int = 0
 
 
 class Torn(NamedTuple):
@@ -86,6 +90,7 @@ def read_blocks(stream: IO[bytes]) -> Iterator[Block | Damage | Torn]:
     """
     at = 0  # where the next block begins
     bad: int | None = None  # where the damage that goes on begins
+    end = 0  # the position after it, if its headers are whole
     while True:
         stream.seek(at)
         line = stream.readline(_LONGEST_HEADER)
@@ -95,8 +100,8 @@ def read_blocks(stream: IO[bytes]) -> Iterator[Block | Damage | Torn]:
         payload = stream.read(header.size) if header else b""
         if header and header.fits(payload):
             if bad is not None:
-                yield Damage(bad, at, "no whole block")
-                bad = None
+                yield Damage(bad, at, "no whole block", end)
+                bad, end = None, 0
             lines = payload[:-1].split(b"\n")
             yield Block(header.position, header.position + header.pairs, lines)
             at += len(line) + header.size
@@ -104,21 +109,27 @@ def read_blocks(stream: IO[bytes]) -> Iterator[Block | Damage | Torn]:
             yield Torn(at)
             return
         else:
-            bad = at if bad is None else bad
+            bad, end = (at if bad is None else bad), max(end, header.position + header.pairs if header else 0)
             at = at + len(line) + header.size if header else _next_start(stream, at + 1)
     if bad is not None:
-        yield Damage(bad, stream.tell(), "no whole block")
+        yield Damage(bad, stream.tell(), "no whole block", end)
 
 
 def _is_cut_header(line: bytes, stream: IO[bytes]) -> bool:
-    return not line.endswith(b"\n") and not stream.read(1) and _BEGINNING.fullmatch(line) is not None
+    if line.endswith(b"\n") or stream.read(1):
+        return False
+    return _START.startswith(line) or _BEGINNING.fullmatch(line) is not None
 
 
 def _next_start(stream: IO[bytes], at: int) -> int:
-    """Where a line begins that may be a header, or the end of the file."""
+    """Where the next header may begin, or the end of the file. It need not begin a line: zeros may stand before it."""
     stream.seek(at)
-    while line := stream.readline(_LINE):
-        if line.startswith(_START) and at:
-            return at
-        at += len(line)
-    return at
+    kept = b""
+    while chunk := stream.read(_CHUNK):
+        data = kept + chunk
+        found = data.find(_START)
+        if found >= 0:
+            return at + found
+        kept = data[-len(_START) + 1 :]
+        at += len(data) - len(kept)
+    return at + len(kept)

@@ -23,7 +23,7 @@ from sidecar.settings import Settings
 from sidecar.state.published_pairs import read_published_pairs
 
 _log = logging.getLogger(__name__)
-_STAGES = {"ParityError": "parity", "CheckpointError": "write", "OSError": "write"}
+_STAGES = {"ParityError": "parity", "CheckpointError": "write", "OSError": "write", "LockedError": "lock"}
 
 
 class Checkpointing:
