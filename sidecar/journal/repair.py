@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sidecar.files import remove_leftovers, sync_directory, whole_file
 from sidecar.journal.blocks import LOST, RUN, Damage, encode_block
-from sidecar.journal.segments import OnDamage, first_position, journal_segments, whole_blocks, write_gzipped
+from sidecar.journal.segments import OnDamage, first_position, journal_segments, whole_blocks, with_ends, write_gzipped
 from sidecar.journal.writer import End
 
 KeepAside = Callable[[Path, str], object]
@@ -109,10 +109,8 @@ def replace_segment(segment: Path, blocks: Iterator[bytes]) -> None:
 
 def check_segments(state_directory: Path, on_damage: OnDamage) -> int:
     """Read all of a journal. Gives how many pairs are whole, those forgotten included. Raises JournalError."""
-    segments = journal_segments(state_directory)
     pairs = 0
-    ends = [*map(first_position, segments[1:]), None]
-    for segment, end in zip(segments, ends, strict=True):
+    for segment, end in with_ends(journal_segments(state_directory)):
         for block in whole_blocks(segment, end, on_damage):
             pairs += block.end - block.position
     return pairs

@@ -16,7 +16,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -63,6 +63,12 @@ def journal_segments(state_directory: Path) -> list[Path]:
     return [found[position] for position in sorted(found)]
 
 
+def with_ends(segments: Sequence[Path]) -> list[tuple[Path, int | None]]:
+    """Segments with the position at which the next one begins, None for the last."""
+    ends = [*map(first_position, segments[1:]), None]
+    return [*zip(segments, ends, strict=False)]
+
+
 def first_position(segment: Path) -> int:
     """The position of a segment's first pair."""
     return int(segment.name.partition(".")[0])
@@ -94,8 +100,7 @@ def read_journal(state_directory: Path, start: int = 0, on_damage: OnDamage = da
             f"{segments[0]}: the journal begins at position {first_position(segments[0])}; "
             f"pairs from {start} on are needed, and retention has removed them"
         )
-    ends: list[int | None] = [*map(first_position, segments[1:]), None]
-    for segment, end in zip(segments, ends, strict=True):
+    for segment, end in with_ends(segments):
         if end is not None and end <= start:
             continue
         position = first_position(segment)

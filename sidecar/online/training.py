@@ -18,7 +18,7 @@ from sidecar.files import remove_leftovers
 from sidecar.journal.blocks import Damage
 from sidecar.journal.repair import find_end, repair
 from sidecar.journal.run import Run
-from sidecar.journal.segments import JournalError, first_kept, first_position, journal_segments
+from sidecar.journal.segments import JournalError, first_kept, journal_segments, with_ends
 from sidecar.journal.writer import Journal
 from sidecar.learning.recipe import TrainingError
 from sidecar.online.backlog import Backlog
@@ -225,8 +225,7 @@ class OnlineTraining:
 
     def _repair(self, segments: list[Path]) -> None:
         """Write damaged segments anew, so that what is whole of them is all that they hold. Raises OSError."""
-        everything = journal_segments(self._directory)
-        ends = dict(zip(everything, [*map(first_position, everything[1:]), None], strict=True))
+        ends = dict(with_ends(journal_segments(self._directory)))
         for segment in segments:
             repair(segment, ends[segment], lambda path, reason: self.damages.copy_aside(path, "journal", reason))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TypeVar, cast
 
 from sidecar.journal.blocks import RUN
-from sidecar.journal.segments import first_position, journal_segments, whole_blocks
+from sidecar.journal.segments import first_position, journal_segments, whole_blocks, with_ends
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.npz import Archive, opened
 from sidecar.pairs.request import MAX_LINE_BYTES
@@ -100,7 +100,7 @@ def journal_lines(directory: Path, until: int | None = None) -> Lines:
     segments = journal_segments(directory)
     if not segments:
         raise RecordedPairsError(f"{directory}: a directory without a journal; expected a sidecar's state directory")
-    for segment, end in zip(segments, [*map(first_position, segments[1:]), None], strict=True):
+    for segment, end in with_ends(segments):
         for block in whole_blocks(segment, end):
             position = block.position
             for line in block.lines:

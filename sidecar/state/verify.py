@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sidecar.files import TEMPORARY, read_regular
 from sidecar.journal.blocks import Damage
-from sidecar.journal.segments import JournalError, first_position, journal_segments, read_journal, whole_blocks
+from sidecar.journal.segments import JournalError, first_position, journal_segments, read_journal, whole_blocks, with_ends
 from sidecar.state.base_models import base_path
 from sidecar.state.checked import DamagedError, NewerFormatError, read_checked
 from sidecar.state.damage import ASIDE
@@ -58,8 +58,7 @@ def check_state(state_directory: Path) -> list[Finding]:
 
 
 def _segments(state_directory: Path) -> Iterator[Finding]:
-    segments = journal_segments(state_directory)
-    for segment, end in zip(segments, [*map(first_position, segments[1:]), None], strict=True):
+    for segment, end in with_ends(journal_segments(state_directory)):
         yield _segment(segment, end)
 
 
