@@ -98,6 +98,8 @@ def make_directories(directory: Path) -> None:
     while not existing.exists():
         missing.append(existing)
         existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
     for each in reversed(missing):
         with contextlib.suppress(FileExistsError):
             each.mkdir()

@@ -4,7 +4,7 @@
     {"job_id": "a1", "features": [0.97, …], "true_score": 42.7}
     …
 
-A block is what one write appended. Its header has the position of its first pair, how many positions it takes, how many bytes
+A block is what one write appended, or a part of it. Its header has the position of its first pair, how many positions it takes, how many bytes
 follow, their CRC-32 (over the position and the number too) and the CRC-32 of the header itself. So a reader knows of every byte
 whether it is as it was written. It can tell what a crash leaves of the last write (a whole header and too few bytes) from damage,
 and after damage finds the next whole block, with the positions of its pairs.
@@ -27,6 +27,7 @@ _HEADER = re.compile(rb"#block (\d{12,15}) (\d{1,9}) (\d{1,9}) ([0-9a-f]{8}) ([0
 _BEGINNING = re.compile(rb"#block( (\d{0,15}( (\d{0,9}( (\d{0,9}( ([0-9a-f]{0,8}( ([0-9a-f]{0,8})?)?)?)?)?)?)?)?)?)?")
 _LONGEST_HEADER = 80
 _CHUNK = 1 << 20
+_LINES = 32
 
 
 class Block(NamedTuple):
@@ -62,6 +63,16 @@ def encode_block(position: int, lines: Sequence[bytes]) -> bytes:
     text = b"%s%012d %d %d" % (_START, position, pairs, len(payload))
     text += b" %08x" % zlib.crc32(payload, zlib.crc32(text))
     return b"%s %08x\n%s" % (text, zlib.crc32(text), payload)
+
+
+def encode_blocks(position: int, lines: Sequence[bytes]) -> bytes:
+    """As `encode_block`, in blocks of at most so many lines that damage does not cost many pairs."""
+    blocks = []
+    for start in range(0, len(lines), _LINES):
+        part = lines[start : start + _LINES]
+        blocks.append(encode_block(position, part))
+        position += sum(not line.startswith(RUN) for line in part)
+    return b"".join(blocks)
 
 
 class _Header(NamedTuple):

@@ -15,10 +15,11 @@ KeepAside = Callable[[Path, str], object]
 """Keeps a copy of a damaged file, before it is replaced, with what is wrong with it."""
 
 
-def find_end(state_directory: Path, keep_aside: KeepAside) -> End:
+def find_end(state_directory: Path, keep_aside: KeepAside, known_end: Callable[[], int] = lambda: 0) -> End:
     """Where a journal ends, the last segment repaired if it is damaged. Removes what a crash left. Raises OSError, JournalError.
 
-    The caller holds the lock of the state directory.
+    known_end: gives the position up to which a snapshot holds the pairs, which tells how many a damaged segment had. The caller
+    holds the lock of the state directory.
     """
     directory = state_directory / "journal"
     remove_leftovers(directory)
@@ -31,7 +32,7 @@ def find_end(state_directory: Path, keep_aside: KeepAside) -> End:
     last = segments[-1]
     end = _end_of(last)
     if end is None:
-        repair(last, None, keep_aside)
+        repair(last, None, keep_aside, known_end())
         if not last.exists():
             return find_end(state_directory, keep_aside)
         end = _end_of(last)
@@ -52,17 +53,18 @@ def _end_of(segment: Path) -> End | None:
     return End(position, None, 0, last_run) if segment.suffix == ".gz" else End(position, segment, size, last_run)
 
 
-def repair(segment: Path, end: int | None, keep_aside: KeepAside) -> None:
+def repair(segment: Path, end: int | None, keep_aside: KeepAside, known_end: int = 0) -> None:
     """Write a damaged segment anew: its whole blocks, and `#lost` in the place of each pair that is not in one.
 
-    end: the position at which the next segment begins, None for the last one. A segment of which nothing is whole, and of which
+    end: the position at which the next segment begins, None for the last one; known_end: up to which it is known to have held
+    pairs all the same. A segment of which nothing is whole, and of which
     nobody knows how many pairs it had, is removed. Raises OSError, JournalError.
     """
     reasons: list[Damage] = []
     for _ in whole_blocks(segment, end, lambda segment, damage: reasons.append(damage)):
         pass
     keep_aside(segment, "; ".join(dict.fromkeys(damage.reason for damage in reasons)) or "damaged")
-    blocks = [*_whole(segment, end, max((damage.end for damage in reasons), default=0))]
+    blocks = [*_whole(segment, end, max([known_end, *(damage.end for damage in reasons)]))]
     if not blocks:
         segment.unlink()
     else:
@@ -82,15 +84,6 @@ def _whole(segment: Path, end: int | None, known_end: int) -> Iterator[bytes]:
 def _lost(position: int, end: int) -> Iterator[bytes]:
     if position < end:
         yield encode_block(position, [LOST] * (end - position))
-
-
-def fill_gap(state_directory: Path, position: int, end: int) -> None:
-    """Write a segment of lost pairs, from a position up to `end`, in the place of one that is gone. Raises OSError."""
-    path = state_directory / "journal" / f"{position:012d}.jsonl"
-    with whole_file(path) as stream:
-        for block in _lost(position, end):
-            stream.write(block)
-    sync_directory(path.parent)
 
 
 def replace_segment(segment: Path, blocks: Iterator[bytes]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sidecar.files import make_directories, sync_directory
-from sidecar.journal.blocks import RUN, encode_block
+from sidecar.journal.blocks import RUN, encode_block, encode_blocks
 from sidecar.journal.segments import JournalError, journal_segments
 
 SEGMENT_BYTES = 64 << 20
@@ -212,7 +212,7 @@ class Journal:
                 self._begin_segment()
             if not self._size and self.last_run is not None and lines != [self.last_run]:
                 lines = [self.last_run, *lines]
-            data = encode_block(self.position, lines)
+            data = encode_blocks(self.position, lines)
             self._write_at(self._size, data)
             if self._fsync == "always":
                 assert self._descriptor is not None

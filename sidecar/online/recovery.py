@@ -149,6 +149,14 @@ def newest_snapshot(state_directory: Path, position: int, damages: Damages) -> L
     return None
 
 
+def snapshot_end(state_directory: Path) -> int:
+    """The position up to which the newest whole snapshot holds the pairs; 0 if there is none that can be read now."""
+    try:
+        return next((position for position, _ in read_snapshots(state_directory)), 0)
+    except (OSError, NewerFormatError):
+        return 0
+
+
 def newest_run(state_directory: Path) -> Run | None:
     """The run that the newest good snapshot was under, else the first of the journal; None if there is no state.
 

@@ -23,7 +23,7 @@ from sidecar.journal.writer import Journal
 from sidecar.learning.recipe import TrainingError
 from sidecar.online.backlog import Backlog
 from sidecar.online.learner import Learner
-from sidecar.online.recovery import newest_snapshot, read_pairs_from, rebuild
+from sidecar.online.recovery import newest_snapshot, read_pairs_from, rebuild, snapshot_end
 from sidecar.online.trainer import Group
 from sidecar.pairs.duplicates import RECENT_PAIRS, RecentPairs
 from sidecar.pairs.errors import PairError
@@ -83,7 +83,7 @@ class OnlineTraining:
         try:
             remove_leftovers(state_directory)
             self.damages = Damages(state_directory)
-            end = find_end(state_directory, lambda path, reason: self.damages.copy_aside(path, "journal", reason))
+            end = find_end(state_directory, self._keep_aside, lambda: snapshot_end(state_directory))
             self.journal = Journal(state_directory, end, fsync)
             if base is not None:
                 keep_base(state_directory, base, self.damages)
@@ -227,7 +227,10 @@ class OnlineTraining:
         """Write damaged segments anew, so that what is whole of them is all that they hold. Raises OSError."""
         ends = dict(with_ends(journal_segments(self._directory)))
         for segment in segments:
-            repair(segment, ends[segment], lambda path, reason: self.damages.copy_aside(path, "journal", reason))
+            repair(segment, ends[segment], self._keep_aside)
+
+    def _keep_aside(self, segment: Path, reason: str) -> None:
+        self.damages.copy_aside(segment, "journal", reason)
 
 
 def _fill_in(answers: list[Answer], groups: Iterator[Group], step: int) -> int:

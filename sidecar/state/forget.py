@@ -64,7 +64,7 @@ def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
                 if sum(found.values()) > before:
                     affected.append(segment)
             # Where retention has removed the beginning, a snapshot holds pairs that nobody can name any more.
-            unknown = first_position(segments[0]) > 0
+            unknown = not segments or first_position(segments[0]) > 0
             for position, snapshot in snapshots(state_directory):
                 if unknown or (first is not None and position >= first):
                     snapshot.unlink()
@@ -77,7 +77,8 @@ def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
                 replace_segment(segment, _without(segment, found))
         except OSError as error:
             raise JournalError(f"{error.filename or state_directory}: {error.strerror or error}") from error
-        from_position = max([position for position, _ in snapshots(state_directory)], default=first_position(segments[0]))
+        begins = first_position(segments[0]) if segments else 0
+        from_position = max([position for position, _ in snapshots(state_directory)], default=begins)
     return Forgotten(found, anchor, first, from_position)
 
 
