@@ -385,7 +385,7 @@ class Fuzz:
         state = self._state() if compared else {}
         before = self._figures()
         answers = encode(online.accept(lines)).split(b"\n")
-        online.wait()
+        online.backlog.wait()
         if answers.pop() != b"" or len(answers) != len(lines):
             raise WrongError(f"{len(lines)} lines have {len(answers)} answers")
         taken = size = 0
@@ -455,13 +455,13 @@ class Fuzz:
     def _restart(self) -> None:
         """Close and open again, with or without a snapshot: the state is the same."""
         self.result.restarts += 1
-        before, failed = self._state(), self._online.failed
+        before, failed = self._state(), self._online.backlog.failed
         write = self._online.snapshot() if self._chance.random() < 0.5 else None
         if write:
             write()
         self._online.close()
         self._online = self._open()
-        if not _same(before, self._state()) or failed != self._online.failed:
+        if not _same(before, self._state()) or failed != self._online.backlog.failed:
             self.result.failures.append((b"", f"a restart at position {self._online.journal.position} made another learner"))
 
 

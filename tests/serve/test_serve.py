@@ -117,10 +117,10 @@ def test_the_state_goes_on_where_the_base_is_gone_or_is_a_checkpoint_of_its_own(
 def test_an_endless_line_is_answered_and_the_connection_closed(serve, base_path):
     sidecar = serve(base_model=base_path).connect()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        sidecar.client.feedback_client.sendall(b"x" * (3 << 20))
+        sidecar.client.sendall(b"x" * (3 << 20))
     answer = b""
     with contextlib.suppress(ConnectionResetError):
-        while data := sidecar.client.feedback_client.recv(1 << 16):
+        while data := sidecar.client.recv(1 << 16):
             answer += data
     assert json.loads(answer) == {"ok": False, "error": "line: longer than 1048576 bytes"}
     assert sidecar.connect().send([b"{}"])[0]["ok"] is False
