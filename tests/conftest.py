@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ import pytest
 
 from onnx_builder import Activation, Clip, Dense, Elementwise, Network
 from onnx_builder.write import to_bytes
+from sidecar.cli.main import main
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
 from tests.running import Sidecar
@@ -118,7 +123,44 @@ def random_rows() -> Callable[..., list[dict[str, Any]]]:
     return make
 
 
-def run(*arguments: Any, stdin: bytes = b"", **options: Any) -> subprocess.CompletedProcess[str]:
+def run(*arguments: Any, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+    """The command, called in this process: its exit code, and what it and the libraries under it wrote to both outputs.
+
+    What only a process shows (signals, its environment, an exception that nobody catches) is for `run_process`.
+    """
+    root = logging.getLogger()
+    before, level, root.handlers = root.handlers, root.level, []  # as the command finds it
+    try:
+        with pytest.MonkeyPatch.context() as patch, _captured(1) as output, _captured(2) as errors:
+            patch.setattr(sys, "argv", ["vmafx-sidecar", *map(str, arguments)])
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            with open(1, "w", closefd=False) as stdout, open(2, "w", closefd=False) as stderr:
+                patch.setattr(sys, "stdout", stdout)
+                patch.setattr(sys, "stderr", stderr)
+                with pytest.raises(SystemExit) as end:
+                    main()
+    finally:
+        root.handlers = before
+        root.setLevel(level)
+    return subprocess.CompletedProcess(arguments, end.value.code, "".join(output), "".join(errors))
+
+
+@contextlib.contextmanager
+def _captured(descriptor: int) -> Iterator[list[str]]:
+    """A list that at the end has all that was written to a descriptor."""
+    saved, seen = os.dup(descriptor), list[str]()
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), descriptor)
+        try:
+            yield seen
+        finally:
+            os.dup2(saved, descriptor)
+            os.close(saved)
+            file.seek(0)
+            seen.append(file.read().decode())
+
+
+def run_process(*arguments: Any, stdin: bytes = b"", **options: Any) -> subprocess.CompletedProcess[str]:
     """`python -m sidecar` as a process of its own, its output as text."""
     done = subprocess.run([sys.executable, "-m", "sidecar", *map(str, arguments)], input=stdin, capture_output=True, **options)
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())

@@ -11,11 +11,31 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sidecar.checkpoints.directory import checkpoints
 from sidecar.journal.segments import read_journal
 
-PATIENCE_S = 60
+PATIENCE_S = 120
+"""Nothing here takes so long, however busy the machine is: who waits in vain fails."""
+
+
+def start_process(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    """Start `python -m sidecar` so that SIGINT reaches it, even where this process ignores it, as one in the background does.
+
+    For a `with`, at whose end it is gone, whatever it was doing.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return _Gone([sys.executable, "-m", "sidecar", *map(str, arguments)], **options)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Gone(subprocess.Popen[bytes]):
+    def __exit__(self, *error: Any) -> None:
+        self.kill()
+        super().__exit__(*error)
 
 
 class Sidecar:

@@ -22,7 +22,7 @@ import pytest
 from sidecar.checkpoints.directory import STABLE, checkpoints, linked
 from sidecar.journal.segments import read_journal
 from sidecar.settings import Settings
-from tests.conftest import EXAMPLE, run
+from tests.conftest import EXAMPLE, run, run_process
 from tests.running import PATIENCE_S, journalled, wait_until
 
 
@@ -156,15 +156,15 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(serve, base_path, line
     stale.close()
     sidecar = serve(base_model=base_path).connect()
     assert oct((tmp_path / "s.sock").stat().st_mode & 0o777) == "0o600"
-    second = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "other", "--http", "")
+    second = run_process("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "other", "--http", "")
     assert second.returncode == 2
     assert f"socket {tmp_path / 's.sock'}: another sidecar answers there" in second.stderr
-    third = run("serve", "--socket", tmp_path / "t.sock", "--checkpoint-dir", tmp_path / "checkpoints", "--http", "")
+    third = run_process("serve", "--socket", tmp_path / "t.sock", "--checkpoint-dir", tmp_path / "checkpoints", "--http", "")
     assert third.returncode == 2
     assert "another sidecar holds this state directory" in third.stderr
     sidecar.send(lines[:5])
     elsewhere = ("--socket", tmp_path / "t.sock", "--checkpoint-dir", tmp_path / "checkpoints", "--http", "")
-    fourth = run("serve", *elsewhere, "--n-features", 5, "--base-model", tmp_path / "none.onnx")
+    fourth = run_process("serve", *elsewhere, "--n-features", 5, "--base-model", tmp_path / "none.onnx")
     assert fourth.returncode == 2
     assert "another sidecar holds this state directory" in fourth.stderr
     assert journalled(tmp_path) == lines[:5]
@@ -176,7 +176,7 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(serve, base_path, line
 def test_anything_else_at_the_socket_path_is_left_alone(tmp_path, what):
     path = tmp_path / "s.sock"
     {"a file": path.touch, "a directory": path.mkdir, "a symbolic link": lambda: path.symlink_to("/nowhere")}[what]()
-    done = run("serve", "--socket", path, "--checkpoint-dir", tmp_path / "c", "--http", "")
+    done = run_process("serve", "--socket", path, "--checkpoint-dir", tmp_path / "c", "--http", "")
     assert done.returncode == 2
     assert f"socket {path}: {what} stands there; it is left alone" in done.stderr
     assert os.path.lexists(path)
@@ -192,7 +192,7 @@ def test_anything_else_at_the_socket_path_is_left_alone(tmp_path, what):
     ],
 )
 def test_bad_settings_stop_the_start_with_one_line(tmp_path, options, message):
-    done = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", *options)
+    done = run_process("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", *options)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -200,7 +200,7 @@ def test_bad_settings_stop_the_start_with_one_line(tmp_path, options, message):
 
 def test_a_bad_environment_variable_is_named(tmp_path):
     environment = {**os.environ, "VMAFX_SIDECAR_LR": "fast"}
-    done = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", env=environment)
+    done = run_process("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", env=environment)
     assert done.returncode == 2
     assert "VMAFX_SIDECAR_LR='fast': expected a finite number above 0" in done.stderr
 

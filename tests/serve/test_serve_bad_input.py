@@ -14,7 +14,7 @@ from sidecar.client.feedback_client import FeedbackClient
 from sidecar.monitoring.fetch import fetch_status
 from sidecar.pairs.request import MAX_LINE_BYTES
 from tests.bad_lines import N_FEATURES, ODD, REFUSED
-from tests.conftest import run
+from tests.conftest import run, run_process
 from tests.running import free_address, journalled, metrics, published, wait_until
 
 ALL_TRAIN = {"holdout_fraction": 0}
@@ -161,6 +161,6 @@ def test_a_name_that_is_much_too_long_does_not_hold_up_the_pairs_behind_it(serve
 @pytest.mark.parametrize("option", ["--score-min", "--score-max"])
 def test_a_score_range_that_float32_does_not_have_is_a_bad_setting(tmp_path, option):
     value = "1e39" if option == "--score-max" else "-1e39"
-    done = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", "/proc/nowhere", option, value)
+    done = run_process("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", "/proc/nowhere", option, value)
     assert done.returncode == 2
     assert f"{option}='{value}': expected a finite number" in done.stderr

@@ -22,7 +22,7 @@ from sidecar.client.feedback_client import FeedbackClient
 from sidecar.journal.segments import read_journal
 from sidecar.monitoring.fetch import fetch_status
 from sidecar.state.snapshots import snapshots
-from tests.conftest import run, tree
+from tests.conftest import run, run_process, tree
 from tests.running import PATIENCE_S, free_address, metrics, published, wait_until
 
 FULL = "journal: no space left on device"
@@ -355,7 +355,7 @@ def test_a_start_on_a_full_disk_is_one_clear_line(small_disk, base_path, tmp_pat
     base = base_path if with_base else tmp_path / "none.onnx"
     state = disk.directory / "state"
     options = ("--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", "--state-dir", state, "--http", "")
-    done = run("serve", *options, "--base-model", base, "--log-level", "error", timeout=PATIENCE_S)
+    done = run_process("serve", *options, "--base-model", base, "--log-level", "error", timeout=PATIENCE_S)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1
@@ -380,7 +380,7 @@ def test_settings_that_cannot_be_written_down_stop_a_start_and_harm_nothing(smal
     before = tree(disk.directory / "state")
     options = ("--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", "--state-dir", disk.directory / "state")
     options = (*options, "--http", "", "--base-model", base_path, "--learning-rate", 0.001, "--log-level", "error")
-    done = run("serve", *options, timeout=PATIENCE_S)
+    done = run_process("serve", *options, timeout=PATIENCE_S)
     assert done.returncode == 2
     assert done.stderr == f"Error: {disk.directory / 'state'}: {FULL}\n"
     assert tree(disk.directory / "state") == before
