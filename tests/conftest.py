@@ -26,6 +26,7 @@ from onnx_builder.write import to_bytes
 from sidecar.cli.main import main
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
+from tests.browser import Browser, browser
 from tests.running import Sidecar
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +75,13 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Sidecar]]:
     yield start
     for sidecar in started:
         sidecar.end()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A browser for the tests of pages, which skip where there is none."""
+    with browser() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -105,11 +105,19 @@ def published(directory):
     return [checkpoint.model.read_bytes() for checkpoint in checkpoints(directory / "checkpoints")]
 
 
+_taken: list[socket.socket] = []
+
+
 def free_address() -> str:
-    """An address for HTTP that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    """An address for HTTP that nobody listens on, and that the system gives to nobody else while this process runs.
+
+    A bound socket keeps the port; a server, which sets SO_REUSEADDR as they all do, may listen there all the same.
+    """
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _taken.append(taken)
+    return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def metrics(address: str) -> dict[str, float]:

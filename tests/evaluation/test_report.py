@@ -18,7 +18,6 @@ from sidecar.evaluation.residuals import Judged, Model, by_group, by_score, impo
 from sidecar.learning.metrics import rmse
 from sidecar.learning.recipe import OBSERVATIONS, Recipe, fit
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
-from tests.browser import browser
 from tests.conftest import EXAMPLE, run, tree
 
 MARKUP = "</script><img src=x onerror=alert(1)>&amp;"
@@ -312,12 +311,6 @@ def test_job_ids_are_kept_only_where_they_are_asked_for(write_lines, random_rows
 
 
 # In a browser.
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as opened:
-        yield opened
 
 
 def drawn(chromium, path, **how):
