@@ -24,6 +24,7 @@ import pytest
 from onnx_builder import Activation, Clip, Dense, Elementwise, Network
 from onnx_builder.write import to_bytes
 from sidecar.cli.main import main
+from sidecar.learning import recipe
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
 from tests.browser import Browser, browser
@@ -60,6 +61,12 @@ def base_path(base: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("base") / "base.onnx"
     path.write_bytes(to_bytes(base))
     return path
+
+
+@pytest.fixture
+def quick_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh heads are fitted here in a hundredth of the epochs: for tests to which it is all one how good they are."""
+    monkeypatch.setattr(recipe, "TRAINED_PAIRS", recipe.TRAINED_PAIRS // 100)
 
 
 @pytest.fixture

@@ -20,14 +20,15 @@ PATIENCE_S = 120
 """Nothing here takes so long, however busy the machine is: who waits in vain fails."""
 
 
-def start_process(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-    """Start `python -m sidecar` so that SIGINT reaches it, even where this process ignores it, as one in the background does.
+def start_process(*arguments: object, changed: str = "", **options: Any) -> subprocess.Popen[bytes]:
+    """Start the command so that SIGINT reaches it, even where this process ignores it, as one in the background does.
 
-    For a `with`, at whose end it is gone, whatever it was doing.
+    For a `with`, at whose end it is gone, whatever it was doing. changed: Python that changes something of it first.
     """
+    how = ["-c", f"from sidecar.cli.main import main\n{changed}\nmain()"] if changed else ["-m", "sidecar"]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return _Gone([sys.executable, "-m", "sidecar", *map(str, arguments)], **options)
+        return _Gone([sys.executable, *how, *map(str, arguments)], **options)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -39,15 +40,15 @@ class _Gone(subprocess.Popen[bytes]):
 
 
 class Sidecar:
-    """A running `serve`, and a client of it."""
+    """A running `serve`, and a client of it. changed: see `start_process`."""
 
-    def __init__(self, directory: Path, **settings: object) -> None:
+    def __init__(self, directory: Path, changed: str = "", **settings: object) -> None:
         self.directory, self.socket_path, self.log = directory, directory / "s.sock", directory / "log"
         self.checkpoint_dir = directory / "checkpoints"
         options = {"socket": self.socket_path, "checkpoint_dir": self.checkpoint_dir, "http": "", **settings}
         arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "sidecar", "serve", *arguments], stderr=log)
+            self.process = start_process("serve", *arguments, changed=changed, stderr=log)
         self.client: socket.socket | None = None
         self.unread = b""
 

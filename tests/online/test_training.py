@@ -27,6 +27,7 @@ from sidecar.state.base_models import digest_of
 from sidecar.state.directory import StateError
 from sidecar.state.snapshots import snapshots
 
+pytestmark = pytest.mark.usefixtures("quick_fits")
 SETTINGS = TrainingSettings(replay_capacity=300)
 
 
