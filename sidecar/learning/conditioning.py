@@ -26,6 +26,8 @@ _SQUARED_LENGTH = 16.0
 """Mean squared length of what a layer sees, whose square root bounds the learning rate that it can take."""
 _NEARLY_CONSTANT = 1e-3
 """A feature whose deviation is below this share of its size, or of 1, hardly varied: it is scaled by that size instead."""
+_LARGEST = 1e30
+"""No centre and no deviation is larger, so that weights which make up for them stay finite in float32."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def condition(network: Network, features: Array, score_min: float, score_max: fl
 def _centre_and_scale(values: Array, each: bool) -> tuple[Float32, Float32]:
     """Of a layer's inputs (n, n_in): deviations of each feature, one common deviation of hidden units."""
     n_in = values.shape[1]
-    centre, deviation = np.nan_to_num(values.mean(axis=0)), np.nan_to_num(values.std(axis=0), posinf=1.0)
+    centre = np.nan_to_num(values.mean(axis=0), posinf=0.0, neginf=0.0).clip(-_LARGEST, _LARGEST)
+    deviation = np.nan_to_num(values.std(axis=0), posinf=1.0).clip(max=_LARGEST)
     if each:
         size = np.maximum(np.abs(centre), 1.0)
         scale = np.where(deviation > _NEARLY_CONSTANT * size, deviation, size)
