@@ -156,6 +156,7 @@ def test_a_full_disk_pauses_it_and_space_lets_it_go_on(small_disk, start, uninte
     assert published(tmp_path)[-1] == uninterrupted(lines[:500])
 
 
+@pytest.mark.slow
 def test_killed_on_a_full_disk_it_starts_there_again_and_waits_for_space(small_disk, start, uninterrupted, lines, tmp_path):
     disk = small_disk()
     sidecar = start()
@@ -180,6 +181,7 @@ def test_killed_on_a_full_disk_it_starts_there_again_and_waits_for_space(small_d
     assert published(tmp_path)[-1] == uninterrupted(journalled(disk.directory))
 
 
+@pytest.mark.slow
 def test_the_feedback_client_rides_it_out(small_disk, start, uninterrupted, example, tmp_path):
     disk, address = small_disk(), free_address()
     sidecar = start(http=address)
@@ -206,6 +208,7 @@ def test_the_feedback_client_rides_it_out(small_disk, start, uninterrupted, exam
     assert published(tmp_path)[-1] == uninterrupted(journalled(disk.directory))
 
 
+@pytest.mark.slow
 def test_a_disk_that_turns_read_only_costs_a_restart_and_no_pair(mount, start, uninterrupted, lines, tmp_path):
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("there is no mkfs.ext4")
@@ -306,6 +309,7 @@ def test_what_could_not_be_published_when_asked_for_is_at_the_end(full_checkpoin
     assert published(tmp_path) == [uninterrupted(lines[:200])]
 
 
+@pytest.mark.slow
 def test_what_could_not_be_published_at_the_end_is_at_the_next(full_checkpoints, uninterrupted, lines, tmp_path):
     disk, _, begin = full_checkpoints
     sidecar = begin()
@@ -319,6 +323,7 @@ def test_what_could_not_be_published_at_the_end_is_at_the_next(full_checkpoints,
     assert published(tmp_path) == [uninterrupted(lines[:200])]
 
 
+@pytest.mark.slow
 def test_without_snapshots_it_serves_and_stops_and_a_restart_trains_again(small_disk, start, uninterrupted, lines, tmp_path):
     disk, address = small_disk("size=4m,nr_inodes=40"), free_address()
     state = disk.directory / "state"
@@ -348,7 +353,7 @@ def test_without_snapshots_it_serves_and_stops_and_a_restart_trains_again(small_
     assert published(tmp_path)[-1] == uninterrupted(lines[:400])
 
 
-@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize("with_base", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_start_on_a_full_disk_is_one_clear_line(small_disk, base_path, tmp_path, with_base):
     disk = small_disk()
     disk.fill()
