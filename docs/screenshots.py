@@ -1,7 +1,8 @@
 """Makes the pictures in docs/ from real runs in a real browser: `python docs/screenshots.py`, in a checkout with the dev extra.
 
-Needs Chromium and chromedriver, and six minutes. The report is of the README's first command with `--group-by source`, and a
-holdout; the live page of a sidecar that gets the example's pairs at 12 a second, with some bad lines and a restart on the way.
+Needs Chromium and chromedriver, and takes six minutes. The report is of the README's first command, with `--group-by source`
+and a holdout. The live page is that of a sidecar that receives the example pairs at 12 per second, with a few bad lines and one
+restart.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def run(*arguments: object) -> None:
 
 @contextlib.contextmanager
 def live(directory: Path) -> Iterator[str]:
-    """The address of a sidecar in the middle of its work."""
+    """Gives the HTTP address of a sidecar at work."""
     address, base = free_address(), directory / "base"
     run("train-offline", PAIRS, "--epochs", "15", "--hidden", "16", "--output", base)
     lines = [request.line for request in read_requests([PAIRS])]
@@ -73,7 +74,7 @@ def ending(running: Sidecar) -> Iterator[Sidecar]:
 
 
 def picture(chromium: Browser, url: str, name: str, *, width: int, height: int, dark: bool = False) -> None:
-    """The top of a page, so many pixels of it."""
+    """Saves the top of a page, width × height pixels."""
     chromium.open(url, width, height, dark)
     chromium.wait("[...document.querySelectorAll('.chart')].every(each => each.querySelector('svg[role=img]'))")
     chromium.driver.save_screenshot(str(ROOT / "docs" / name))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from sidecar import FeedbackClient, read_pairs
+from sidecar.client.feedback_client import FeedbackClient
+from sidecar.pairs.recorded import read_pairs
 
 
 def main(pairs_path: str, socket_path: str) -> None:

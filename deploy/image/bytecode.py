@@ -1,10 +1,10 @@
 """Compiles the image's bytecode: `bytecode.py OUT BASE`.
 
-OUT: the tree that is laid over the base image, with the packages in it. BASE: a copy of the base image's /usr/lib/python3.11,
-at that path below BASE. All packages are compiled, and of the standard library, which the base image has as source alone, the
-modules that the commands import: otherwise each start compiles them, since nothing can be written.
+OUT: the tree that is copied over the base image, with the packages in it. BASE: a directory with a copy of the base image's
+/usr/lib/python3.11 at that path. All packages are compiled. The base image has the standard library as source only, so those of
+its modules that the commands import are compiled too: otherwise every start would compile them, since nothing can be written.
 
-The files hold no times (PEP 552) and are not compared with their sources, which cannot change in an image.
+The files contain no times (PEP 552) and are not compared with their sources, which cannot change in an image.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def main(out: Path, base: Path) -> None:
     for name in sorted(imported_by_the_commands(packages)):
         source = base / STANDARD_LIBRARY / name
         if not source.exists():
-            continue  # an extension module, or one of a Python of another patch level
+            continue  # an extension module, or a module of another patch level of Python
         compiled = out / STANDARD_LIBRARY / Path(name).parent / "__pycache__" / f"{source.stem}.cpython-311.pyc"
         compiled.parent.mkdir(parents=True, exist_ok=True)
         py_compile.compile(str(source), str(compiled), f"/{STANDARD_LIBRARY}/{name}", doraise=True, invalidation_mode=MODE)
 
 
 def imported_by_the_commands(packages: Path) -> set[str]:
-    """Paths of the standard library's modules that are loaded once all of ours are; this also tries what was kept."""
+    """Imports all of our modules, which checks what was kept; gives paths of the standard library's modules loaded by then."""
     sys.path.insert(0, str(packages))
     for name in ("sidecar", "onnx_builder"):
         for module in pkgutil.walk_packages(importlib.import_module(name).__path__, name + "."):

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Sizes of an image, or of a tree of Python packages beside it: `measure.py IMAGE` or `measure.py DIRECTORY`.
+"""Sizes of an image, or of a directory of Python packages: `measure.py IMAGE` or `measure.py DIRECTORY`.
 
-IMAGE: a directory in OCI layout, as `buildah push NAME oci:DIRECTORY` makes. The last layer is the application's, those below
-it are the base's. DIRECTORY is measured as if it were in a layer.
+IMAGE: a directory in OCI layout, as `buildah push NAME oci:DIRECTORY` writes it. The last layer is the application, the layers
+below it are the base. DIRECTORY is measured as if it were in a layer.
 
-Sizes are in MB of 1,000,000 bytes: of the layers' tar files and, compressed, of the layers as they were pushed; packages are
-compressed one by one with zlib's level 6. Exit code 1 where an image is larger than LIMITS.
+Sizes are in MB of 1,000,000 bytes. "Unpacked" is the size of the layers' tar files, "compressed" that of the layers as they
+were pushed; packages are compressed one by one with zlib at level 6. Exit code 1 if an image is larger than LIMITS.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Runs what the packages bring to test themselves, against what the image kept of them: `own_tests.py WHEELS`, in the image.
+"""Runs the packages' own tests against what the image keeps of them: `own_tests.py WHEELS`, inside the image.
 
-WHEELS: the image's versions of numpy and onnx, whole, with pytest and hypothesis. numpy runs its own tests of what trains and
-reads; onnxruntime runs onnx's own test cases of the operators that checkpoints have.
+WHEELS: complete installations of the image's versions of numpy and onnx, with pytest and hypothesis. It runs numpy's tests of
+the modules that we use, and onnx's test cases for the operators of checkpoints with onnxruntime.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(wheels: Path) -> None:
         if Path(str(module.__file__)).is_relative_to(wheels):
             sys.exit(f"{module.__file__}: expected the image's own")
     sys.path.append(str(wheels))  # behind the image's packages
-    for package in (onnx, np.lib, np.linalg, np.random):  # for their tests, which the image does not have
+    for package in (onnx, np.lib, np.linalg, np.random):  # for their tests, which are not in the image
         package.__path__.append(str(wheels / package.__name__.replace(".", "/")))
     print(f"onnx: {run_onnx_cases()} cases passed with onnxruntime")
     import pytest

@@ -1,7 +1,7 @@
-"""Takes out of an installed tree what no command of vmafx-sidecar runs: `prune.py DIRECTORY`, a `pip install --target`.
+"""Removes what no command of vmafx-sidecar runs: `prune.py DIRECTORY`, where DIRECTORY was made by `pip install --target`.
 
-A pattern that matches nothing stops the build, so that the table follows the packages. What is kept is tried by
-`deploy/image/check`: the packages' own tests run in the finished image.
+A pattern that matches nothing stops the build, so that the table below stays up to date. `deploy/image/check` tests what is
+kept: the packages' own tests run in the finished image.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from pathlib import Path
 
 NEVER_RUN = {
     "bin": "commands of the dependencies",
-    "*.dist-info/RECORD": "lists files that are not there any more",
+    "*.dist-info/RECORD": "lists files that no longer exist",
     "**/*.pyi": "for type checkers",
-    "numpy/**/tests": "tests, as the next one",
+    "numpy/**/tests": "tests, like the next one",
     "numpy/conftest.py": "",
-    "numpy/_core/_simd.*.so": "for numpy's tests of its SIMD code alone",
-    "numpy/_core/include": "for building extension modules, as the next ones",
+    "numpy/_core/_simd.*.so": "only for numpy's tests of its SIMD code",
+    "numpy/_core/include": "for building extension modules, like the next ones",
     "numpy/_core/lib": "",
     "numpy/random/lib": "",
     "numpy/**/*.pxd": "",
     "numpy/distutils": "",
     "numpy/f2py": "",
     "onnx/backend": "tests and their data",
-    "onnx/reference": "an evaluator in Python; onnxruntime and numpy are the evaluators here",
-    "onnx/**/*.cc": "sources of the extension module, as the next ones",
+    "onnx/reference": "an evaluator in Python; we use onnxruntime and numpy",
+    "onnx/**/*.cc": "sources of the extension module, like the next ones",
     "onnx/**/*.h": "",
     "onnx/**/*.proto": "",
-    "onnxruntime/capi/libonnxruntime.so.*": "for programs in C; the Python module has all of it linked in",
-    "onnxruntime/quantization": "converts models, as the next ones",
+    "onnxruntime/capi/libonnxruntime.so.*": "for C programs; the Python module has it linked in",
+    "onnxruntime/quantization": "converts models, like the next ones",
     "onnxruntime/tools": "",
     "onnxruntime/transformers": "",
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Tries an image: `smoke.py DIRECTORY RUN...`, where RUN and a command run that command in the image.
+"""Tries an image: `smoke.py DIRECTORY RUN...`, where RUN followed by a command runs that command in the image.
 
-RUN mounts DIRECTORY at /mnt/vmafx-models, shares the host's network, and makes all but that and /tmp read-only:
+RUN must mount DIRECTORY at /mnt/vmafx-models, use the host's network, and make all but that directory and /tmp read-only:
 
     deploy/image/smoke.py /tmp/w docker run --rm --network host --read-only --tmpfs /tmp --entrypoint '' \
         -v /tmp/w:/mnt/vmafx-models vmafx-sidecar
@@ -43,7 +43,7 @@ print(json.dumps([os.getuid(), os.getgid(), sorted(found)]))
 
 def main(directory: Path, run: list[str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    directory.chmod(0o777)  # the image's user is not the one that runs this
+    directory.chmod(0o777)  # the image's user differs from ours
     shutil.copy(EXAMPLE, directory)
     pairs = f"{INSIDE}/{EXAMPLE.name}"
 
@@ -55,7 +55,7 @@ def main(directory: Path, run: list[str]) -> None:
 
     uid, gid, writable = command("python3.11", "-c", WRITABLE)
     expect("user", (uid, gid), (65532, 65532))
-    expect("directories that can be written", writable, [INSIDE, "/tmp"])
+    expect("writable directories", writable, [INSIDE, "/tmp"])
 
     trained = command("vmafx-sidecar", "train-offline", pairs, "--output", f"{INSIDE}/offline", "--json")
     expect("gate of train-offline", trained["gate"]["verdict"], "stable")

@@ -15,18 +15,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from onnx_builder.network import Array, Elementwise, Network, NetworkError
+from onnx_builder.network import Array, Network, NetworkError
 from onnx_builder.parity import parity
 from onnx_builder.write import OPSET, to_bytes
-from sidecar.checkpoints.directory import STABLE, Checkpoint, linked, publish
+from sidecar.checkpoints.directory import Checkpoint, publish
 from sidecar.checkpoints.gate import Evidence, Gate, judge_on_each
+from sidecar.checkpoints.references import references
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import Metrics, metrics
 from sidecar.models.base_model import BaseModel, ExportIo
-from sidecar.models.description import DescriptionError, read_description
-from sidecar.models.json_scaling import json_scaling, scaled, scaling_as_json
+from sidecar.models.json_scaling import scaling_as_json
 
 if TYPE_CHECKING:
     from onnx_builder.runtime import Scorer
@@ -97,7 +95,10 @@ def publish_network(
     if difference > allowed:
         raise ParityError(f"parity: the graph differs from the trainer by {difference:g} score points; allowed {allowed:g}")
     predicted = [predict(evidence.features) for evidence in sets]
-    gate = judge_on_each(predicted, sets, _references(terms, sets), plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio)
+    base = (f"base model {terms.base.path.name}", terms.base_scorer) if terms.base else None
+    gate = judge_on_each(
+        predicted, sets, references(terms.directory, base, sets), plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio
+    )
     measured = metrics(head.predict(sets[0].features), sets[0].true) if len(sets[0].true) else None
     about = {
         "kind": "fr",
@@ -117,34 +118,3 @@ def publish_network(
         about |= scaling_as_json(terms.base.scaling)
     checkpoint = publish(terms.directory, model, about, stable=gate.verdict == "stable", keep=terms.keep)
     return Published(checkpoint, hashlib.sha256(model).hexdigest(), gate, measured, difference, time.monotonic() - started)
-
-
-def _references(terms: Terms, sets: Sequence[Evidence]) -> list[tuple[str, list[Array]]]:
-    """What the base model and the one that `stable.onnx` names make of each set.
-
-    A stable model that cannot be used counts as absent, with a warning.
-    """
-    from onnx_builder.runtime import Scorer  # as above
-
-    references: list[tuple[str, list[Array]]] = []
-    if terms.base is not None:
-        scores = [terms.base_scorer.predict(evidence.features) for evidence in sets]
-        references.append((f"base model {terms.base.path.name}", scores))
-    stable = linked(terms.directory, STABLE)
-    if stable is not None:
-        try:
-            scorer, scaling = Scorer(stable.model), published_scaling(stable.model)
-            scores = [scorer.predict(scaled(evidence.features, scaling)) for evidence in sets]
-            if not all(np.isfinite(each).all() for each in scores):
-                raise NetworkError(f"{stable.model}: gives scores that are not finite")
-        except (NetworkError, DescriptionError) as error:
-            _log.warning("%s is not compared with: %s", STABLE, error)
-        else:
-            references.append((stable.name, scores))
-    return references
-
-
-def published_scaling(checkpoint: Path) -> tuple[Elementwise, ...]:
-    """The scaling that a checkpoint's graph leaves outside, from its JSON; none where it leaves none."""
-    about = read_description(checkpoint) or {}
-    return json_scaling(checkpoint, int(about.get("n_features", 0))) if "feature_mean" in about else ()

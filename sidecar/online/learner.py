@@ -15,6 +15,7 @@ from onnx_builder.network import Array, Network
 from sidecar.journal.run import Run
 from sidecar.learning.replay_buffer import ReplayBuffer
 from sidecar.online.trainer import Group, Trainer
+from sidecar.pairs.holdout import is_held_out
 from sidecar.pairs.pair import Pair, PairBlock
 
 HELD_OUT_PAIRS = 1000
@@ -42,10 +43,10 @@ class Learner:
         features, scores, holdout = block
         self.position += len(holdout)
         fraction = self.run.holdout_fraction
-        train = [place for place, position in enumerate(holdout) if position >= fraction]
-        if len(train) == len(holdout):
+        held_out = [place for place, position in enumerate(holdout) if is_held_out(position, fraction)]
+        if not held_out:
             return self.trainer.add(features, scores, finish)
-        held_out = [place for place, position in enumerate(holdout) if position < fraction]
+        train = [place for place, position in enumerate(holdout) if not is_held_out(position, fraction)]
         rows = np.column_stack([features[held_out], scores[held_out], [holdout[place] for place in held_out]])
         self.held_out.add(rows)
         groups = self.trainer.add(features[train], scores[train], finish)
@@ -56,7 +57,8 @@ class Learner:
         wanted = self.trainer.missing
         if self.trainer.live is not None or wanted > len(pairs):
             return None
-        train = (place for place, pair in enumerate(pairs, 1) if pair.holdout >= self.run.holdout_fraction)
+        fraction = self.run.holdout_fraction
+        train = (place for place, pair in enumerate(pairs, 1) if not is_held_out(pair.holdout, fraction))
         return next(itertools.islice(train, wanted - 1, None), None)
 
     def begin(self, run: Run, base: Network | None) -> None:

@@ -12,7 +12,7 @@ from sidecar.checkpoints.gate import Evidence
 from sidecar.checkpoints.publishing import Published, Terms, publish_network
 from sidecar.online.learner import Learner
 from sidecar.state.anchor import read_anchor, write_anchor
-from sidecar.state.counters import write_published_pairs
+from sidecar.state.published_pairs import write_published_pairs
 
 _log = logging.getLogger(__name__)
 PARITY_PAIRS = 1024

@@ -24,6 +24,7 @@ from sidecar.online.recovery import newest_snapshot, read_pairs_from, rebuild
 from sidecar.online.trainer import Group
 from sidecar.pairs.duplicates import RECENT_PAIRS, RecentPairs
 from sidecar.pairs.errors import PairError
+from sidecar.pairs.holdout import is_held_out
 from sidecar.pairs.line_protocol import Answer, refusal, refused
 from sidecar.pairs.pair import Pair, PairReader
 from sidecar.settings import Fsync
@@ -122,7 +123,8 @@ class OnlineTraining:
                 return [_not_now(answer, str(error)) for answer in answers]
             recent.trim()
             self.counts.accepted += len(pairs)
-            self.counts.held_out += sum(pair.holdout < self.learner.run.holdout_fraction for pair in pairs)
+            fraction = self.learner.run.holdout_fraction
+            self.counts.held_out += sum(is_held_out(pair.holdout, fraction) for pair in pairs)
             groups = self.backlog.take(pairs) if self._trains else []
         self.counts.duplicate += _fill_in(answers, iter(groups), step)
         return answers

@@ -8,8 +8,13 @@ import hashlib
 from msgspec import UnsetType
 
 
+def is_held_out(position: float, fraction: float) -> bool:
+    """Whether a pair that stands at a position in [0, 1) never trains, at this share of pairs that are held out."""
+    return position < fraction
+
+
 def holdout_position(group: str | UnsetType, job_id: str | UnsetType, features: bytes | bytearray) -> float:
-    """Where a pair stands in [0, 1): it is held out if this is under the fraction.
+    """Where a pair stands in [0, 1).
 
     BLAKE2b-64, read big-endian and divided by 2⁶⁴, of the pair's group, else of its job_id, else of its float32
     features (native bytes). Unseeded, so that all pairs of an encode stay together and a larger fraction holds out a

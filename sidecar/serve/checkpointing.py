@@ -20,7 +20,7 @@ from sidecar.models.description import DescriptionError, read_description
 from sidecar.online.publication import publication
 from sidecar.online.training import OnlineTraining
 from sidecar.settings import Settings
-from sidecar.state.counters import read_published_pairs
+from sidecar.state.published_pairs import read_published_pairs
 
 _log = logging.getLogger(__name__)
 _STAGES = {"ParityError": "parity", "CheckpointError": "write", "OSError": "write"}

@@ -11,8 +11,8 @@ from sidecar.journal.segments import GONE, JournalError, first_position, journal
 from sidecar.pairs.holdout import holdout_position
 from sidecar.pairs.request import names_of
 from sidecar.state.anchor import read_anchor, write_anchor
-from sidecar.state.counters import forget_published_pairs
 from sidecar.state.directory import StateError, locked
+from sidecar.state.published_pairs import forget_published_pairs
 from sidecar.state.snapshots import snapshots
 
 

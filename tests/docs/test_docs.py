@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.cli.main import cli
+from sidecar.cli.train import train_offline_command
 from sidecar.client.feedback_client import _metrics
 from sidecar.monitoring.prometheus import metric_families
 from sidecar.monitoring.status import Status
@@ -23,8 +24,15 @@ from sidecar.settings import Settings, option_of
 from tests.conftest import EXAMPLE, ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-ARCHITECTURE, CONFIGURATION, OPERATIONS, SECURITY = (
-    (ROOT / "docs" / f"{name}.md").read_text() for name in ("architecture", "configuration", "operations", "security")
+OTHER_PAGES = [
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "examples" / "README.md",
+]
+ARCHITECTURE, CONFIGURATION, OPERATIONS, SECURITY, TRAINING = (
+    (ROOT / "docs" / f"{name}.md").read_text()
+    for name in ("architecture", "configuration", "operations", "security", "training")
 )
 UNITS = {"MiB": 1 << 20, "KiB": 1 << 10, "MB": 1_000_000}
 
@@ -35,17 +43,42 @@ def test_the_page_of_settings_is_current():
 
 
 def test_the_page_of_settings_has_each_once_as_the_program_reads_it():
-    cells = r"^\| `(VMAFX_\w+)` \| `(--[a-z-]+)` \| (?:`(\w+)`|–) \| (.*?) \| (.*?) \| (.*?) \|$"
+    cells = r"^\| `(VMAFX_\w+)` \| `(--.*?)` \| (?:`(\w+)`|–) \| (.*?) \| (.*?) \| (.*?) \|$"
     rows = {row[0]: row[1:] for row in re.findall(cells, CONFIGURATION, flags=re.MULTILINE)}
     assert CONFIGURATION.count("\n| `VMAFX_") == len(rows) == len(dataclasses.fields(Settings))
     for each in dataclasses.fields(Settings):
-        about, (option, helm, default, allowed, meaning) = each.metadata, rows[each.metadata["env"]]
-        assert (option, helm, allowed) == (option_of(each.name), about["helm"] or "", about["kind"].allowed)
+        about, (options, helm, default, allowed, meaning) = each.metadata, rows[each.metadata["env"]]
+        assert options.split("`, `") == [option for option in (option_of(each.name), about.get("also")) if option]
+        assert (helm, allowed) == (about["helm"] or "", about["kind"].allowed)
         assert meaning == about["help"]
         if "otherwise" in about:
             assert default.strip("`") == about["otherwise"]
         else:
             assert about["kind"].parse(default.strip("`")) == each.default, each.name
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES, *OTHER_PAGES], ids=lambda page: page.name)
+def test_settings_that_a_page_names_exist(page):
+    known = {each.metadata["env"] for each in dataclasses.fields(Settings)}
+    assert set(re.findall(r"VMAFX_[A-Z_]+[A-Z]", page.read_text())) <= known
+
+
+def test_every_training_option_stands_in_the_table_with_its_default():
+    rows = {
+        tuple(re.findall(r"`(--[a-z-]+)`", names)): default
+        for names, default in re.findall(r"^\| (`--.*?) \| (.*?) \|", TRAINING, flags=re.MULTILINE)
+    }
+    options = [
+        option for option in train_offline_command.params if option.opts[0].startswith("--") and option.name != "as_json"
+    ]
+    assert len(rows) == len(options)
+    for option in options:
+        (stated,) = (default for names, default in rows.items() if set(option.opts) == set(names))
+        default = option.default
+        if isinstance(default, float | int) and not isinstance(default, bool):
+            assert float(stated) == default, option.name
+        elif isinstance(default, str):
+            assert stated == f"`{default}`", option.name
 
 
 def test_every_metric_is_explained_and_no_other():
@@ -85,24 +118,58 @@ def imported(file: Path) -> Iterator[str]:
             waiting += ast.iter_child_nodes(node)
 
 
-def test_each_file_imports_only_from_floors_below():
+def folder_of(module: str) -> str:
+    """Its name among the floors: the folder below `sidecar`, the file where it is in none, or `onnx_builder/`."""
+    package, _, below = module.partition(".")
+    name = below.partition(".")[0]
+    return "onnx_builder/" if package == "onnx_builder" else f"{name}/" if (ROOT / package / name).is_dir() else name
+
+
+def test_each_folder_imports_only_from_floors_below():
     floors = {
         name: int(floor)
         for floor, names in re.findall(r"^    (\d)  (\S.*)$", ARCHITECTURE, flags=re.MULTILINE)
         for name in names.split()
     }
-    files = {file.stem: [file] for file in (ROOT / "sidecar").glob("[a-z]*.py")}
-    files["learning/"] = list((ROOT / "sidecar" / "learning").glob("*.py"))
-    files["onnx_builder/"] = list((ROOT / "onnx_builder").glob("*.py"))
-    assert files.keys() == floors.keys()
+    files: dict[str, list[Path]] = {}
+    for file in [*(ROOT / "sidecar").rglob("*.py"), *(ROOT / "onnx_builder").rglob("*.py")]:
+        files.setdefault(folder_of(".".join(file.relative_to(ROOT).with_suffix("").parts)), []).append(file)
+    front_doors = {"__init__", "__main__"}
+    assert files.keys() - front_doors == floors.keys()
     for name, inside in files.items():
-        for module in {module for file in inside for module in imported(file)}:
-            package, _, part = module.partition(".")
-            below = "onnx_builder/" if package == "onnx_builder" else "learning/" if part.startswith("learning") else part
+        for module in {module for file in inside for module in imported(file)} if name not in front_doors else ():
+            below = folder_of(module)
             assert below == name or below not in floors or floors[below] < floors[name], f"{name} imports {module}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def contents(page: Path, heading: str) -> str:
+    """What is below a heading of the second level."""
+    return re.search(rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", page.read_text(), flags=re.MULTILINE | re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES], ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_files_that_a_page_names_exist(page):
+    places = "sidecar|onnx_builder|tests|docs|deploy|benchmarks|examples|tools|\\.ci"
+    for path in re.findall(rf"`((?:{places})/[\w./-]*)", page.read_text()):
+        assert (ROOT / path.partition("::")[0]).exists(), path
+
+
+def test_contributors_find_every_folder():
+    first_cells = re.findall(r"^\| (.*?) \|", contents(ROOT / "CONTRIBUTING.md", "Layout"), flags=re.MULTILINE)
+    named = {name for cell in first_cells for name in re.findall(r"`([\w/]+)/`", cell)}
+    folders = {file.parent for file in [*(ROOT / "sidecar").rglob("*.py"), *(ROOT / "sidecar").rglob("*.html")]}
+    assert {str(folder.relative_to(ROOT)) for folder in folders} - {"sidecar"} <= named
+
+
+def test_each_question_of_contributors_is_answered_by_one_file():
+    rows = re.findall(
+        r"^\| (.*\?) \| `([\w/.]+)` \|$", contents(ROOT / "CONTRIBUTING.md", "Where is it decided that …"), flags=re.M
+    )
+    assert len(rows) == len(set(rows)) >= 20
+    assert all((ROOT / path).is_file() for _, path in rows)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES], ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_links_lead_to_files_and_headings_and_commands_exist(page):
     text = page.read_text()
     for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):

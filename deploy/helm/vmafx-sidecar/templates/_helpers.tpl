@@ -1,6 +1,6 @@
-{{- /* Names, labels, and the settings of the program. */ -}}
+{{- /* Names, labels, and the program's settings. */ -}}
 
-{{- /* At most 52 characters: the pods' labels add the 11 of a revision to a StatefulSet's name. */ -}}
+{{- /* At most 52 characters: a label of the pods is the StatefulSet's name and 11 characters of its revision. */ -}}
 {{- define "vmafx-sidecar.fullname" -}}
 {{- $name := contains .Chart.Name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) -}}
 {{- $name | trunc 52 | trimSuffix "-" -}}
@@ -26,7 +26,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
-{{- /* "true" where the sidecar is to be an init container that goes on running, else "". */ -}}
+{{- /* "true" if the sidecar is to be a native one (an init container that keeps running), otherwise "". */ -}}
 {{- define "vmafx-sidecar.native" -}}
 {{- $choice := .Values.sidecar.trainer.nativeSidecar -}}
 {{- if or (eq $choice "always") (and (eq $choice "auto") (semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version)) -}}
@@ -34,7 +34,7 @@ true
 {{- end -}}
 {{- end }}
 
-{{- /* The environment variable of each setting. stateDir has one too; the pod's name is added to it (_pod.tpl). */ -}}
+{{- /* The environment variable of each setting, except stateDir, to which _pod.tpl adds the pod's name. */ -}}
 {{- define "vmafx-sidecar.variables" -}}
 activation: VMAFX_SIDECAR_ACTIVATION
 baseModelPath: VMAFX_BASE_MODEL_PATH
@@ -75,7 +75,7 @@ warmupSteps: VMAFX_SIDECAR_WARMUP_STEPS
 weightDecay: VMAFX_SIDECAR_WEIGHT_DECAY
 {{- end }}
 
-{{- /* The program's defaults of those settings that the chart itself needs to know. */ -}}
+{{- /* The program's defaults for the settings that the chart itself needs. */ -}}
 {{- define "vmafx-sidecar.defaults" -}}
 checkpointDir: /mnt/vmafx-models/online
 checkpointIntervalSeconds: "600"
@@ -84,12 +84,12 @@ scoreMax: "100"
 scoreMin: "0"
 {{- end }}
 
-{{- /* A value as the text of an environment variable. Numbers as JSON has them: YAML writes 10737418240 as 1.073741824e+10. */ -}}
+{{- /* A value as the text of an environment variable. Numbers are written as in JSON: YAML would write 10737418240 as 1.073741824e+10. */ -}}
 {{- define "vmafx-sidecar.text" -}}
 {{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end -}}
 {{- end }}
 
-{{- /* (list . "key"): a setting as text, set or not. */ -}}
+{{- /* (list . "key"): a setting as text, or its default if it is not set. */ -}}
 {{- define "vmafx-sidecar.setting" -}}
 {{- $trainer := (index . 0).Values.sidecar.trainer -}}
 {{- $key := index . 1 -}}
@@ -104,7 +104,7 @@ scoreMin: "0"
 {{- regexFind "[0-9]+$" .Values.sidecar.trainer.http -}}
 {{- end }}
 
-{{- /* What the schema cannot say: one value against another. */ -}}
+{{- /* Checks that compare two values, which the schema cannot do. */ -}}
 {{- define "vmafx-sidecar.check" -}}
 {{- $min := include "vmafx-sidecar.setting" (list . "scoreMin") -}}
 {{- $max := include "vmafx-sidecar.setting" (list . "scoreMax") -}}
@@ -115,7 +115,7 @@ scoreMin: "0"
 {{- range $key := list "checkpointDir" "stateDir" -}}
 {{- $directory := include "vmafx-sidecar.setting" (list $ $key) -}}
 {{- if and $directory (not (hasPrefix (printf "%s/" $mount) $directory)) -}}
-{{- fail (printf "sidecar.trainer.%s is %s: expected a path under persistence.models.mountPath, which is %s; no other is kept" $key $directory $mount) -}}
+{{- fail (printf "sidecar.trainer.%s is %s: expected a path under persistence.models.mountPath, which is %s; nothing else is kept" $key $directory $mount) -}}
 {{- end -}}
 {{- end -}}
 {{- end }}

@@ -1,9 +1,9 @@
 {{- /*
-The parts of a pod. Each takes this chart's context: "." here, and in another chart
-`index .Subcharts "vmafx-sidecar"`. docs/helm.md shows the lines.
+The parts of a pod. Each takes this chart's context: "." in this chart, `index .Subcharts "vmafx-sidecar"` in another one.
+docs/helm.md shows the lines.
 */ -}}
 
-{{- /* The sidecar in the list of initContainers, where it is a native one. */ -}}
+{{- /* For the list of initContainers: the sidecar, if it is a native one. */ -}}
 {{- define "vmafx-sidecar.initContainers" -}}
 {{- if and .Values.sidecar.trainer.enabled (include "vmafx-sidecar.native" .) -}}
 - restartPolicy: Always
@@ -11,7 +11,7 @@ The parts of a pod. Each takes this chart's context: "." here, and in another ch
 {{- end -}}
 {{- end }}
 
-{{- /* The sidecar in the list of containers, where it is an ordinary one. */ -}}
+{{- /* For the list of containers: the sidecar, if it is an ordinary container. */ -}}
 {{- define "vmafx-sidecar.containers" -}}
 {{- if and .Values.sidecar.trainer.enabled (not (include "vmafx-sidecar.native" .)) -}}
 - {{ include "vmafx-sidecar.container" . | nindent 2 | trim }}
@@ -27,7 +27,7 @@ image: {{ printf "%s:%s" $trainer.image.repository ($trainer.image.tag | default
 imagePullPolicy: {{ . }}
 {{- end }}
 args: [serve]
-# Kubernetes reads $(NAME) in a value as a variable, and $$ as $; so a $ of a setting is doubled.
+# Kubernetes expands $(NAME) in a value and reads $$ as $, so each $ in a setting is doubled.
 env:
   - name: POD_NAME
     valueFrom: {fieldRef: {fieldPath: metadata.name}}
@@ -37,14 +37,14 @@ env:
     value: {{ include "vmafx-sidecar.text" (get $trainer $key) | replace "$" "$$" | quote }}
   {{- end }}
   {{- end }}
-  # A directory for each pod: a journal has one writer.
+  # A directory for each pod, because a journal can have only one writer.
   - name: VMAFX_SIDECAR_STATE_DIR
     value: {{ printf "%s/$(POD_NAME)" (include "vmafx-sidecar.stateDir" . | replace "$" "$$") | quote }}
 ports:
   - name: vmafx-trainer
     containerPort: {{ include "vmafx-sidecar.port" . }}
-# Ready when the socket accepts, which is after the journal's end has been trained on again. A restart begins that anew,
-# so it is given ten minutes.
+# Ready once the socket accepts pairs. Before that, the end of the journal is trained on again; a restart would start that over, so the
+# probe waits for ten minutes.
 startupProbe:
   httpGet: {path: /readyz, port: vmafx-trainer}
   periodSeconds: 1
@@ -69,8 +69,8 @@ volumeMounts:
 {{- end }}
 
 {{- /*
-"true" where state has no directory that outlives the pod. The names of a Deployment's pods never come again, so their
-directories on a volume would only pile up; whoever has pods with lasting names sets stateDir.
+"true" if the state is lost with the pod. A Deployment's pods get new names each time, so their directories on a volume would never be
+found again and only pile up. If the pods keep their names, set stateDir.
 */ -}}
 {{- define "vmafx-sidecar.stateEndsWithPod" -}}
 {{- if not (or .Values.node.enabled .Values.sidecar.trainer.stateDir) -}}
@@ -78,7 +78,7 @@ true
 {{- end -}}
 {{- end }}
 
-{{- /* What holds the state directories of the pods. */ -}}
+{{- /* The directory that holds the pods' state directories. */ -}}
 {{- define "vmafx-sidecar.stateDir" -}}
 {{- if .Values.sidecar.trainer.stateDir -}}
 {{- .Values.sidecar.trainer.stateDir -}}
@@ -89,7 +89,7 @@ true
 {{- end -}}
 {{- end }}
 
-{{- /* Pod Security "restricted", and a root file system that nobody writes to. Of the node too: one uid owns the socket. */ -}}
+{{- /* Pod Security "restricted" and a read-only root file system. For the node too, because one uid must own the socket. */ -}}
 {{- define "vmafx-sidecar.securityContext" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -100,7 +100,7 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
-{{- /* fsGroup makes the volumes writable to the sidecar. */ -}}
+{{- /* fsGroup makes the volumes writable for the sidecar. */ -}}
 {{- define "vmafx-sidecar.podSecurityContext" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -110,14 +110,14 @@ fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
-{{- /* How the Service, the PodMonitor and the NetworkPolicy find the pods that train. */ -}}
+{{- /* The label by which the Service, the PodMonitor and the NetworkPolicy find pods with a sidecar. */ -}}
 {{- define "vmafx-sidecar.podLabels" -}}
 {{- if .Values.sidecar.trainer.enabled -}}
 vmafx-trainer: {{ include "vmafx-sidecar.trainingName" . }}
 {{- end -}}
 {{- end }}
 
-{{- /* Nothing where there is neither a sidecar nor a node of this chart. */ -}}
+{{- /* Empty if this chart has neither a sidecar nor a node. */ -}}
 {{- define "vmafx-sidecar.volumes" -}}
 {{- if or .Values.sidecar.trainer.enabled .Values.node.enabled -}}
 - name: vmafx-tmp
@@ -135,7 +135,7 @@ vmafx-trainer: {{ include "vmafx-sidecar.trainingName" . }}
 {{- end -}}
 {{- end }}
 
-{{- /* The node's: the socket is in /tmp; models are read, never written. */ -}}
+{{- /* For the node: the socket is in /tmp, and models are read-only. */ -}}
 {{- define "vmafx-sidecar.nodeVolumeMounts" -}}
 {{- if or .Values.sidecar.trainer.enabled .Values.node.enabled -}}
 - {name: vmafx-tmp, mountPath: /tmp}

@@ -1,4 +1,4 @@
-"""The counter that belongs to a state but is no function of its pairs: how much of it has been published."""
+"""How many pairs of a state the last checkpoint had learned from: the one number of it that is no function of its pairs."""
 
 from __future__ import annotations
 
