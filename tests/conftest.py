@@ -26,13 +26,20 @@ from onnx_builder.write import to_bytes
 from sidecar.cli.main import main
 from sidecar.learning import recipe
 from sidecar.learning.recipe import Recipe, fit
+from sidecar.monitoring import fetch
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
 from tests.browser import Browser, browser
-from tests.running import Sidecar
+from tests.running import PATIENCE_S, Sidecar
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "recorded-80.jsonl.gz"
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patience() -> None:
+    """What looks at a sidecar from here waits for it, however busy the machine is."""
+    fetch.CLIENT_SECONDS = PATIENCE_S
 
 
 @pytest.fixture(scope="session")

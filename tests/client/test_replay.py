@@ -19,8 +19,9 @@ from sidecar.client.replay import ReplayError, RequestLine, Summary, read_reques
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.line_protocol import Answer
 from sidecar.pairs.request import MAX_LINE_BYTES
-from tests.client.fake_sidecar import DUPLICATE, OK, REFUSED, RETRYABLE, FakeSidecar, Peer, answers, reads, wait_until
+from tests.client.fake_sidecar import DUPLICATE, OK, REFUSED, RETRYABLE, FakeSidecar, Peer, answers, reads
 from tests.conftest import EXAMPLE
+from tests.running import wait_until
 
 LINES = [
     b'{"job_id":"a1", "features": [1, 2.50],"true_score":42.0,"codec":"x264"}',

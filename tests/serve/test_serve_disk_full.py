@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -327,13 +326,18 @@ def test_what_could_not_be_published_at_the_end_is_at_the_next(full_checkpoints,
 def test_without_snapshots_it_serves_and_stops_and_a_restart_trains_again(small_disk, start, uninterrupted, lines, tmp_path):
     disk, address = small_disk("size=4m,nr_inodes=40"), free_address()
     state = disk.directory / "state"
-    sidecar = start(http=address, snapshot_interval=0.05)
+    sidecar = start(http=address, snapshot_interval=0.05, changed="import sidecar.log\nsidecar.log.REPEATED_S = 0.0")
+
+    def failed():
+        return sidecar.log.read_text().count("No space left on device")
+
     sidecar.send(lines[:30])
     disk.fill_with_files()
     assert all(answer["ok"] for answer in sidecar.send(lines[30:200]))
-    wait_until(lambda: "No space left on device" in sidecar.log.read_text())
+    wait_until(failed)
     assert all(answer["ok"] for answer in sidecar.send(lines[200:300]))
-    time.sleep(0.6)  # a snapshot of these was tried too by then
+    before = failed()
+    wait_until(lambda: failed() > before + 1, "a snapshot of these to be tried too")
     assert fetch_status(address)["phase"] == "running"
     disk.empty()
     wait_until(lambda: snapshots(state) and snapshots(state)[0][0] == 300)  # with no pair sent
