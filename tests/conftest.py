@@ -42,6 +42,15 @@ def _patience() -> None:
     fetch.CLIENT_SECONDS = PATIENCE_S
 
 
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short one: with the test's name in it, as in pytest's own, a socket's path soon has more than 107 bytes."""
+    return tmp_path_factory.mktemp(f"t{next(_numbers)}", numbered=False)
+
+
+_numbers = itertools.count()
+
+
 @pytest.fixture(scope="session")
 def example() -> RecordedPairs:
     """2,496 real pairs of 80 features, from eight sources."""
