@@ -90,8 +90,8 @@ def test_tables_for_people(trained, tmp_path, write_lines, random_rows):
     directory, _ = trained
     done = train(write_lines([*random_rows(400), b"junk"]), "--output", tmp_path / "c", "--group-by", "group", "--skip-bad")
     assert done.returncode == 0
-    assert done.stdout.splitlines()[0] == "Each group predicted by a model that was trained on the others:"
-    for words in ("all, pooled", "train", "live", "EMA", "PLCC", "SROCC", "RMSE", "pairs per second", "1 bad rows skipped"):
+    assert done.stdout.splitlines()[0] == "Each group, predicted by a model that was trained on the others:"
+    for words in ("all, pooled", "train", "live", "EMA", "PLCC", "SROCC", "RMSE", "pairs per second", "bad rows skipped: 1;"):
         assert words in done.stdout
     assert done.stdout.splitlines()[-1] == f"checkpoint: {tmp_path / 'c' / 'model_v000001.onnx'}"
     assert done.stderr == ""

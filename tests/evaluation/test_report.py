@@ -217,7 +217,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_report_that_was_there(tmp_path, 
         (disk / "r.html").write_text("before")
         done = run("train-offline", pairs, "--epochs", 1, "--output", tmp_path / "c", "--report", disk / "r.html")
         assert done.returncode == 2
-        said = f"Error: {disk}/r.html: No space left on device; the checkpoint is published, without a report\n"
+        said = f"Error: {disk}/r.html: No space left on device; the checkpoint was published without a report\n"
         assert done.stderr == said
         assert tree(disk) == {"r.html": b"before"}
     finally:

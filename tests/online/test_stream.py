@@ -87,9 +87,9 @@ def test_until_is_for_streams(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", [["--lr", "0.1"], ["--skip-bad"], ["--epochs", "3"], ["--score-max", "5"], ["--group-by", "x"]]
+    "option", [["--learning-rate", "0.1"], ["--skip-bad"], ["--epochs", "3"], ["--score-max", "5"], ["--group-by", "x"]]
 )
 def test_options_that_it_would_pass_over_are_refused(state, tmp_path, option):
     done = stream(state, "--output", tmp_path / "c", *option)
     assert done.returncode == 2
-    assert f"{option[0]} does not go with --stream" in done.stderr
+    assert f"{option[0]} cannot be used with --stream" in done.stderr
