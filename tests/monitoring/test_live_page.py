@@ -254,7 +254,7 @@ def test_a_damaged_history_does_not_stop_the_start(live, serve, base_path):
     assert sidecar.stop() == 0
     (sidecar.checkpoint_dir / "state" / HISTORY).write_bytes(b"junk")
     sidecar = serve(base_model=base_path, http=address).connect()
-    assert "history.jsonl is damaged and passed over" in sidecar.log.read_text()
+    assert "history.jsonl is damaged; it was ignored" in sidecar.log.read_text()
     assert sidecar.stop() == 0
 
 
@@ -393,7 +393,7 @@ def test_a_value_that_never_changes_has_an_axis_with_room(page, show):
 
 def test_without_history_the_page_says_so(page, show):
     show([], phase="initializing")
-    assert "No curves yet" in text_of(page, "#live")
+    assert "No charts yet" in text_of(page, "#live")
     assert page.ask("document.querySelectorAll('.chart').length") == 0
     assert page.console() == []
 
@@ -405,7 +405,7 @@ def test_what_has_no_value_has_no_chart_and_a_gap_is_a_gap(page, show):
     early, late = (rows_of(lambda i: 2 + i, 10, end, prequential_rmse=nothing, prequential_plcc=nothing) for end in (600, 0))
     show(early + late)
     labels(page, "loss")
-    assert "No curves yet" not in text_of(page, "#live")
+    assert "No charts yet" not in text_of(page, "#live")
     assert page.ask("[...document.querySelectorAll('.chart')].map(each => each.id)") == ["loss", "pairs_per_second"]
     line = page.ask("document.querySelector('#loss [aria-label=line] path').getAttribute('d')")
     assert line.count("M") >= 2
@@ -499,10 +499,10 @@ def test_watch_shows_what_the_sidecar_says_then_that_it_is_lost_and_goes_on(live
     sidecar.process.kill()
     sidecar.process.wait()
     gone = next(looks)
-    assert gone.startswith("LOST THE SIDECAR at ")
+    assert gone.startswith("SIDECAR LOST at ")
     assert "Connection refused" in " ".join(gone.split())
     assert "model_v000001" in gone
-    assert next(looks).startswith("LOST")
+    assert next(looks).startswith("SIDECAR LOST")
     serve(base_model=base_path, http=address).connect()
     assert next(told for told in looks if "LOST" not in told)
 
@@ -615,7 +615,7 @@ WRONG = {
     "expected `int`, got `array` - at `$.now.pairs[...]`": changed(HISTORY_TOLD, pairs={"accepted": []}),
     "expected `array`, got `object` - at `$.rows`": changed(HISTORY_TOLD, rows={}),
     "expected `float | null`, got `str` - at `$.rows[0][0]`": changed(HISTORY_TOLD, rows=[["x"] * len(COLUMNS)]),
-    "expected rows as long as `columns`, `time` first": changed(HISTORY_TOLD, rows=[[1000]]),
+    "expected rows as long as `columns`, with `time` first": changed(HISTORY_TOLD, rows=[[1000]]),
     "expected `float`, got `null` - at `$[0]`": changed(HISTORY_TOLD, rows=[[None] * len(COLUMNS)]),
     "number out of range": json.dumps(changed(HISTORY_TOLD, time=17)).encode().replace(b"17", HUGE),
 }
@@ -627,7 +627,7 @@ def test_watch_ends_with_one_line_where_something_else_answers(impostor, message
     answers["/api/history"] = WRONG[message]
     with pytest.raises(NoSidecarError) as refused:
         next(watch(address))
-    assert str(refused.value).startswith(f"{address}: /api/history is not a sidecar's: {message}")
+    assert str(refused.value).startswith(f"{address}: /api/history is not from a sidecar: {message}")
     assert "\n" not in str(refused.value)
 
 
@@ -635,7 +635,9 @@ def test_watch_ends_with_one_line_where_something_else_answers(impostor, message
 def test_watch_looks_at_the_checkpoints_document_too(impostor, name):
     answers, address = impostor
     answers["/api/checkpoints"] = changed(CHECKPOINTS_TOLD, **{name: 3})
-    with pytest.raises(NoSidecarError, match=f"/api/checkpoints is not a sidecar's: expected `.*, got `int` - at `.*{name}`"):
+    with pytest.raises(
+        NoSidecarError, match=f"/api/checkpoints is not from a sidecar: expected `.*, got `int` - at `.*{name}`"
+    ):
         next(watch(address))
 
 
@@ -665,8 +667,8 @@ def test_something_else_in_the_place_of_a_sidecar_is_its_loss_and_watch_goes_on(
     assert next(looks).startswith("vmafx-sidecar: running")
     answers["/api/history"] = {"hello": "world"}
     lost = next(looks)
-    assert lost.startswith("LOST THE SIDECAR at ")
-    assert "/api/history is not a sidecar's: object missing required field `now`" in " ".join(lost.split())
+    assert lost.startswith("SIDECAR LOST at ")
+    assert "/api/history is not from a sidecar: object missing required field `now`" in " ".join(lost.split())
     assert "vmafx-sidecar: running" in lost
     answers["/api/history"] = HISTORY_TOLD
     assert next(looks).startswith("vmafx-sidecar: running")
@@ -679,7 +681,7 @@ def test_the_command_says_in_one_line_that_something_else_answers(impostor, argu
     done = run("status", "--http", address, *arguments)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: {address}: /")
-    assert " is not a sidecar's: object missing required field `" in done.stderr
+    assert " is not from a sidecar: object missing required field `" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -687,7 +689,7 @@ def test_the_command_says_in_one_line_that_something_else_answers(impostor, argu
 def test_a_status_has_what_every_reader_relies_on(impostor, told):
     answers, address = impostor
     answers["/status"] = told
-    with pytest.raises(NoSidecarError, match="/status is not a sidecar's: expected "):
+    with pytest.raises(NoSidecarError, match="/status is not from a sidecar: expected "):
         fetch_status(address)
 
 
