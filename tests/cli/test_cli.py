@@ -265,7 +265,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, random_rows, writ
         (["evaluate", "{directory}/none.onnx", EXAMPLE], "none.onnx: no such file"),
         (["evaluate", "{directory}", EXAMPLE], "is a directory, not a model"),
         (["evaluate", "{junk}", EXAMPLE], "onnxruntime cannot load it"),
-        (["evaluate", "{directory}/latest.onnx", "{narrow}"], "takes 80 features; "),
+        (["evaluate", "{directory}/latest.onnx", "{narrow}"], "takes 80 features, but "),
         (["inspect", "{junk}"], "not an ONNX model"),
         (["inspect", "{directory}/none.onnx"], "no such file"),
         (["verify", "{empty}"], "no checkpoint (model_vNNNNNN.onnx) in this directory"),
