@@ -237,7 +237,7 @@ BAD_LINE = b'{"features":[1,2,3],"true_score":5}'
         (["{good}", "--activation", "softplus"], "'softplus' is not one of"),
         (["{good}", "--score-max", "-1"], "--score-min 0 is not below --score-max -1"),
         (["{good}", "--group-by", "codec"], "line 1: codec: missing"),
-        (["{good}", "--group-by", "source"], "leaving one group out needs two groups or more, got ['only']"),
+        (["{good}", "--group-by", "source"], "leaving out one group at a time needs at least two groups, got ['only']"),
         (["{good}", "--output", "{good}"], "is not a directory"),
         (["{good}", "--output", "/proc/nowhere"], "/proc"),
         (["{good}", "--output", "/dev/full/x"], "/dev/full is not a directory"),
