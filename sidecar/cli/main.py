@@ -8,10 +8,10 @@ import os
 import sys
 from typing import NoReturn
 
-# Before numpy and onnxruntime are loaded, and only for this process: a program that imports the library keeps its own settings.
-# One BLAS thread is faster at the size of these matrices, and adds up in one order.
+# These must be set before numpy and onnxruntime are loaded. They are set only here, in the command, so that programs that
+# import the library keep their own. One BLAS thread is faster for matrices of this size, and always sums in the same order.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# onnxruntime's wheels send usage figures to their makers unless told not to.
+# Without this, onnxruntime's wheels report usage data to their makers.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import click
@@ -59,10 +59,10 @@ def main() -> NoReturn:
         click.echo(f"Error: {error}", err=True)
         sys.exit(exit_codes.BAD_INPUT)
     except MemoryError:
-        click.echo("Error: out of memory; give fewer pairs, or a smaller --hidden", err=True)
+        click.echo("Error: out of memory: use fewer pairs or a smaller --hidden", err=True)
         sys.exit(exit_codes.BAD_INPUT)
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename is not None:  # those of files are told by whoever writes them
+        if error.errno != errno.ENOSPC or error.filename is not None:  # whoever writes a file reports its errors
             raise
         click.echo(f"Error: standard output: {error.strerror}", err=True)
         sys.exit(exit_codes.BAD_INPUT)

@@ -8,11 +8,11 @@ from typing import Any
 
 
 class DescriptionError(ValueError):
-    """A JSON beside a model that cannot be used; the message names it and says why."""
+    """The JSON beside a model cannot be used; the message names the file and says why."""
 
 
 def read_description(model: Path) -> dict[str, Any] | None:
-    """The JSON that stands beside a model, None where there is none. Raises DescriptionError if it is not a JSON object."""
+    """The JSON beside a model, None if there is none. Raises DescriptionError if it is not a JSON object."""
     path = model.with_suffix(".json")
     try:
         about = json.loads(path.read_bytes())

@@ -138,7 +138,7 @@ class Hostile:
 @pytest.mark.parametrize(
     ("features", "reason"),
     [
-        ({1.0, 2.0, object()}, "object is no JSON value"),
+        ({1.0, 2.0, object()}, "object is not a JSON value"),
         (Hostile(), "no features today"),
         ([0.25] * (MAX_LINE_BYTES // 5), "bytes of JSON; at most 1048576"),
     ],
@@ -158,7 +158,7 @@ def test_a_full_queue_drops_and_counts(path, make_client, caplog):
     client = make_client(capacity=5, retry_s=LONG, registry=registry)
     assert send(client, *"abcdefgh") == [True] * 5 + [False] * 3
     assert counts(client) == {"delivered": 0, "dropped": 3, "refused": 0, "queued": 5}
-    assert [m for m in messages(caplog) if "dropped" in m] == [f"{path}: a pair was dropped: 5 pairs are queued already"]
+    assert [m for m in messages(caplog) if "dropped" in m] == [f"{path}: a pair was dropped: the queue is full (5 pairs)"]
     assert metric(registry, "dropped") == 3
 
     assert client.close(0) is False
@@ -340,7 +340,7 @@ def test_pauses_double_and_begin_anew_after_an_answer(path, make_client, monkeyp
 
     wait_until(lambda: len(pauses()) >= 4)
     assert pauses()[:4] == ["0.001 s", "0.002 s", "0.003 s", "0.003 s"]
-    assert messages(caplog)[0] == f"{path}: No such file or directory; 1 pairs are queued; connecting again in 0.001 s"
+    assert messages(caplog)[0] == f"{path}: No such file or directory; 1 pairs queued; connecting again in 0.001 s"
     with FakeSidecar(path, reads(1, OK), answers()):
         wait_until(lambda: client.delivered == 1)
         send(client, "b")

@@ -157,8 +157,8 @@ def test_the_commands_of_operations_work_one_after_the_other(serve, tmp_path):
         ["sh", "-exc", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "stable.onnx is model_v000001" in done.stdout
-    assert re.search(r": [1-9]\d* pairs removed", done.stdout)
+    assert "stable.onnx now points to model_v000001" in done.stdout
+    assert re.search(r": [1-9]\d* pairs deleted", done.stdout)
     again = serve(base_model=base, checkpoint_dir=online).connect()  # from what was put back
     assert again.stop() == 0
     assert "recovered position=2496" in again.log.read_text()

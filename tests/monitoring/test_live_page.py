@@ -87,7 +87,7 @@ def test_a_damaged_history_does_not_stop_the_start(live, serve, base_path):
     assert sidecar.stop() == 0
     (sidecar.checkpoint_dir / "state" / HISTORY).write_bytes(b"junk")
     sidecar = serve(base_model=base_path, http=address).connect()
-    assert "history.jsonl is damaged and passed over" in sidecar.log.read_text()
+    assert "history.jsonl is damaged; it was ignored" in sidecar.log.read_text()
     assert sidecar.stop() == 0
 
 
@@ -227,7 +227,7 @@ def test_a_value_that_never_changes_has_an_axis_with_room(page, show):
 
 def test_without_history_the_page_says_so(page, show):
     show([], phase="initializing")
-    assert "No curves yet" in text_of(page, "#live")
+    assert "No charts yet" in text_of(page, "#live")
     assert page.ask("document.querySelectorAll('.chart').length") == 0
     assert page.console() == []
 
@@ -239,7 +239,7 @@ def test_what_has_no_value_has_no_chart_and_a_gap_is_a_gap(page, show):
     early, late = (rows_of(lambda i: 2 + i, 10, end, prequential_rmse=nothing, prequential_plcc=nothing) for end in (600, 0))
     show(early + late)
     labels(page, "loss")
-    assert "No curves yet" not in text_of(page, "#live")
+    assert "No charts yet" not in text_of(page, "#live")
     assert page.ask("[...document.querySelectorAll('.chart')].map(each => each.id)") == ["loss", "pairs_per_second"]
     line = page.ask("document.querySelector('#loss [aria-label=line] path').getAttribute('d')")
     assert line.count("M") >= 2

@@ -58,8 +58,8 @@ def test_until_stops_after_a_position(state, tmp_path, example):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{state}", "--until", "600"], "its last position is 599; 600 is asked for"),
-        (["{state}", "--until", "100"], "101 pairs make no checkpoint yet; a fresh head needs 256"),
+        (["{state}", "--until", "600"], "its last position is 599, but 600 was requested"),
+        (["{state}", "--until", "100"], "101 pairs are too few for a checkpoint; a new model needs 256"),
         (["{empty}"], "no journal with a run in it"),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_journal_whose_beginning_is_gone_says_so(state, tmp_path):
     segment.rename(segment.with_name("000000000100.jsonl"))
     done = stream(state, "--output", tmp_path / "c")
     assert done.returncode == 2
-    assert "retention has removed the pairs before position 100; what was trained on them cannot be made again" in done.stderr
+    assert "retention has deleted the pairs before position 100; training on them cannot be repeated" in done.stderr
 
 
 def test_until_is_for_streams(tmp_path):
@@ -92,4 +92,4 @@ def test_until_is_for_streams(tmp_path):
 def test_options_that_it_would_pass_over_are_refused(state, tmp_path, option):
     done = stream(state, "--output", tmp_path / "c", *option)
     assert done.returncode == 2
-    assert f"{option[0]} does not go with --stream" in done.stderr
+    assert f"{option[0]} cannot be used with --stream" in done.stderr

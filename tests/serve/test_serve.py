@@ -251,11 +251,11 @@ def test_noise_does_not_move_stable_and_promote_does(serve, base_path, lines, tm
     assert json.loads(done.stdout) == {"version": 1, "stable": str(checkpoint_dir / "model_v000001.onnx")}
     missing = run("promote", 9, "--checkpoint-dir", checkpoint_dir)
     assert missing.returncode == 2
-    assert "no checkpoint 9; there are 1, 2, 3" in missing.stderr
+    assert "no checkpoint 9; available: 1, 2, 3" in missing.stderr
     (checkpoint_dir / "model_v000002.onnx").write_bytes(b"junk")
     damaged = run("promote", 2, "--checkpoint-dir", checkpoint_dir)
     assert damaged.returncode == 2
-    assert "is not promoted: digest" in damaged.stderr
+    assert "was not promoted: digest" in damaged.stderr
     assert linked(checkpoint_dir, STABLE).version == 1
 
 
