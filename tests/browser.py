@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.running import PATIENCE_S
+
 SCHEMES_OF_ITS_OWN = ("data:", "blob:", "about:", "chrome:", "devtools:")
 
 
@@ -36,10 +38,10 @@ class Browser:
         return self.driver.execute_script(f"return {script}")
 
     def wait(self, script: str) -> Any:
-        """The same once it is true; fails after ten seconds."""
+        """The same once it is true."""
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.driver, 10, 0.05).until(lambda _: self.ask(script))
+        return WebDriverWait(self.driver, PATIENCE_S, 0.05).until(lambda _: self.ask(script))
 
     def console(self) -> list[str]:
         """What it has said since the page was opened, warnings and refusals of the page's own policy among it."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +23,32 @@ import pytest
 
 from onnx_builder import Activation, Clip, Dense, Elementwise, Network
 from onnx_builder.write import to_bytes
+from sidecar.cli.main import main
+from sidecar.learning import recipe
 from sidecar.learning.recipe import Recipe, fit
+from sidecar.monitoring import fetch
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
-from tests.running import Sidecar
+from tests.browser import Browser, browser
+from tests.running import PATIENCE_S, Sidecar
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "recorded-80.jsonl.gz"
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patience() -> None:
+    """What looks at a sidecar from here waits for it, however busy the machine is."""
+    fetch.CLIENT_SECONDS = PATIENCE_S
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short one: with the test's name in it, as in pytest's own, a socket's path soon has more than 107 bytes."""
+    return tmp_path_factory.mktemp(f"t{next(_numbers)}", numbered=False)
+
+
+_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +80,12 @@ def base_path(base: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def quick_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh heads are fitted here in a hundredth of the epochs: for tests to which it is all one how good they are."""
+    monkeypatch.setattr(recipe, "TRAINED_PAIRS", recipe.TRAINED_PAIRS // 100)
+
+
+@pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Sidecar]]:
     """Starts sidecars in a directory, with settings by name, and ends those that a test leaves running."""
     started: list[Sidecar] = []
@@ -69,6 +98,13 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Sidecar]]:
     yield start
     for sidecar in started:
         sidecar.end()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A browser for the tests of pages, which skip where there is none."""
+    with browser() as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -118,7 +154,44 @@ def random_rows() -> Callable[..., list[dict[str, Any]]]:
     return make
 
 
-def run(*arguments: Any, stdin: bytes = b"", **options: Any) -> subprocess.CompletedProcess[str]:
+def run(*arguments: Any, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+    """The command, called in this process: its exit code, and what it and the libraries under it wrote to both outputs.
+
+    What only a process shows (signals, its environment, an exception that nobody catches) is for `run_process`.
+    """
+    root = logging.getLogger()
+    before, level, root.handlers = root.handlers, root.level, []  # as the command finds it
+    try:
+        with pytest.MonkeyPatch.context() as patch, _captured(1) as output, _captured(2) as errors:
+            patch.setattr(sys, "argv", ["vmafx-sidecar", *map(str, arguments)])
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            with open(1, "w", closefd=False) as stdout, open(2, "w", closefd=False) as stderr:
+                patch.setattr(sys, "stdout", stdout)
+                patch.setattr(sys, "stderr", stderr)
+                with pytest.raises(SystemExit) as end:
+                    main()
+    finally:
+        root.handlers = before
+        root.setLevel(level)
+    return subprocess.CompletedProcess(arguments, end.value.code, "".join(output), "".join(errors))
+
+
+@contextlib.contextmanager
+def _captured(descriptor: int) -> Iterator[list[str]]:
+    """A list that at the end has all that was written to a descriptor."""
+    saved, seen = os.dup(descriptor), list[str]()
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), descriptor)
+        try:
+            yield seen
+        finally:
+            os.dup2(saved, descriptor)
+            os.close(saved)
+            file.seek(0)
+            seen.append(file.read().decode())
+
+
+def run_process(*arguments: Any, stdin: bytes = b"", **options: Any) -> subprocess.CompletedProcess[str]:
     """`python -m sidecar` as a process of its own, its output as text."""
     done = subprocess.run([sys.executable, "-m", "sidecar", *map(str, arguments)], input=stdin, capture_output=True, **options)
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())

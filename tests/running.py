@@ -11,23 +11,44 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sidecar.checkpoints.directory import checkpoints
 from sidecar.journal.segments import read_journal
 
-PATIENCE_S = 60
+PATIENCE_S = 120
+"""Nothing here takes so long, however busy the machine is: who waits in vain fails."""
+
+
+def start_process(*arguments: object, changed: str = "", **options: Any) -> subprocess.Popen[bytes]:
+    """Start the command so that SIGINT reaches it, even where this process ignores it, as one in the background does.
+
+    For a `with`, at whose end it is gone, whatever it was doing. changed: Python that changes something of it first.
+    """
+    how = ["-c", f"from sidecar.cli.main import main\n{changed}\nmain()"] if changed else ["-m", "sidecar"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return _Gone([sys.executable, *how, *map(str, arguments)], **options)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Gone(subprocess.Popen[bytes]):
+    def __exit__(self, *error: Any) -> None:
+        self.kill()
+        super().__exit__(*error)
 
 
 class Sidecar:
-    """A running `serve`, and a client of it."""
+    """A running `serve`, and a client of it. changed: see `start_process`."""
 
-    def __init__(self, directory: Path, **settings: object) -> None:
+    def __init__(self, directory: Path, changed: str = "", **settings: object) -> None:
         self.directory, self.socket_path, self.log = directory, directory / "s.sock", directory / "log"
         self.checkpoint_dir = directory / "checkpoints"
         options = {"socket": self.socket_path, "checkpoint_dir": self.checkpoint_dir, "http": "", **settings}
         arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "sidecar", "serve", *arguments], stderr=log)
+            self.process = start_process("serve", *arguments, changed=changed, stderr=log)
         self.client: socket.socket | None = None
         self.unread = b""
 
@@ -85,11 +106,19 @@ def published(directory):
     return [checkpoint.model.read_bytes() for checkpoint in checkpoints(directory / "checkpoints")]
 
 
+_taken: list[socket.socket] = []
+
+
 def free_address() -> str:
-    """An address for HTTP that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    """An address for HTTP that nobody listens on, and that the system gives to nobody else while this process runs.
+
+    A bound socket keeps the port; a server, which sets SO_REUSEADDR as they all do, may listen there all the same.
+    """
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _taken.append(taken)
+    return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def metrics(address: str) -> dict[str, float]:

@@ -7,7 +7,7 @@
 
 Every change is made under one lock on the directory, so that several writers can share it. The next version number is
 written down durably before anything else and is never used again. Then the JSON, the digest and the model are each
-written aside, fsynced and renamed, in this order: whoever sees a model finds both others complete beside it.
+written to a temporary file, fsynced and renamed, in this order: whoever sees a model finds the other two complete beside it.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ class Checkpoint:
 
 
 def belongs_to_one(name: str) -> bool:
-    """Whether a file of this name in a checkpoint directory is a checkpoint's, or a link to one."""
+    """Whether a file of this name in a checkpoint directory belongs to a checkpoint, or is a link to one."""
     return name in (LATEST, STABLE) or bool(_MODEL.fullmatch(name) or _PART.fullmatch(name))
 
 
 def check_writable(directory: Path) -> None:
-    """Raises CheckpointError if a checkpoint could not be written to a directory, or it could not be made. Makes nothing."""
+    """Raises CheckpointError if a directory cannot be written to, or could not be created. Creates nothing."""
     existing = directory.absolute()
     while not existing.exists() and not existing.is_symlink():
         existing = existing.parent
@@ -87,7 +87,7 @@ def check_writable(directory: Path) -> None:
 
 
 def checkpoints(directory: Path) -> list[Checkpoint]:
-    """All published checkpoints, oldest first; none where there is no such directory."""
+    """All published checkpoints, oldest first; none if there is no such directory."""
     if not directory.is_dir():
         return []
     with os.scandir(directory) as entries:
@@ -96,7 +96,7 @@ def checkpoints(directory: Path) -> list[Checkpoint]:
 
 
 def linked(directory: Path, link: str) -> Checkpoint | None:
-    """The checkpoint that `latest.onnx` or `stable.onnx` names, None where the link is missing or names none here."""
+    """The checkpoint that `latest.onnx` or `stable.onnx` points to; None if the link is missing or points to none here."""
     try:
         match = _MODEL.fullmatch(os.readlink(directory / link))
     except OSError:
@@ -121,12 +121,12 @@ def trained_after(checkpoint_directory: Path, state_directory: Path, position: i
 def publish(directory: Path, model: bytes, description: dict[str, Any], *, stable: bool = False, keep: int = 0) -> Checkpoint:
     """Add a model as the next version and point `latest.onnx` at it.
 
-    model: a serialized, checked ONNX graph. description: what the JSON says of it; name, version, sha256 and parent (the
-    version published before it) are filled in here. stable: point `stable.onnx` at it too. keep: prune the oldest
-    checkpoints down to so many, never the stable one; 0 keeps all.
+    model: a serialized, checked ONNX graph. description: what the JSON says about it; name, version, sha256 and parent (the
+    version published before it) are filled in here. stable: point `stable.onnx` at it too. keep: how many checkpoints to keep;
+    the oldest are deleted, but never the stable one; 0 keeps all.
 
-    Makes the directory if needed. Raises CheckpointError where it cannot write, having removed what it wrote of this
-    version: the checkpoints and links before it are as they were.
+    Creates the directory if needed. Raises CheckpointError if it cannot write. What it wrote of this version is then removed,
+    and earlier checkpoints and links are unchanged.
     """
     try:
         make_directories(directory)
@@ -140,7 +140,7 @@ def publish(directory: Path, model: bytes, description: dict[str, Any], *, stabl
             try:
                 write_whole(checkpoint.description, (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
                 write_whole(checkpoint.digest, f"{digest}\n".encode())
-                for link in links:  # made before the model, so that a full disk shows while nothing is published
+                for link in links:  # made before the model, so that a full disk is noticed before anything is published
                     (directory / f"{TEMPORARY}{link}").symlink_to(checkpoint.model.name)
                 write_whole(checkpoint.model, model)
                 sync_directory(directory)
@@ -161,7 +161,7 @@ def publish(directory: Path, model: bytes, description: dict[str, Any], *, stabl
 
 
 def promote(directory: Path, version: int) -> Checkpoint:
-    """Point `stable.onnx` at a published version, forward or back. Raises CheckpointError where there is no such version."""
+    """Point `stable.onnx` at a published version, forward or back. Raises CheckpointError if there is no such version."""
     checkpoint = Checkpoint(directory, version)
     try:
         if not directory.is_dir():
@@ -169,7 +169,7 @@ def promote(directory: Path, version: int) -> Checkpoint:
         with _locked(directory):
             if not checkpoint.model.is_file():
                 known = ", ".join(str(each.version) for each in checkpoints(directory)[-10:]) or "none"
-                raise CheckpointError(f"{directory}: no checkpoint {version}; there are {known}")
+                raise CheckpointError(f"{directory}: no checkpoint {version}; available: {known}")
             temporary = directory / f"{TEMPORARY}{STABLE}"
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(checkpoint.model.name)
@@ -181,7 +181,7 @@ def promote(directory: Path, version: int) -> Checkpoint:
 
 
 def read_digest(model: Path) -> str | None:
-    """The digest that stands beside a model, None where there is none."""
+    """The digest in the file beside a model, None if there is no such file."""
     try:
         return read_regular(Path(f"{model}.sha256"), _MOST_DIGEST_BYTES).decode("ascii", errors="replace").strip()
     except OSError:
@@ -208,7 +208,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _take_version(directory: Path) -> tuple[int, dict[str, int]]:
-    """A number never used before, written down as used; and the newest published version as {"parent": …}."""
+    """A version number that was never used before, recorded as used; and the newest published version as {"parent": …}."""
     try:
         recorded = int(read_regular(directory / _NEXT_VERSION, _MOST_DIGEST_BYTES))
     except (OSError, ValueError):
@@ -236,7 +236,7 @@ def _prune(directory: Path, keep: int) -> None:
 
 
 def _remove_leftovers(directory: Path) -> None:
-    """What a crash left: files written aside, and a digest or JSON whose model never came or was pruned."""
+    """Remove what a crash left: temporary files, and digests and JSON files whose model was never written or was pruned."""
     names = set(os.listdir(directory))
     for name in names:
         match = _PART.fullmatch(name)

@@ -13,18 +13,18 @@ _log = logging.getLogger(__name__)
 
 
 def promote_by_hand(version: int, checkpoint_directory: Path, state_directory: Path) -> Checkpoint:
-    """Verify a checkpoint, point `stable.onnx` at it, and renew the anchor from the newest snapshot, where there is one.
+    """Verify a checkpoint, point `stable.onnx` at it, and renew the anchor from the newest snapshot, if there is one.
 
-    Raises CheckpointError where there is no such checkpoint or it does not pass.
+    Raises CheckpointError if there is no such checkpoint or it does not pass.
     """
-    from sidecar.checkpoints.verify import verify  # which loads onnxruntime; `serve` needs the rest of this file before
+    from sidecar.checkpoints.verify import verify  # imported here, because it loads onnxruntime
 
     model = Checkpoint(checkpoint_directory, version).model
     if model.is_file():
         (verified,) = verify([model])
         wrong = [f"{check}: {reason}" for check, reason in verified.checks.items() if reason]
         if wrong:
-            raise CheckpointError(f"{model} is not promoted: {'; '.join(wrong)}")
+            raise CheckpointError(f"{model} was not promoted: {'; '.join(wrong)}")
     checkpoint = promote(checkpoint_directory, version)
     for _, state in read_snapshots(state_directory):
         try:

@@ -1,6 +1,6 @@
 """From weights to a published checkpoint: build the graph, check it against the trainer, judge it, publish it.
 
-What `train-offline` and `serve` do alike. It runs on a worker thread of the latter, from copies.
+`train-offline` and `serve` share this. In `serve` it runs on a worker thread and works on copies.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PARITY_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Terms:
-    """On what terms checkpoints are published: where, in which form, and how they are judged. keep: 0 keeps all."""
+    """How checkpoints are published: where, in which form, and how they are judged. keep: how many to keep; 0 keeps all."""
 
     directory: Path
     score_range: float = 100.0
@@ -48,7 +48,7 @@ class Terms:
 
     @cached_property
     def base_scorer(self) -> Scorer:
-        """The base model as onnxruntime runs it, in its canonical form."""
+        """The base model in onnxruntime, in its canonical form."""
         from onnx_builder.runtime import Scorer  # as in `publish_network`
 
         assert self.base is not None
@@ -56,7 +56,7 @@ class Terms:
 
 
 class Published(NamedTuple):
-    """What came of it. metrics: on the first set of evidence, None where that is empty; seconds: that it took, with checks."""
+    """The result. metrics: on the first set of evidence, None if that is empty; seconds: how long it took, with all checks."""
 
     checkpoint: Checkpoint
     sha256: str
@@ -73,14 +73,14 @@ class ParityError(NetworkError):
 def publish_network(
     network: Network, terms: Terms, sets: Sequence[Evidence], parity_features: Array, description: dict[str, Any]
 ) -> Published:
-    """Publish a trained network of the base's architecture, or a fresh one.
+    """Publish a trained network. If there is a base model, the network has its architecture.
 
-    sets: what it is judged on, the held-out pairs first. parity_features: (n, n_features), n ≥ 1, raw, real pairs.
+    sets: what it is judged on, the held-out pairs first. parity_features: (n, n_features), n ≥ 1, raw, from real pairs.
     description: what the JSON says besides what is known here. Raises ParityError, NetworkError (the graph cannot be built) or
-    CheckpointError (it cannot be written); nothing is published then.
+    CheckpointError (it cannot be written); then nothing is published.
     """
     started = time.monotonic()
-    from onnx_builder.runtime import Scorer  # onnxruntime takes longer to load than a sidecar to start
+    from onnx_builder.runtime import Scorer  # imported here: loading onnxruntime takes longer than starting a sidecar
 
     published = terms.base.exported(network, terms.export_io) if terms.base else network
     model = to_bytes(published)
@@ -93,7 +93,9 @@ def publish_network(
     difference = parity(predict(parity_features), head.predict(parity_features))
     allowed = PARITY_TOLERANCE * terms.score_range
     if difference > allowed:
-        raise ParityError(f"parity: the graph differs from the trainer by {difference:g} score points; allowed {allowed:g}")
+        raise ParityError(
+            f"parity: the graph differs from the trainer by {difference:g} score points; at most {allowed:g} is allowed"
+        )
     predicted = [predict(evidence.features) for evidence in sets]
     base = (f"base model {terms.base.path.name}", terms.base_scorer) if terms.base else None
     gate = judge_on_each(

@@ -10,9 +10,9 @@ RETRY_S = 60.0
 
 
 class CheckpointSchedule:
-    """Due once both the interval has passed and enough new pairs have trained, or when one was requested.
+    """A checkpoint is due once the interval has passed and enough new pairs were trained on, or if one was requested.
 
-    interval_s: seconds between checkpoints, at least; min_pairs: new pairs a checkpoint needs; clock: seconds, monotonic.
+    interval_s: minimum seconds between checkpoints; min_pairs: new pairs that a checkpoint needs; clock: monotonic, in seconds.
     """
 
     def __init__(self, interval_s: float, min_pairs: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -21,18 +21,18 @@ class CheckpointSchedule:
         self.requested = False
 
     def request(self) -> None:
-        """One is due now, whatever the interval and the number of pairs."""
+        """Make a checkpoint due now, whatever the interval and the number of pairs."""
         self.requested = True
 
     def is_due(self, new_pairs: int) -> bool:
-        """new_pairs: that have trained since the last checkpoint."""
+        """new_pairs: how many were trained on since the last checkpoint."""
         return self.requested or (self._clock() >= self._not_before and new_pairs >= self._min_pairs)
 
     def begun(self) -> None:
-        """A checkpoint is being made: the interval starts again."""
+        """Note that a checkpoint has been started: the interval begins again."""
         self.requested = False
         self._not_before = self._clock() + self._interval_s
 
     def failed(self) -> None:
-        """The last one failed: try again sooner than after a whole interval."""
+        """Note that the last one failed: try again sooner than after a whole interval."""
         self._not_before = self._clock() + min(RETRY_S, self._interval_s)

@@ -1,4 +1,4 @@
-"""Looking at models: how well one scores, what it is, and whether it is what it claims to be."""
+"""Verification: whether a model is what it claims to be."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PARITY_ROWS = 1024
 
 @dataclass(frozen=True)
 class Verification:
-    """The checks of one model file: each with what is wrong, empty where it passed."""
+    """The checks of one model file: what is wrong, by check; empty if the check passed."""
 
     model: Path
     checks: dict[str, str]
@@ -37,7 +37,7 @@ class Verification:
 
 
 def verify(paths: Sequence[Path]) -> list[Verification]:
-    """Check models, each checkpoint of the directories among `paths`: digest, JSON, graph, operators, parity.
+    """Check models, and all checkpoints in directories: digest, JSON, graph, operators, parity.
 
     Raises CheckpointError for a path that does not exist, or a directory without checkpoints.
     """
@@ -77,7 +77,7 @@ def _check_digest(model: Path, data: bytes) -> str:
     stated, actual = read_digest(model), hashlib.sha256(data).hexdigest()
     if stated is None:
         return f"no {model.name}.sha256 beside the model"
-    return "" if stated == actual else f"the file's SHA-256 is {actual}, {model.name}.sha256 says {stated[:64]}"
+    return "" if stated == actual else f"the file's SHA-256 is {actual}, but {model.name}.sha256 says {stated[:64]}"
 
 
 def _check_description(model: Path, data: bytes) -> str:
@@ -85,7 +85,7 @@ def _check_description(model: Path, data: bytes) -> str:
     if about is None:
         return f"no {model.with_suffix('.json').name} beside the model"
     stated, actual = about.get("sha256"), hashlib.sha256(data).hexdigest()
-    return "" if stated == actual else f"the file's SHA-256 is {actual}, its JSON says {stated}"
+    return "" if stated == actual else f"the file's SHA-256 is {actual}, but its JSON says {stated}"
 
 
 def _check_graph(model: Path, data: bytes) -> str:
@@ -101,7 +101,7 @@ def _check_graph(model: Path, data: bytes) -> str:
 
 def _check_operators(proto: onnx.ModelProto) -> str:
     others = sorted({node.op_type for node in proto.graph.node} - OPERATORS)
-    return f"{', '.join(others)}: not among a checkpoint's operators" if others else ""
+    return f"{', '.join(others)}: not allowed in a checkpoint" if others else ""
 
 
 def _check_parity(data: bytes) -> str:
@@ -109,7 +109,7 @@ def _check_parity(data: bytes) -> str:
     features = probe_features(network, _PARITY_ROWS)
     expected = network.forward(features)
     difference, allowed = parity(Scorer(data).predict(features), expected), PARITY_TOLERANCE * max(1.0, float(np.ptp(expected)))
-    return "" if difference <= allowed else f"onnxruntime and numpy differ by {difference:g}; allowed {allowed:g}"
+    return "" if difference <= allowed else f"onnxruntime and numpy differ by {difference:g}; at most {allowed:g} is allowed"
 
 
 def probe_features(network: Network, count: int) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""The exit codes of all commands. 0: done."""
+"""The exit codes of all commands. 0 is success."""
 
 CHECK_SAYS_NO = 1
-"""A check or the gate says no."""
+"""A check or the gate failed."""
 BAD_INPUT = 2
-"""Usage or bad input: one line on standard error names it."""
+"""Wrong usage or bad input; one line on standard error says what it is."""
 INTERRUPTED = 130
 """Ctrl-C."""

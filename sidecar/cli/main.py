@@ -52,10 +52,10 @@ def main() -> NoReturn:
         click.echo(f"Error: {error}", err=True)
         sys.exit(exit_codes.BAD_INPUT)
     except MemoryError:
-        click.echo("Error: out of memory; give fewer pairs, or a smaller --hidden", err=True)
+        click.echo("Error: out of memory: use fewer pairs or a smaller --hidden", err=True)
         sys.exit(exit_codes.BAD_INPUT)
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename is not None:  # those of files are told by whoever writes them
+        if error.errno != errno.ENOSPC or error.filename is not None:  # whoever writes a file reports its errors
             raise
         click.echo(f"Error: standard output: {error.strerror}", err=True)
         sys.exit(exit_codes.BAD_INPUT)

@@ -1,4 +1,4 @@
-"""Commands that look at models: `evaluate`, `inspect`, `verify`; and `promote`, which chooses the stable one."""
+"""Commands about models: `evaluate`, `inspect` and `verify`, and `promote`, which makes a checkpoint the stable one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sidecar.evaluation.report import check_report_path, evaluation_document, wr
 @click.argument("model", type=PATH)
 @pairs_argument
 @base_scaler_option("json: first apply feature_mean and feature_std from the JSON beside the model.")
-@click.option("--group-by", metavar="FIELD", help="Also give the figures of each value of this field.")
+@click.option("--group-by", metavar="FIELD", help="Also print the figures for each value of this field.")
 @pairs_options
 @report_option
 @json_option
@@ -60,7 +60,7 @@ def evaluate_command(model: Path, pairs: tuple[str, ...], report: Path | None, a
 @click.argument("model", type=PATH)
 @json_option
 def inspect_command(model: Path, as_json: bool) -> None:
-    """Say what a MODEL is: architecture, inputs and outputs, opset, digest, and where it comes from.
+    """Describe a MODEL: architecture, inputs and outputs, opset, digest and origin.
 
     MODEL is an ONNX file or a PyTorch state-dict.
 
@@ -127,7 +127,7 @@ def verify_command(paths: tuple[Path, ...], as_json: bool) -> int:
 def promote_command(version: int, checkpoint_dir: Path, state_dir: Path | None, as_json: bool) -> None:
     """Verify checkpoint VERSION and point stable.onnx at it, forward or back.
 
-    From then on the gate judges by it, and by the pairs held out now.
+    From then on the gate compares with this checkpoint, and the anchor is renewed from the newest snapshot.
 
     \b
     Example:
@@ -139,4 +139,4 @@ def promote_command(version: int, checkpoint_dir: Path, state_dir: Path | None, 
     if as_json:
         print_json({"version": version, "stable": str(checkpoint.model)})
     else:
-        click.echo(f"stable.onnx is {checkpoint.name}")
+        click.echo(f"stable.onnx now points to {checkpoint.name}")

@@ -19,9 +19,15 @@ SHARE = click.FloatRange(min=0, max=1, max_open=True)
 
 pairs_argument = click.argument("pairs", nargs=-1, required=True, metavar="PAIRS...")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-report_option = click.option("--report", type=PATH, metavar="FILE.html", help="Write a report: one page that needs no network.")
+report_option = click.option(
+    "--report", type=PATH, metavar="FILE.html", help="Write a report: one HTML page that needs no network."
+)
 http_option = click.option(
-    "--http", envvar="VMAFX_SIDECAR_HTTP", default=Settings.http, show_default=True, help="Address of the sidecar's HTTP."
+    "--http",
+    envvar="VMAFX_SIDECAR_HTTP",
+    default=Settings.http,
+    show_default=True,
+    help="Address of the sidecar's HTTP server.",
 )
 _skip_bad = click.option("--skip-bad", is_flag=True, help="Count bad rows and skip them, instead of stopping at the first.")
 _score_min = click.option("--score-min", type=float, default=0.0, show_default=True, help="Lowest true_score that is accepted.")
@@ -45,15 +51,15 @@ _state_dir = click.option(
 
 
 def pairs_options(command: Command) -> Command:
-    """What decides which rows of recorded pairs are read."""
+    """The options that decide which rows of recorded pairs are accepted."""
     return _score_min(_score_max(_skip_bad(command)))
 
 
 def directory_options(command: Command) -> Command:
-    """A sidecar's directories, as its own environment variables name them."""
+    """The options for a sidecar's directories; they also read its environment variables."""
     return _checkpoint_dir(_state_dir(command))
 
 
 def base_scaler_option(help_text: str) -> Callable[[Command], Command]:
-    """`--base-scaler`."""
+    """The option `--base-scaler` with this help text."""
     return click.option("--base-scaler", type=click.Choice(["none", "json"]), default="none", show_default=True, help=help_text)

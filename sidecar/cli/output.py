@@ -1,4 +1,4 @@
-"""What the commands print: tables and fields for a person, one JSON object for a script, progress on a terminal."""
+"""What the commands print: tables and fields for people, one JSON object for scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:  # they load onnxruntime, and --help should not
+if TYPE_CHECKING:  # these load onnxruntime, which --help should not
     from sidecar.checkpoints.publishing import Published
     from sidecar.learning.metrics import Metrics
     from sidecar.offline.training import Result
@@ -45,7 +45,7 @@ def row(name: str, weights: str, measured: Metrics) -> str:
 def print_result(result: Result) -> None:
     validation = result.validation
     if validation is not None:
-        click.echo("Each group predicted by a model that was trained on the others:\n" + HEADER)
+        click.echo("Each group, predicted by a model that was trained on the others:\n" + HEADER)
         for fold in validation.folds:
             click.echo(row(fold.group, "EMA", fold.metrics))
         click.echo(row("all, pooled", "EMA", validation.pooled))
@@ -54,7 +54,10 @@ def print_result(result: Result) -> None:
     for (place, kind), measured in result.metrics.items():
         click.echo(row(place.replace("_", " "), "EMA" if kind == "ema" else kind, measured))
     print_skipped(result.pairs.skipped, result.pairs.first_skipped)
-    click.echo(f"\n{result.pairs_per_second:,.0f} pairs per second for {result.seconds:.1f} s")
+    click.echo(
+        f"\ntrained {result.recipe.epochs:,} epochs on {len(result.train):,} pairs in {result.seconds:.1f} s "
+        f"({result.pairs_per_second:,.0f} pairs per second)"
+    )
     click.echo(f"gate: {result.gate.verdict} ({result.gate.reason})")
     click.echo(f"parity with onnxruntime: {result.parity_max_abs_diff:.2g} score points at most")
     click.echo(f"checkpoint: {result.checkpoint.model}")
@@ -62,7 +65,7 @@ def print_result(result: Result) -> None:
 
 def print_skipped(skipped: int, first: str) -> None:
     if skipped:
-        click.echo(f"{skipped} bad rows skipped; the first: {first}")
+        click.echo(f"bad rows skipped: {skipped:,}; the first: {first}")
 
 
 def print_published(published: Published, as_json: bool) -> None:
@@ -87,7 +90,7 @@ def print_published(published: Published, as_json: bool) -> None:
 
 
 def print_fields(fields: dict[str, Any], indent: str = "") -> None:
-    """Names and values in two columns; what is nested stands below its name, indented."""
+    """Print names and values in two columns; nested fields are indented below their name."""
     for name, value in fields.items():
         if isinstance(value, dict) and value:
             click.echo(f"{indent}{name}")

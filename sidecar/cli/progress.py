@@ -1,4 +1,4 @@
-"""Progress bars and live pictures, on a terminal only."""
+"""Progress bars, which are shown only on a terminal, and output that is redrawn in place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HOME, _TO_THE_END_OF_THE_LINE, _TO_THE_END = "\x1b[H", "\x1b[K", "\x1b[J"
 
 @contextlib.contextmanager
 def replay_bar(count: Callable[[], int] | None) -> Iterator[Callable[[int], None]]:
-    """A bar of answered pairs on stderr, only where that is a terminal. count: gives how many there are; None: nobody knows."""
+    """A bar of answered pairs on stderr, if that is a terminal. count: returns how many there are; None if it is unknown."""
     if not sys.stderr.isatty():
         yield lambda answered: None
         return
@@ -38,7 +38,7 @@ def replay_bar(count: Callable[[], int] | None) -> Iterator[Callable[[int], None
 
 @contextlib.contextmanager
 def training_bar() -> Iterator[Callable[[int], Progress]]:
-    """A bar on stderr with the present loss, only where that is a terminal."""
+    """A bar on stderr with the current loss, if that is a terminal."""
     with contextlib.ExitStack() as stack:
 
         def start(total: int) -> Progress:
@@ -59,7 +59,7 @@ def training_bar() -> Iterator[Callable[[int], Progress]]:
 
 
 def draw_again(pictures: Iterable[str]) -> None:
-    """Each in the place of the one before, as much as there is room for; without a terminal one after the other."""
+    """Draw each picture over the one before, cut to the height of the terminal; without a terminal, one after the other."""
     for picture in pictures:
         if sys.stdout.isatty():
             lines = picture.splitlines()[: shutil.get_terminal_size().lines - 1]

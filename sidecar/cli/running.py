@@ -24,12 +24,12 @@ from sidecar.settings import Settings
     show_default=True,
     help="The sidecar's Unix socket.",
 )
-@click.option("--rate", type=POSITIVE, help="Pairs a second.  [default: as fast as answers come]")
+@click.option("--rate", type=POSITIVE, help="Pairs per second.  [default: as fast as the answers arrive]")
 @json_option
 def replay_command(pairs: tuple[str, ...], socket: Path, rate: float | None, as_json: bool) -> int:
-    """Send recorded PAIRS to a running sidecar, as their producer would, and say how it answered.
+    """Send recorded PAIRS to a running sidecar, as a node would, and measure its answers.
 
-    Exit code 1 where it refused any.
+    The exit code is 1 if any pair was refused.
 
     \b
     Example:
@@ -51,23 +51,24 @@ def replay_command(pairs: tuple[str, ...], socket: Path, rate: float | None, as_
             f"{summary.accepted} accepted, {summary.duplicate} duplicates, {summary.refused + summary.retryable} refused"
         )
         if summary.first_refusal:
-            click.echo(f"the first refused: {summary.first_refusal}")
+            click.echo(f"first refusal: {summary.first_refusal}")
         for checkpoint in summary.checkpoints:
             click.echo(f"checkpoint: {checkpoint}")
         latencies = (summary.latency_ms(share) for share in (0.5, 0.99, 1.0))
         p50, p99, most = (f"{value:.3g}" for value in latencies if value is not None)
         click.echo(
-            f"{summary.pairs_per_second:,.0f} pairs per second; answered in {p50} ms (median), {p99} (99 %), {most} (longest)"
+            f"{summary.pairs_per_second:,.0f} pairs per second; time to answer: median {p50} ms, 99 % within {p99} ms, "
+            f"longest {most} ms"
         )
     return exit_codes.CHECK_SAYS_NO if summary.refused or summary.retryable else 0
 
 
 @click.command("status")
 @http_option
-@click.option("--watch", is_flag=True, help="Go on looking, every two seconds, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh every two seconds until Ctrl-C.")
 @json_option
 def status_command(http: str, watch: bool, as_json: bool) -> int:
-    """Look at a running sidecar.
+    """Show the state of a running sidecar.
 
     \b
     Example:
@@ -77,7 +78,7 @@ def status_command(http: str, watch: bool, as_json: bool) -> int:
     from sidecar.monitoring.terminal import format_status
 
     if watch and as_json:
-        raise click.UsageError("--watch is for people; scripts find the same at /api/history and /api/checkpoints")
+        raise click.UsageError("--watch cannot be used with --json; scripts can read /api/history and /api/checkpoints")
     try:
         if watch:
             from sidecar.monitoring.terminal import watch as looks
@@ -100,7 +101,12 @@ def status_command(http: str, watch: bool, as_json: bool) -> int:
 @http_option
 @json_option
 def probe_command(http: str, as_json: bool) -> int:
-    """Say whether a sidecar accepts pairs: exit code 0 if it does, 1 if not."""
+    """Check whether a sidecar accepts pairs: exit code 0 if it does, 1 if not.
+
+    \b
+    Example:
+      vmafx-sidecar probe --http 127.0.0.1:9091
+    """
     from sidecar.monitoring.fetch import probe
 
     try:

@@ -14,7 +14,7 @@ _FIELDS = {each.name: each for each in dataclasses.fields(Settings)}
 
 
 class _InSections(click.Command):
-    """Help with the settings in the sections of the docs."""
+    """Help that groups the settings in the same sections as the docs."""
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         records = {str(option.name): option.get_help_record(context) for option in self.get_params(context)}
@@ -26,7 +26,7 @@ class _InSections(click.Command):
 
 
 def _an_option_for_each_setting(command: Command) -> Command:
-    """The texts that are given are read by `read_settings`, like those of the environment."""
+    """Options are passed on as text; `read_settings` parses them like the environment variables."""
     for name, each in reversed(_FIELDS.items()):
         about = each.metadata
         kind = about["kind"]
@@ -42,13 +42,13 @@ def _an_option_for_each_setting(command: Command) -> Command:
 def serve_command(**options: str | None) -> None:
     """Run the sidecar: take pairs from a Unix socket, train on them, publish checkpoints.
 
-    Each option has an environment variable, named in brackets. The option wins.
+    Each option has an environment variable, named in brackets. If both are given, the option wins.
 
     \b
     Example:
       vmafx-sidecar serve --socket /tmp/s.sock --checkpoint-dir checkpoints --base-model checkpoints/latest.onnx
     """
-    from sidecar import log  # here, because --help should not load numpy and what trains
+    from sidecar import log  # imported here, so that --help does not load numpy and the training code
     from sidecar.serve.server import serve
 
     settings = read_settings(options, os.environ)

@@ -1,4 +1,4 @@
-"""`forget`: the command that changes what a sidecar has recorded."""
+"""`forget`: the command that deletes recorded pairs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sidecar.cli.output import print_json
 @directory_options
 @json_option
 def forget_command(groups: tuple[str, ...], checkpoint_dir: Path, state_dir: Path | None, as_json: bool) -> None:
-    """Remove every recorded pair of a GROUP for good, while the sidecar is stopped.
+    """Delete all recorded pairs of a GROUP for good. The sidecar must be stopped.
 
-    Of pairs without a group, GROUP is the job_id. The next start trains on what is left, as if the pairs had never come.
-    Checkpoints that were published before stay as they are: those that learned from the pairs are named.
+    For pairs without a group, GROUP is the job_id. The next start trains again on the remaining pairs, as if the deleted ones
+    had never been there. Checkpoints stay; the command lists those that were trained on deleted pairs.
 
     \b
     Example:
@@ -35,10 +35,10 @@ def forget_command(groups: tuple[str, ...], checkpoint_dir: Path, state_dir: Pat
         print_json({**dataclasses.asdict(forgotten), "checkpoints": learned})
         return
     for group, count in forgotten.pairs.items():
-        click.echo(f"{group}: {count:,} pairs removed")
+        click.echo(f"{group}: {count:,} pairs deleted")
     if forgotten.anchor:
-        click.echo(f"{forgotten.anchor} of them from the anchor of the stability gate too")
+        click.echo(f"{forgotten.anchor} of them were also in the gate's anchor, and are deleted from it")
     if forgotten.first is not None:
-        click.echo(f"the next start trains again on what is left, from position {forgotten.from_position:,}")
+        click.echo(f"the next start trains again on the remaining pairs, from position {forgotten.from_position:,}")
     if learned:
-        click.echo(f"learned from them, and cannot be made again from the journal: {', '.join(learned)}")
+        click.echo(f"trained on deleted pairs, and no longer reproducible from the journal: {', '.join(learned)}")

@@ -1,4 +1,4 @@
-"""`train-offline`."""
+"""The command `train-offline`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sidecar.cli.progress import training_bar
 from sidecar.evaluation.report import ReportError, check_report_path, training_document, write_report
 from sidecar.learning.recipe import Recipe
 
-if TYPE_CHECKING:  # imported where used: they load onnxruntime, and --help should not
+if TYPE_CHECKING:  # imported where they are used, so that --help does not load onnxruntime
     from sidecar.models.base_model import BaseModel, ExportIo
     from sidecar.models.json_scaling import BaseScaler
     from sidecar.offline.training import Result
@@ -48,8 +48,8 @@ _GOES_WITH_STREAM = (
     "--holdout",
     "--holdout-fraction",
     type=SHARE,
-    help="Share of pairs, whole groups at a time, that do not train and judge the result.  "
-    "[default: 0.1; with --group-by 0; with --stream 0.05]",
+    help="Share of pairs to keep out of training, by whole groups, and to judge the result by.  "
+    "[default: 0.1; 0 with --group-by; 0.05 with --stream]",
 )
 @click.option(
     "--group-by",
@@ -68,9 +68,11 @@ _GOES_WITH_STREAM = (
     type=click.Choice(["canonical", "base"]),
     default="canonical",
     show_default=True,
-    help="base: publish with the base model's inputs, output and fixed batch, and leave its JSON's scaling outside.",
+    help="base: keep the base model's inputs, output and fixed batch size, and leave the scaling in the JSON.",
 )
-@click.option("--stream", is_flag=True, help="Train on each pair once, in order, as the online sidecar does at its settings.")
+@click.option(
+    "--stream", is_flag=True, help="Train on each pair once, in order, like the online sidecar and with its settings."
+)
 @click.option(
     "--until", type=_FROM_ZERO, help="With --stream: the last position in the journal to train on.  [default: the last]"
 )
@@ -86,7 +88,7 @@ _GOES_WITH_STREAM = (
     "learning_rate",
     type=POSITIVE,
     help="Peak learning rate, for features and scores of mean 0 and deviation 1.  "
-    "[default: 0.04, with adam 0.002; from a base model 0.02, with adam 0.001]",
+    "[default: 0.04, with adam 0.002; for a base model 0.02, with adam 0.001]",
 )
 @click.option(
     "--optimizer",
@@ -102,8 +104,8 @@ _GOES_WITH_STREAM = (
 @click.option(
     "--group-lasso",
     type=NOT_NEGATIVE,
-    help="Strength of the penalty that removes features which do not help.  "
-    "[default: 0.001, with adam 0.1; from a base model 0]",
+    help="Strength of the penalty that switches off features that do not help.  "
+    "[default: 0.001, with adam 0.1; for a base model 0]",
 )
 @click.option(
     "--max-grad-norm",
@@ -124,7 +126,7 @@ _GOES_WITH_STREAM = (
     type=SHARE,
     default=_DEFAULTS.ema_decay,
     show_default=True,
-    help="Decay of the moving average of the weights, which is what is published.",
+    help="Decay of the moving average of the weights, which is what gets published.",
 )
 @click.option(
     "--hidden",
@@ -140,7 +142,9 @@ _GOES_WITH_STREAM = (
     show_default=True,
     help="Activation of a new model, and of a PyTorch state-dict, which does not name its own.",
 )
-@click.option("--seed", type=_FROM_ZERO, default=_DEFAULTS.seed, show_default=True, help="The same seed gives the same bytes.")
+@click.option(
+    "--seed", type=_FROM_ZERO, default=_DEFAULTS.seed, show_default=True, help="Seed of the initial weights and of shuffling."
+)
 @report_option
 @json_option
 def train_offline_command(
@@ -182,7 +186,7 @@ def train_offline_command(
         print_published(published, as_json)
         return exit_codes.CHECK_SAYS_NO if published.gate.verdict == "unstable" else 0
     if base is None and recipe["epochs"] == 0:
-        raise click.UsageError("--epochs 0 publishes a base model unchanged, and there is none")
+        raise click.UsageError("--epochs 0 publishes the base model unchanged, but there is no base model")
     if holdout is None:
         holdout = 0.0 if group_by else 0.1
     try:
@@ -219,9 +223,9 @@ def _write_report(report: Path, result: Result, pairs: tuple[str, ...], asked: d
     try:
         write_report(report, training_document(result, result_json(result), pairs, asked))
     except ReportError as error:
-        raise ReportError(f"{error}; the checkpoint is published, without a report") from error
+        raise ReportError(f"{error}; the checkpoint was published without a report") from error
     except KeyboardInterrupt:
-        click.echo("the checkpoint is published, without a report", err=True)
+        click.echo("the checkpoint was published without a report", err=True)
         raise
 
 
@@ -234,7 +238,7 @@ def _check_options(
     until: int | None,
     report: Path | None,
 ) -> None:
-    """Raises UsageError for options that do not go together."""
+    """Raises UsageError for options that cannot be combined."""
     if not recipe["score_min"] < recipe["score_max"]:
         raise click.UsageError(f"--score-min {recipe['score_min']:g} is not below --score-max {recipe['score_max']:g}")
     if base_model is None and (base_scaler != "none" or export_io != "canonical"):
@@ -242,11 +246,11 @@ def _check_options(
     if until is not None and not stream:
         raise click.UsageError("--until needs --stream")
     if stream and report is not None:
-        raise click.UsageError("--report does not go with --stream; evaluate --report shows the checkpoint that it makes")
+        raise click.UsageError("--report cannot be used with --stream; run evaluate --report on the checkpoint instead")
     context = click.get_current_context()
     for option in context.command.params if stream else ():
         name = str(option.name)
         if name not in _GOES_WITH_STREAM and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(
-                f"{option.opts[0]} does not go with --stream, which trains with the online sidecar's settings"
+                f"{option.opts[0]} cannot be used with --stream, which trains with the online sidecar's settings"
             )

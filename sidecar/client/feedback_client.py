@@ -1,4 +1,4 @@
-"""The client's side of the socket, for producers of pairs in Python: they never wait for the sidecar and never fail with it.
+"""The client's side of the socket, for Python programs that produce pairs. They never wait for the sidecar or fail with it.
 
 `send` puts a pair in a bounded queue; a daemon thread delivers it through a `Pipeline`, reconnects, and sends again.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from prometheus_client import CollectorRegistry, Counter
 
-_GLANCE_S = 0.1  # how soon a close is seen while an answer is awaited
+_GLANCE_S = 0.1  # how soon a close is noticed while waiting for an answer
 _NO_REASON = "no reason given"
 
 _logger = logging.getLogger(__name__)
@@ -40,23 +40,23 @@ class FeedbackClient:
     ...     client.send([0.97, 0.81, 31.2], true_score=42.7, job_id="a1", group="clip-7-crf-23")
     True
 
-    socket_path: the sidecar's Unix socket; it need not be there yet. capacity: the most pairs held, those in flight
-    included. in_flight: the most pairs sent and not yet answered. retry_s: the first and the longest pause, in seconds,
-    before connecting again, or sending again what was answered as retryable; doubled each time, until a pair is settled.
-    registry: where the Prometheus counters are registered, by default the global one; clients with the same registry
-    share the counters.
+    socket_path: the sidecar's Unix socket; it need not exist yet. capacity: the largest number of pairs held, including those
+    in flight. in_flight: the largest number of pairs sent but not yet answered. retry_s: the first and the longest pause, in
+    seconds, before connecting again, or sending again what was answered as retryable; the pause doubles each time, until a
+    pair is delivered or refused. registry: where the Prometheus counters are registered, by default the global registry;
+    clients with the same registry share the counters.
 
-    Every pair offered to `send` is counted in exactly one of `delivered`, `dropped` and `queued`:
+    Every pair given to `send` is counted in exactly one of `delivered`, `dropped` and `queued`:
 
-    delivered: the sidecar has it in its journal (a duplicate of one that is there counts too).
-    dropped: never will be: the queue was full or closed, the pair was refused, or was left when the client was closed.
-    refused: those of the dropped that the sidecar refused for good, or that make no request line.
+    delivered: it is in the sidecar's journal, or is a duplicate of one that is.
+    dropped: it will never be there: the queue was full, the pair was refused, or the client was closed before it was delivered.
+    refused: how many of the dropped were refused by the sidecar for good, or could not be made into a request line.
 
-    A pair whose answer was lost with the connection is sent again, so that the sidecar may get it twice and, if it has a
-    `job_id`, knows it for a duplicate. One that is sent again may arrive after later ones.
+    If the connection is lost before a pair was answered, the pair is sent again. The sidecar may then receive it twice; if it
+    has a `job_id`, the duplicate is recognised. A pair that is sent again may arrive after later ones.
 
-    Close the client, or what is still queued when the process ends is lost. A client may be used on both sides of a fork:
-    in the child it starts empty, with a connection and counts of its own, and what was queued stays the parent's.
+    Close the client: pairs that are still queued when the process ends are lost. A client can be used on both sides of a fork.
+    In the child it starts empty, with its own connection and counts; queued pairs stay with the parent.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class FeedbackClient:
         self._waiting: deque[bytes] = deque()
         self._taken = self._turned_away = self._unsendable = 0
         self._thread: threading.Thread | None = None
-        # How the thread sleeps when no answer is to come. An event, because setting it does not hand over the interpreter's
-        # lock, as writing to a socket would, after which one send in a hundred took 2 ms. Pairs set it while `_listening`.
+        # The thread sleeps on this when it expects no answer. It is an event, because setting one does not hand over the
+        # interpreter's lock. Writing to a socket does, and then one send in a hundred took 2 ms. Pairs set it if `_listening`.
         self._news = threading.Event()
         self._listening = False
-        # Written by the thread. `_again` is what goes once more, before `_waiting`; nothing is sent until `_hold_until`.
+        # Written by the thread. `_again` is sent again, before `_waiting`; nothing is sent until `_hold_until`.
         self._pipeline: Pipeline[bytes] | None = None
         self._again: deque[bytes] = deque()
         self._delivered = self._refused = self._left = 0
@@ -102,20 +102,20 @@ class FeedbackClient:
         group: str | None = None,
         **extra: Any,
     ) -> bool:
-        """Queue one pair; False, and counted, if it was dropped. Never waits for the sidecar, and never raises.
+        """Queue one pair; returns False if it was dropped, and counts it. Never waits for the sidecar, and never raises.
 
-        features: numbers, copied before this returns; true_score: score points; job_id: text, at most 256 characters, by
-        which the sidecar knows a pair that comes twice; group: the same for the pairs of one encode; extra: other fields
-        for the journal. What is no number or out of range is for the sidecar to refuse, NaN and infinity included.
+        features: numbers, copied before this returns; true_score: in score points; job_id: text, at most 256 characters, by
+        which the sidecar recognises a pair that arrives twice; group: the same text for all pairs of one encode; extra: other
+        fields for the journal. Values that are no numbers or out of range, such as NaN, are left to the sidecar to refuse.
         """
         named = {"job_id": job_id, "group": group}
         pair = {name: value for name, value in named.items() if value is not None}
         try:
             line = _encoder.encode({**pair, "features": features, "true_score": true_score, **extra})
-        except Exception as error:  # whatever an object of the producer's raises
-            return self._not_taken("refused", "no JSON can be made of it: %s", error, refused=1)
+        except Exception as error:  # whatever the caller's objects raise
+            return self._not_taken("refused", "it cannot be written as JSON: %s", error, refused=1)
         if len(line) > MAX_LINE_BYTES:
-            return self._not_taken("refused", "%d bytes of JSON; at most %d", len(line), MAX_LINE_BYTES, refused=1)
+            return self._not_taken("refused", "%d bytes of JSON; at most %d are allowed", len(line), MAX_LINE_BYTES, refused=1)
         try:
             self._enqueue(line)
         except (RuntimeError, OSError) as error:
@@ -123,7 +123,7 @@ class FeedbackClient:
         return True
 
     def close(self, timeout_s: float = 5.0) -> bool:
-        """Stop taking pairs and deliver those queued, for at most timeout_s; True if none was left. Pauses are cut short."""
+        """Accept no more pairs and deliver those queued, in at most timeout_s; True if none is left. Pauses are cut short."""
         self._close_at = time.monotonic() + timeout_s
         with self._lock:
             self._closed = True
@@ -157,12 +157,12 @@ class FeedbackClient:
         return self._taken - settled
 
     def _enqueue(self, line: bytes) -> None:
-        """Raises RuntimeError or OSError, with the reason, where the line cannot be taken."""
+        """Raises RuntimeError or OSError, with the reason, if the line cannot be queued."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the client is closed")
             if self.queued >= self._capacity:
-                raise RuntimeError(f"{self._capacity} pairs are queued already")
+                raise RuntimeError(f"the queue is full ({self._capacity} pairs)")
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="vmafx-feedback", daemon=True)
                 thread.start()
@@ -185,15 +185,15 @@ class FeedbackClient:
             while not (self._closed and (not self.queued or time.monotonic() >= self._close_at)):
                 try:
                     self._turn()
-                except Exception as error:  # whatever it is, the producer goes on, and so do its pairs
+                except Exception as error:  # whatever it is, the program goes on, and its pairs are kept
                     self._disconnected(error)
         finally:
             self._give_up()
 
     def _turn(self) -> None:
-        """Send what may go now and take answers; wait for one of these, or for pairs.
+        """Send what may be sent now and take answers; wait for an answer or for pairs.
 
-        While answers are to come, new pairs wait for the next of them, and go together.
+        While answers are expected, new pairs wait for the next answer and are sent together.
         """
         if self._closed and not self._hurried:
             self._hurried, self._hold_until, self._pause_s = True, -math.inf, self._retry_s[0]
@@ -243,11 +243,11 @@ class FeedbackClient:
             self._hang_up()
         pause_s = self._hold()
         reason = (error.strerror or error) if isinstance(error, OSError) else repr(error)
-        text = "%s: %s; %d pairs are queued; connecting again in %.3g s"
+        text = "%s: %s; %d pairs queued; connecting again in %.3g s"
         self._complaints.warn("disconnected", text, self._path, reason, self.queued, pause_s)
 
     def _hold(self) -> float:
-        """Send nothing for the next pause, if there is none already; the seconds left of it."""
+        """Begin a pause in sending, unless there is one already; returns the seconds left of it."""
         now = time.monotonic()
         if now >= self._hold_until:
             self._hold_until, self._pause_s = now + self._pause_s, min(2.0 * self._pause_s, self._retry_s[1])
@@ -273,22 +273,22 @@ class FeedbackClient:
 
 
 def _jsonable(value: Any) -> Any:
-    """What msgspec does not know: arrays and scalars of numpy and its kin."""
+    """Convert what msgspec does not know: arrays and scalars of numpy and similar libraries."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is no JSON value")
+    raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
 def _metrics(registry: CollectorRegistry | None) -> tuple[Counter, Counter]:
-    """The counters (delivered, dropped) of a registry, made the first time."""
-    from prometheus_client import REGISTRY, Counter  # here, because it takes 60 ms, and not all of this module needs it
+    """The counters (delivered, dropped) of a registry, made when they are first needed."""
+    from prometheus_client import REGISTRY, Counter  # imported here: it takes 60 ms, and not every user of this module needs it
 
     registry = REGISTRY if registry is None else registry
     with _registering:
         if registry not in _registered:
             _registered[registry] = (
-                Counter("vmafx_training_feedback_delivered", "Pairs that the sidecar has.", registry=registry),
-                Counter("vmafx_training_feedback_dropped", "Pairs that the sidecar will never have.", registry=registry),
+                Counter("vmafx_training_feedback_delivered", "Pairs that the sidecar has accepted.", registry=registry),
+                Counter("vmafx_training_feedback_dropped", "Pairs that were dropped or refused.", registry=registry),
             )
         return _registered[registry]
 

@@ -1,4 +1,4 @@
-"""One connection to a sidecar, from the client's side: lines go out, answers come back in their order."""
+"""One connection to a sidecar, from the client's side: lines go out, answers come back in the same order."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from sidecar.pairs.line_protocol import Answer
 
 MAX_ANSWER_BYTES = 1 << 16
 LONGEST_WAIT_S = 3600.0
-"""poll and Event.wait have limits of their own."""
+"""poll and Event.wait do not accept arbitrarily long timeouts."""
 _CHUNK_BYTES = 1 << 16
 
 Tag = TypeVar("Tag")
 
 
 class AnswerError(ConnectionError):
-    """What came from the socket is not the sidecar's protocol; the connection is of no more use."""
+    """What was received does not follow the sidecar's protocol; the connection is of no further use."""
 
 
 _answer_decoder = msgspec.json.Decoder(Answer)
 
 
 class Pipeline(Generic[Tag]):
-    """One connection to a sidecar: request lines go out without waiting for answers, which come back in their order.
+    """One connection to a sidecar: request lines go out without waiting for answers, which come back in the same order.
 
-    window: the most lines in flight. `unanswered` holds the tags of those in flight, oldest first. For one thread.
+    window: the largest number of lines in flight. `unanswered` holds their tags, oldest first. For use by one thread.
     """
 
     def __init__(self, socket_path: str | Path, window: int) -> None:
-        """Raises OSError where nothing listens, or more clients wait to be accepted than the listener allows."""
+        """Raises OSError if nothing listens, or if more clients wait to be accepted than the listener allows."""
         self.unanswered: deque[Tag] = deque()
         self._window = window
         self._outgoing = bytearray()
@@ -60,10 +60,10 @@ class Pipeline(Generic[Tag]):
         self.unanswered.append(tag)
 
     def exchange(self, timeout_s: float) -> Iterator[tuple[Tag, Answer]]:
-        """Write what the socket takes, and yield the answers that are there with the tags of their lines.
+        """Write what the socket takes, and yield the answers that have arrived, with the tags of their lines.
 
-        Where nothing can be written or read, waits until it can, at most timeout_s or an hour. Must be read to its end.
-        Raises OSError, after the last good answer, for a lost connection and for bytes that are no answer.
+        If nothing can be written or read, waits until it can, at most timeout_s or an hour. Must be iterated to the end.
+        Raises OSError, after the last good answer, if the connection is lost or bytes are not an answer.
         """
         if self._write():
             timeout_s = 0.0
@@ -85,7 +85,7 @@ class Pipeline(Generic[Tag]):
         except BlockingIOError:
             return 0
         except ConnectionError:
-            # What the sidecar answered before it closed is still to be read, and its end after that.
+            # What the sidecar answered before it closed can still be read, and after that the end of the stream.
             self._outgoing.clear()
             return 0
         del self._outgoing[:written]
@@ -102,7 +102,7 @@ class Pipeline(Generic[Tag]):
         for line in lines:
             answer = _decode_answer(line)
             if not self.unanswered:
-                raise AnswerError(f"an answer to no request: {line[:80]!r}")
+                raise AnswerError(f"an answer without a request: {line[:80]!r}")
             yield self.unanswered.popleft(), answer
         _check_length(self._incoming)
 

@@ -1,4 +1,4 @@
-"""Sends recorded pairs to a running sidecar as their producer would, and measures its answers."""
+"""Sends recorded pairs to a running sidecar as a node would, and measures its answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ReplayError(Exception):
 
 
 class RequestLine(NamedTuple):
-    """One request line, without its newline, and where it stands; numbers begin at 1."""
+    """One request line, without its newline, and where it was read; numbers begin at 1."""
 
     name: str
     number: int
@@ -40,12 +40,12 @@ class RequestLine(NamedTuple):
 
 @dataclass
 class Summary:
-    """What the sidecar answered. accepted + duplicate + refused + retryable are the answered pairs, which at the end are all.
+    """What the sidecar answered. accepted + duplicate + refused + retryable are the answered pairs; at the end, all pairs.
 
-    trained: answers that say that steps were run; checkpoints: the paths that answers gave; first_refusal: of the refused and
-    the retryable, with where that pair stands, empty where there is none; seconds: from the first line to the last answer.
-    Latencies are from giving a line to the socket to its answer, in milliseconds, rounded to three digits, None before the
-    first answer. At full speed they are mostly the time that a full window waits in the sidecar's own queue.
+    trained: answers that say that steps were run; checkpoints: the paths in answers; first_refusal: the first error, with the
+    place of its pair, empty if no pair was refused; seconds: from the first line to the last answer. A latency is the time from
+    giving a line to the socket to its answer, in milliseconds, rounded to three digits; None before the first answer. At full
+    speed it is mostly the time that a full window waits in the sidecar's own queue.
     """
 
     sent: int = 0
@@ -86,7 +86,7 @@ class Summary:
         }
 
     def count(self, answer: Answer, latency_s: float, request: RequestLine) -> None:
-        self.latencies_ms[float(f"{latency_s * 1000:.3g}")] += 1  # so that memory does not grow with the pairs
+        self.latencies_ms[float(f"{latency_s * 1000:.3g}")] += 1  # rounded, so that memory does not grow with the pairs
         if answer.ok and answer.duplicate:
             self.duplicate += 1
         elif answer.ok:
@@ -109,13 +109,13 @@ def replay(
     window: int = 512,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Summary:
-    """Send all recorded pairs to the sidecar that listens at socket_path, in order; what it refuses is counted.
+    """Send all recorded pairs, in order, to the sidecar that listens at socket_path; what it refuses is counted.
 
-    rate: pairs per second, those that a full window delayed being caught up with; None: as fast as answers come. progress:
-    called with the number of pairs answered so far. window: the most pairs in flight. clock: seconds.
+    rate: pairs per second; pairs that a full window delayed are caught up with; None: as fast as the answers arrive. progress:
+    called with the number of pairs answered so far. window: the largest number of pairs in flight. clock: seconds.
 
-    Lines of JSON go as they stand, with all their fields. Raises RecordedPairsError for a file that cannot be read or that
-    holds a line over the limit, or where there are no pairs, and ReplayError where the sidecar cannot be reached or goes.
+    Lines of JSON are sent unchanged, with all their fields. Raises RecordedPairsError if a file cannot be read or has a line
+    over the limit, or if there are no pairs, and ReplayError if the sidecar cannot be reached or closes the connection.
     """
     summary = Summary()
     requests = read_requests(paths)
@@ -140,7 +140,7 @@ def replay(
 
 
 _InFlight = tuple[float, RequestLine]
-"""When a line was given to the socket, and where it came from."""
+"""When a line was given to the socket, and where it was read."""
 
 
 def _connect(socket_path: str | Path, window: int) -> Pipeline[_InFlight]:
@@ -159,14 +159,14 @@ def _take_answers(
         for (sent_at, request), answer in pipeline.exchange(wait_s):
             summary.count(answer, clock() - sent_at, request)
     except OSError as error:
-        raise ReplayError(f"{socket_path}: {error.strerror or error}, after {summary.answered} pairs were answered") from error
+        raise ReplayError(f"{socket_path}: {error.strerror or error}; pairs answered: {summary.answered}") from error
 
 
 def read_requests(paths: Sequence[str | Path]) -> Iterator[RequestLine]:
-    """The request lines of recorded pairs, in order and as they stand: it is for the sidecar to refuse a bad one.
+    """The request lines of recorded pairs, in order and unchecked: it is up to the sidecar to refuse a bad one.
 
     Lines of JSON keep their bytes; rows of numpy archives and CSV become such lines. Blank lines are left out. Raises
-    RecordedPairsError for a file that cannot be read, and for a line over the limit.
+    RecordedPairsError if a file cannot be read or a line is over the limit.
     """
     for path in paths:
         for name, number, line in _lines_of(str(path)):
@@ -198,7 +198,7 @@ def _csv_lines(name: str, rows: CsvRows) -> Lines:
 
 
 def _cell(text: str) -> float | str:
-    """The number, or the text as it stands, which the sidecar refuses with the name of the field."""
+    """The number, or the unchanged text, which the sidecar refuses with the name of the field."""
     with contextlib.suppress(ValueError):
         value = float(text)
         if math.isfinite(value) and "_" not in text:
@@ -207,14 +207,14 @@ def _cell(text: str) -> float | str:
 
 
 def _npz_lines(name: str, archive: Archive) -> Lines:
-    """Numbered by row, from 1. Text arrays of one dimension become fields of the line, empty texts none."""
+    """Lines numbered by row, from 1. One-dimensional text arrays become fields of the line; empty texts are left out."""
     members = {"features": archive.features, "true_score": archive.true_score}
     for key in archive.names:
         if key not in members:
             try:
                 members[key] = archive.member(key, 1, "U")
             except ArrayKindError:
-                if key in ("group", "job_id"):  # other arrays may be of anything
+                if key in ("group", "job_id"):  # other arrays may hold anything
                     raise
     rows = archive.features.shape[0]
     for start in range(0, rows, _NPZ_ROWS):

@@ -21,7 +21,7 @@ from sidecar.pairs.recorded import RecordedPairs, read_pairs
 class Evaluation:
     """How a model scores recorded pairs.
 
-    groups: by name, where they were asked for; predicted: (n,); predict: what did, of raw features (n, n_features).
+    groups: by name, if they were asked for; predicted: (n,); predict: from raw features (n, n_features) to scores (n,).
     """
 
     metrics: Metrics
@@ -42,11 +42,11 @@ def evaluate(
     group_by: str | None = None,
     for_report: bool = False,
 ) -> Evaluation:
-    """Score recorded pairs with an ONNX model under onnxruntime, and compare with the true scores.
+    """Score recorded pairs with an ONNX model in onnxruntime, and compare the scores with the true ones.
 
-    base_scaler: "json" first applies `feature_mean` and `feature_std` of the JSON beside the model. group_by: a field to group
-    the pairs by. for_report: keep job_ids. Raises NetworkError where the model does not run or takes another number of
-    features, RecordedPairsError for pairs that cannot be read.
+    base_scaler: "json" first applies `feature_mean` and `feature_std` from the JSON beside the model. group_by: a field to
+    group the pairs by. for_report: keep job_ids. Raises NetworkError if the model does not run or takes another number of
+    features, RecordedPairsError if the pairs cannot be read.
     """
     read_bytes(model)
     scorer = Scorer(model)
@@ -54,7 +54,7 @@ def evaluate(
     pairs = read_pairs(paths, score_min=score_min, score_max=score_max, group_by=group_by, skip_bad=skip_bad, names=for_report)
     n_features = pairs.features.shape[1]
     if scorer.n_features != n_features:
-        raise NetworkError(f"{model} takes {scorer.n_features} features; {', '.join(map(str, paths))} have {n_features}")
+        raise NetworkError(f"{model} takes {scorer.n_features} features, but {', '.join(map(str, paths))} have {n_features}")
 
     def predict(features: Array) -> Float32:
         return scorer.predict(scaled(features, scaling) if scaling else features)

@@ -1,4 +1,4 @@
-"""What a model file is."""
+"""The description of a model file that `inspect` prints."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sidecar.models.description import read_description
 
 
 def inspect(model: Path) -> dict[str, Any]:
-    """What a model file is: digest, opset, inputs and outputs, operators, architecture, and the JSON beside it.
+    """Describe a model file: digest, opset, inputs and outputs, operators, architecture, and the JSON beside it.
 
-    Of a PyTorch state-dict: its layers by their keys. Raises NetworkError for a file that is neither, and for a state-dict
-    that is no regressor; an ONNX model that is none says why in `not_trainable`.
+    For a PyTorch state-dict, its layers by their keys. Raises NetworkError for a file that is neither, and for a state-dict
+    that is not a regressor. For an ONNX model that is not a regressor, `not_trainable` says why.
     """
     data = read_bytes(model)
     about: dict[str, Any] = {"path": str(model), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     if torch_state.is_state_dict(data):
-        about["format"] = "PyTorch state-dict (its activations are taken to be ReLU)"
+        about["format"] = "PyTorch state-dict (activations assumed to be ReLU)"
         try:
             about["layers"] = [*torch_state.dense_layers(data)]
             network = torch_state.from_bytes(data)

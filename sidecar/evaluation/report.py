@@ -1,8 +1,8 @@
 """The report of a run: one HTML file that needs nothing else.
 
-What is known goes into the page as JSON; `web/report.js` shows it, every text as text. The page's own policy lets it run these
-scripts, known by their digests, and fetch nothing. Characters that would not be seen, or would turn the text around them, are
-written as Python escapes.
+The data goes into the page as JSON; `web/report.js` shows it, every text as text. The page's own policy lets it run only these
+scripts, which it knows by their digests, and fetch nothing. Characters that would be invisible or change the direction of the
+text are written as Python escapes.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from sidecar.offline.validation import predict
 from sidecar.pairs.formats import STDIN
 from sidecar.pairs.recorded import RecordedPairs
 
-if TYPE_CHECKING:  # they load onnxruntime, and --help should not
+if TYPE_CHECKING:  # these load onnxruntime, which --help should not
     from sidecar.evaluation.evaluate import Evaluation
     from sidecar.offline.training import Result
 
 _WEB = Path(__file__).parents[1] / "web"
 _SCRIPTS = ("plot.js", "charts.js", "report.js")
 _POINTS = 4000
-"""Pairs that a chart shows, of more about so many."""
+"""A chart shows at most about this many pairs."""
 _GROUPS, _FEATURES, _FILES = 200, 500, 100
 _NAME_CHARACTERS, _FEATURE_CHARACTERS = 256, 80
-"""With these the page stays under 1.5 MB whatever the pairs are."""
+"""These limits keep the page under 1.5 MB, whatever the pairs are."""
 _JOINERS = "\u200c\u200d"
-"""Not printable by themselves, but parts of words of some scripts, and of emoji."""
+"""Not printable by themselves, but parts of words in some scripts, and of emoji."""
 
 
 class ReportError(ValueError):
@@ -50,31 +50,31 @@ class ReportError(ValueError):
 
 
 def check_report_path(path: Path, inputs: Sequence[str | Path], output: Path | None = None) -> None:
-    """Raises ReportError where a report could not be written to a path, or would take the place of an input. Leaves nothing.
+    """Raises ReportError if a report could not be written to this path, or would overwrite an input. Leaves nothing behind.
 
-    output: a directory that will have been made by then.
+    output: a directory that will exist by then.
     """
     target, made = _target(path), None if output is None else _target(output)
     try:
         if target.is_dir() or target == made:
-            raise ReportError(f"{path}: is a directory, not a file for the report")
+            raise ReportError(f"{path}: is a directory; the report needs a file")
         if belongs_to_one(path.name) or belongs_to_one(target.name):
-            raise ReportError(f"{path}: is a checkpoint's; the report needs a file of its own")
+            raise ReportError(f"{path}: belongs to a checkpoint; the report needs a file of its own")
         if target.parent == made and not made.exists():
             return
         if not target.parent.is_dir():
             raise ReportError(f"{path}: {path.parent} is not a directory")
         if target.exists() and not target.is_file():
-            raise ReportError(f"{path}: cannot be written: it is no regular file")
+            raise ReportError(f"{path}: cannot be written: not a regular file")
         if target.exists() and any(os.path.exists(each) and target.samefile(each) for each in inputs):
-            raise ReportError(f"{path}: is read by this command; the report needs a file of its own")
+            raise ReportError(f"{path}: is an input of this command; the report needs a file of its own")
         try_to_write(target)
     except OSError as error:
         raise ReportError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _target(path: Path) -> Path:
-    """What a link leads to, which is written in the link's stead."""
+    """The file behind a link, which is written instead of the link."""
     return Path(os.path.realpath(path))
 
 
@@ -87,8 +87,8 @@ def write_report(path: Path, document: dict[str, Any]) -> None:
 
 
 def render(document: dict[str, Any]) -> bytes:
-    """The page that shows a document: numbers, texts, lists and dictionaries."""
-    # "<" is escaped, so that no text can end the element that it stands in.
+    """The page that shows a document of numbers, texts, lists and dictionaries."""
+    # "<" is escaped, so that no text can end the element that contains it.
     text = json.dumps(_presentable(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     data = text.replace("<", "\\u003c")
     scripts = [(_WEB / name).read_text(encoding="utf-8") for name in _SCRIPTS]
@@ -105,7 +105,7 @@ def render(document: dict[str, Any]) -> bytes:
 
 
 def _presentable(value: Any) -> Any:
-    """The same, what is not finite as None, and in texts an escape for each character that is not seen as itself."""
+    """A copy with None for numbers that are not finite, and in texts an escape for each character that cannot be seen."""
     match value:
         case dict():
             return {name: _presentable(each) for name, each in value.items()}
@@ -123,9 +123,9 @@ def _seen(text: str) -> str:
 
 
 def training_document(result: Result, said: dict[str, Any], paths: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
-    """What a report says of a training run.
+    """The data for the report of a training run.
 
-    result: of `train_offline` with `for_report`; said: what --json says of it; options: what was asked for besides the recipe.
+    result: from `train_offline` with `for_report`; said: its --json output; options: those that are not part of the recipe.
     """
     pairs, ema, validation = result.pairs, result.heads["ema"], result.validation
     base = result.heads.get("base")
@@ -135,7 +135,7 @@ def training_document(result: Result, said: dict[str, Any], paths: Sequence[str]
         models = [Model(fold.head.predict, fold.rows) for fold in validation.folds]
     else:
         held_out = bool(len(result.held_out))
-        what = "held-out pairs, which did not train" if held_out else "the training pairs themselves, which flatters"
+        what = "held-out pairs, which were not trained on" if held_out else "the training pairs, which flatters the model"
         rows = result.held_out if held_out else result.train
         predicted, models = predict(ema, pairs, rows), [Model(ema.predict, rows)]
     judged = Judged(pairs, rows, predicted, models, None if base is None else predict(base, pairs, rows))
@@ -153,7 +153,7 @@ def training_document(result: Result, said: dict[str, Any], paths: Sequence[str]
 def evaluation_document(
     model: Path, found: Evaluation, said: dict[str, Any], paths: Sequence[str], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """What a report says of an evaluation. found: of `evaluate` with `for_report`; the rest as of `training_document`."""
+    """The data for the report of an evaluation. found: from `evaluate` with `for_report`; others: as in `training_document`."""
     rows = np.arange(len(found.pairs))
     judged = Judged(found.pairs, rows, found.predicted, [Model(found.predict, rows)])
     return {
@@ -166,13 +166,13 @@ def evaluation_document(
 
 
 def _model(path: Path, sha256: str) -> dict[str, str]:
-    """Names and words to show, with what the JSON beside the model says of it, which may be anybody's."""
+    """Names and texts to show. Some are from the JSON beside the model, which anybody may have written."""
     try:
         about = read_description(path.resolve()) or {}
     except DescriptionError as error:
         return {"file": str(path), "SHA-256": sha256, "JSON beside it": _cut(str(error))}
     if about.get("sha256", sha256) != sha256:
-        return {"file": str(path), "SHA-256": sha256, "JSON beside it": "is of a model with another digest"}
+        return {"file": str(path), "SHA-256": sha256, "JSON beside it": "describes a model with another digest"}
     base, gate = about.get("base_model"), about.get("gate")
     known = {
         "created": about.get("created_at"),
@@ -185,7 +185,7 @@ def _model(path: Path, sha256: str) -> dict[str, str]:
 
 
 def _without_groups(said: dict[str, Any]) -> dict[str, Any]:
-    """They are the page's own `groups`, of which there are not too many."""
+    """Leave out the groups: the page has its own `groups`, which are limited in number."""
     kept = {name: value for name, value in said.items() if name != "groups"}
     return {**kept, "loso": _without_groups(said["loso"])} if "loso" in said else kept
 
@@ -218,7 +218,7 @@ def _common(judged: Judged, what: str, paths: Sequence[str], score_range: tuple[
 
 
 def _features(judged: Judged) -> dict[str, Any]:
-    """features: of each, the most important first, at most five hundred; importance_pairs: that it was measured on."""
+    """features: the most important first, at most five hundred; importance_pairs: how many pairs importance was measured on."""
     pairs, (grown, n_pairs) = judged.pairs, importance(judged)
     order = np.argsort(-np.nan_to_num(grown), kind="stable")[:_FEATURES].tolist()
     low, high = pairs.features.min(axis=0), pairs.features.max(axis=0)
@@ -257,9 +257,9 @@ def _data(pairs: RecordedPairs, paths: Sequence[str]) -> dict[str, Any]:
 
 
 def _file(path: str) -> dict[str, Any]:
-    """Bytes and SHA-256 as they are now; of a state directory, of its journal's segments one after the other.
+    """Size and SHA-256 of a file as it is now; for a state directory, of its journal segments one after the other.
 
-    Empty for what can be read but once, or is no longer there.
+    Empty for input that can be read only once, or no longer exists.
     """
     if path == STDIN or not (os.path.isfile(path) or os.path.isdir(path)):
         return {}

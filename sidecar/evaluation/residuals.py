@@ -1,4 +1,4 @@
-"""What a report says of predictions beside their totals: residuals by group and score, the worst pairs, which features matter.
+"""The details in a report: residuals by group and by score, the worst pairs, and how important each feature is.
 
 Residuals are predicted minus true, in score points.
 """
@@ -24,12 +24,12 @@ _SCORE_BINS = 10
 _WORST = 20
 _PERMUTATIONS = 5
 _PERMUTED_PREDICTIONS = 1_000_000
-"""Predictions that permutation importance takes at most, of so many pairs, evenly spread, as the number of features allows."""
+"""Permutation importance makes at most this many predictions, for as many evenly spread pairs as that allows."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What predicted some of the pairs. predict: (n, n_features), raw, to (n,); rows: of the pairs."""
+    """A model that predicted some of the pairs. predict: from raw features (n, n_features) to (n,); rows: of these pairs."""
 
     predict: Callable[[Array], Array]
     rows: Rows
@@ -37,10 +37,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Judged:
-    """Predictions and what they are of.
+    """Predictions, and the pairs that they are for.
 
-    pairs: read with names; rows: of them; predicted: (len(rows),); models: those that predicted them, whose rows together are
-    these; base: (len(rows),), what the base model predicts, where there is one.
+    pairs: read with names; rows: the pairs that are judged; predicted: (len(rows),); models: those that made the predictions;
+    their rows together are `rows`; base: (len(rows),), the predictions of the base model, if there is one.
     """
 
     pairs: RecordedPairs
@@ -63,7 +63,7 @@ class Judged:
 
 
 def rows_by_group(group: NDArray[np.int32] | None) -> list[Rows]:
-    """For each index among `group` (n,), in order, where it stands; none where there are no groups."""
+    """For each group index that occurs in `group` (n,), in order, its rows; empty if there are no groups."""
     if group is None:
         return []
     order = np.argsort(group, kind="stable")
@@ -71,14 +71,14 @@ def rows_by_group(group: NDArray[np.int32] | None) -> list[Rows]:
 
 
 def group_of(pairs: RecordedPairs, row: int) -> str:
-    """A pair's group, "" where the pairs have none."""
+    """A pair's group, or "" if the pairs have none."""
     return "" if pairs.group is None else pairs.group_names[pairs.group[row]]
 
 
 def by_group(judged: Judged, most: int) -> tuple[list[dict[str, Any]], int]:
-    """Of each group that has pairs, the largest RMSE first, so many at most, and how many there are in all.
+    """The figures of at most `most` groups, those with the largest RMSE first, and the number of groups that have pairs.
 
-    None where the pairs have no groups.
+    There are none if the pairs have no groups.
     """
     pairs = judged.pairs
     parts = rows_by_group(None if pairs.group is None else pairs.group[judged.rows])
@@ -89,7 +89,7 @@ def by_group(judged: Judged, most: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def by_score(judged: Judged, low: float, high: float) -> list[dict[str, Any]]:
-    """Of each tenth of the score range, low to high, that has pairs."""
+    """The figures of each tenth of the score range, from low to high, that has pairs."""
     edges = np.linspace(low, high, _SCORE_BINS + 1)
     index = np.clip(np.searchsorted(edges, judged.true, side="right") - 1, 0, _SCORE_BINS - 1)
     return [
@@ -111,12 +111,12 @@ def _summary(judged: Judged, part: Rows) -> dict[str, Any]:
 
 
 def worst_of(judged: Judged) -> Rows:
-    """Where among what is judged the twenty largest residuals are, the largest first."""
+    """The positions of the twenty largest residuals among the judged pairs, largest first."""
     return np.argsort(-np.abs(judged.residuals), kind="stable")[:_WORST]
 
 
 def worst(judged: Judged) -> list[dict[str, Any]]:
-    """The twenty pairs with the largest residuals. number: of the pair among all that were read, from 1."""
+    """The twenty pairs with the largest residuals. number: the pair's place among all that were read, from 1."""
     pairs, residuals = judged.pairs, judged.residuals
     found = []
     for at in worst_of(judged):
@@ -135,10 +135,10 @@ def worst(judged: Judged) -> list[dict[str, Any]]:
 
 
 def importance(judged: Judged) -> tuple[NDArray[np.float64], int]:
-    """By how many score points the RMSE grows when one feature's values change places among the pairs: (n_features,).
+    """How much the RMSE grows, in score points, when one feature's values are exchanged between pairs: (n_features,).
 
-    And on how many pairs that was measured. The mean of five permutations, of fixed seed; each pair is predicted by its own
-    model. Breiman: Random forests (2001), section 10.
+    Also returns on how many pairs that was measured. It is the mean of five permutations with a fixed seed; each pair is
+    predicted by its own model. Breiman: Random forests (2001), section 10.
     """
     rng = np.random.default_rng(0)
     n_features = judged.pairs.features.shape[1]

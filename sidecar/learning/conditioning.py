@@ -1,14 +1,14 @@
 """Conditioning: the units in which a model's weights are trained, whatever units they were made in.
 
-Base models come with raw features or with someone's scaling, with scores in points or behind a sigmoid, with layers of any
-size. One learning rate fits them all once every dense layer sees inputs of mean 0 and the same length, however many they are
-(√16: of 16 inputs, each has deviation 1), and the last gives its score in units of twenty points. So the network is written
-anew, as the same function: before each dense layer stand a shift and a scale, measured on real pairs and constant from then
-on, behind the last one the unit of the score, and the weights make up for both. When training is over, they are folded back
-into the weights.
+Base models are made for raw features or for scaled ones, with scores in points or behind a sigmoid, with layers of any size.
+One learning rate works for all of them if every dense layer sees inputs of mean 0 and the same length, however many they are
+(√16: if there are 16 inputs, each has deviation 1), and the last layer gives its score in units of twenty points. So the
+network is rewritten as the same function: each dense layer is preceded by a shift and a scale, which are measured on real pairs
+and constant from then on; the last layer is followed by the unit of the score; and the weights compensate for both. After
+training, these constants are folded back into the weights.
 
-It is what Schraudolph (Centering neural network gradient factors, 1998) and LeCun et al. (Efficient BackProp, 1998) recommend,
-done once. What it is worth: `benchmarks/fine_tuning.py`.
+Schraudolph (Centering neural network gradient factors, 1998) and LeCun et al. (Efficient BackProp, 1998) recommend this; here
+it is done once. `benchmarks/fine_tuning.py` measures what it is worth.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ import numpy as np
 from onnx_builder.network import Activation, Array, Clip, Dense, Elementwise, Float32, Network, Step, apply
 
 SCORE_UNITS = 5.0
-"""The range of scores is so many units: 20 points of 100."""
+"""The range of scores is this many units; one unit is 20 points of 100."""
 _SQUARED_LENGTH = 16.0
-"""Mean squared length of what a layer sees, whose square root bounds the learning rate that it can take."""
+"""Mean squared length of a layer's inputs; its square root bounds the learning rate that the layer can take."""
 _NEARLY_CONSTANT = 1e-3
-"""A feature whose deviation is below this share of its size, or of 1, hardly varied: it is scaled by that size instead."""
+"""A feature whose deviation is below this share of its size (or of 1) hardly varies; it is scaled by that size instead."""
+_LARGEST = 1e30
+"""No centre and no deviation is larger, so that weights which make up for them stay finite in float32."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Constants of a network's dense layers, by their place among its steps.
+    """The constants of a network's dense layers, by their place among its steps.
 
-    centre, scale: (n_in,) of each layer's inputs; offset, unit: the last dense layer gives offset + unit · its new output.
+    centre, scale: (n_in,), for each layer's inputs; offset, unit: the last dense layer gives offset + unit · its new output.
     """
 
     inputs: dict[int, tuple[Float32, Float32]]
@@ -43,7 +45,7 @@ class Conditioning:
     def apply(self, network: Network) -> Network:
         """The same function with its dense layers in conditioned units; undone by `remove`.
 
-        network: of the architecture that was measured, whatever its weights.
+        network: must have the architecture that was measured; its weights may differ.
         """
         steps: list[Step] = []
         for place, step in enumerate(network.steps):
@@ -60,13 +62,13 @@ class Conditioning:
         return replace(network, steps=tuple(steps))
 
     def remove(self, network: Network) -> Network:
-        """The same function in the units that the network was made in."""
+        """The same function, in the units that the network was made in."""
         steps: list[Step] = []
         rest = iter(network.steps)
         for step in rest:
             place = len(steps)
             if place in self.inputs:
-                next(rest)  # Div, after the Sub at hand
+                next(rest)  # the Div after this Sub
                 dense = next(rest)
                 assert isinstance(dense, Dense)
                 centre, scale = self.inputs[place]
@@ -80,7 +82,7 @@ class Conditioning:
         return replace(network, steps=tuple(steps))
 
     def state(self) -> dict[str, Array]:
-        """Its numbers by name; `from_state` makes an equal one of them."""
+        """Its numbers by name; `from_state` makes an equal object from them."""
         arrays = {"places": np.array([*self.inputs]), "output": np.array([self.last, self.offset, self.unit])}
         for place, (centre, scale) in self.inputs.items():
             arrays |= {f"centre.{place}": centre, f"scale.{place}": scale}
@@ -88,7 +90,7 @@ class Conditioning:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Array]) -> Conditioning:
-        """What gave this `state`."""
+        """The conditioning that this `state` came from."""
         inputs = {int(place): (state[f"centre.{place}"], state[f"scale.{place}"]) for place in state["places"]}
         last, offset, unit = state["output"].tolist()
         return cls(inputs, int(last), offset, unit)
@@ -112,7 +114,7 @@ def condition(network: Network, features: Array, score_min: float, score_max: fl
     span = (score_max - score_min) / SCORE_UNITS
     tail = network.steps[last + 1 :]
     if any(isinstance(step, Activation) for step in tail):
-        # The loss is in units of what stands behind the activation; a unit u of its input makes steps u² as large.
+        # The loss is in units of what comes after the activation; a unit u of its input makes steps u² times as large.
         return Conditioning(inputs, last, 0.0, max(1.0, _slope(tail) / span))
     slope = _slope(tail)
     middle = score_min + 0.75 * (score_max - score_min)
@@ -120,9 +122,10 @@ def condition(network: Network, features: Array, score_min: float, score_max: fl
 
 
 def _centre_and_scale(values: Array, each: bool) -> tuple[Float32, Float32]:
-    """Of a layer's inputs (n, n_in): deviations of each feature, one common deviation of hidden units."""
+    """Centre and scale of a layer's inputs (n, n_in). each: every input has its own deviation; else they share one."""
     n_in = values.shape[1]
-    centre, deviation = np.nan_to_num(values.mean(axis=0)), np.nan_to_num(values.std(axis=0), posinf=1.0)
+    centre = np.nan_to_num(values.mean(axis=0), posinf=0.0, neginf=0.0).clip(-_LARGEST, _LARGEST)
+    deviation = np.nan_to_num(values.std(axis=0), posinf=1.0).clip(max=_LARGEST)
     if each:
         size = np.maximum(np.abs(centre), 1.0)
         scale = np.where(deviation > _NEARLY_CONSTANT * size, deviation, size)
@@ -132,7 +135,7 @@ def _centre_and_scale(values: Array, each: bool) -> tuple[Float32, Float32]:
 
 
 def _slope(tail: tuple[Step, ...]) -> float:
-    """The product of the constants behind the last layer; 1 where that is no number to train through."""
+    """The product of the constants after the last layer; 1 if training through it is not possible."""
     slope = 1.0
     for step in tail:
         if isinstance(step, Elementwise) and step.value.size == 1:
@@ -142,7 +145,7 @@ def _slope(tail: tuple[Step, ...]) -> float:
 
 
 def _at_zero(tail: tuple[Step, ...]) -> float:
-    """What the constants behind the last layer make of 0, their clips aside."""
+    """What the constants after the last layer make of 0, without their clips."""
     value = np.zeros((1, 1))
     for step in tail:
         if not isinstance(step, Clip):

@@ -1,7 +1,7 @@
-"""Feature drift: how far the features that arrive have moved from those that the head was made for.
+"""Feature drift: how far arriving features have moved from those that the head was made for.
 
-A producer that sends its features in another order, or one of them in another unit, shows here at once; slow drift of the
-content shows as a slow rise.
+If a node sends its features in another order, or one of them in another unit, this shows at once; slow drift of the content
+shows as a slow rise.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from sidecar.learning.scaler import measure_scaling
 
 HORIZON_PAIRS = 1000
 _MOST_DEVIATIONS = 10.0
-"""One wild pair moves a mean by at most a hundredth of a deviation."""
+"""With this limit, one wild pair moves a mean by at most a hundredth of a deviation."""
 
 
 class FeatureDrift:
-    """The exponential moving mean of each standardised feature; it begins at 0, where no drift is.
+    """The exponential moving mean of each standardised feature; it begins at 0, which means no drift.
 
-    mean, deviation: (n_features,), of the features that the head was made for.
+    mean, deviation: (n_features,), those of the features that the head was made for.
     """
 
     def __init__(self, mean: Array, deviation: Array) -> None:
@@ -33,13 +33,13 @@ class FeatureDrift:
 
     @classmethod
     def of_pairs(cls, features: Array) -> FeatureDrift:
-        """Drift away from these features (n, n_features), n ≥ 1; one that is constant there has its own size as a unit."""
+        """Drift away from these features (n, n_features), n ≥ 1; the unit of a constant feature is its own size."""
         scaling = measure_scaling(features, np.zeros(len(features)), np.arange(len(features)))
         return cls(scaling.offset, 1 / scaling.factor.astype(np.float64))
 
     @classmethod
     def of_network(cls, network: Network) -> FeatureDrift | None:
-        """Drift away from what a network's own input scaling expects; None where it has none."""
+        """Drift away from what a network's own input scaling expects; None if it has none."""
         slope, shift = np.ones(network.n_features), np.zeros(network.n_features)
         scaled = False
         for step in network.steps:
@@ -55,7 +55,7 @@ class FeatureDrift:
         return cls(-shift / slope, np.abs(1 / slope))
 
     def add(self, features: Array) -> None:
-        """Take the features (n, n_features) of the next pairs."""
+        """Add the features (n, n_features) of the next pairs."""
         near = np.maximum(features, self._low)
         np.minimum(near, self._high, out=near)
         moved = (np.add.reduce(near, axis=0, dtype=np.float64) / len(features) - self.mean) / self.deviation
@@ -63,16 +63,16 @@ class FeatureDrift:
 
     @property
     def largest(self) -> float:
-        """The largest moving mean of a feature, in deviations."""
+        """The largest moving mean of a feature, in standard deviations."""
         return float(np.abs(self.moving).max())
 
     def state(self) -> dict[str, Array]:
-        """Its numbers by name; `from_state` makes an equal one of them."""
+        """Its numbers by name; `from_state` makes an equal object from them."""
         return {"drift": np.stack([self.mean, self.deviation, self.moving])}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Array]) -> FeatureDrift:
-        """What gave this `state`."""
+        """The drift that this `state` came from."""
         mean, deviation, moving = state["drift"]
         drift = cls(mean, deviation)
         drift.moving = moving.copy()

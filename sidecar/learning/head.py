@@ -1,13 +1,13 @@
 """The head: a `Network` laid out for training in numpy.
 
-All trainable numbers are views into one contiguous vector, and so are their gradients: an optimizer, Polyak averaging or
-a snapshot is then a few calls on one vector. For each batch size the buffers are made once and the numpy calls on them are
+All trainable numbers are views into one contiguous vector, and so are their gradients, so that an optimizer, Polyak averaging
+or a snapshot is a few calls on one vector. For each batch size the buffers are made once and the numpy calls on them are
 laid out as a list (`passes.py`): a step runs down the list and allocates nothing.
 
-What stands in front of the first trained layer (scaling) and behind the last (output range) is constant. Pairs are brought into
-the units between them once, by `Head.rows`, and the loss is the mean squared error there. Where the output range is clipped,
-a prediction beyond a bound is right for a score at that bound: a score of 100 says "100 or better" (censored regression;
-Tobin: Estimation of relationships for limited dependent variables, 1958), and the graph's Clip takes the rest.
+The steps before the first trained layer (scaling) and after the last (output range) are constant. `Head.rows` converts pairs to
+the units between them once, and the loss is the mean squared error in these units. If the output range is clipped, a prediction
+beyond a bound is right for a score at that bound: a score of 100 means "100 or better" (censored regression; Tobin: Estimation
+of relationships for limited dependent variables, 1958), and the graph's Clip does the rest.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from onnx_builder.network import (
 from sidecar.learning.passes import Pass, parameter_views, parameters_of, with_parameters
 
 _SMALL_CHUNK, _CHUNK = 32, 128
-"""Rows that `predict` takes at a time, of few and of many: buffers for more come fresh from the system, which costs more than
-it saves."""
+"""Rows that `predict` takes at a time if there are few, and if there are many. Larger buffers come fresh from the system each
+time, which costs more than it saves."""
 
 
 class Head:
     """Forward and backward passes of a network over one flat parameter vector.
 
-    network: trained are its dense layers and layer normalisations; constants, clips and activations may stand anywhere.
+    network: its dense layers and layer normalisations are trained; constants, clips and activations may be anywhere.
     dtype: float32 to train, float64 to check gradients.
 
-    Raises NetworkError for a network with nothing to train, or whose scores do not depend on it.
+    Raises NetworkError for a network with nothing to train, or whose scores do not depend on what is trained.
     """
 
     def __init__(self, network: Network, dtype: type[np.floating[Any]] = np.float32) -> None:
@@ -96,7 +96,7 @@ class Head:
         """
         rows = np.empty((len(features), self.n_features + 2), dtype=self.dtype) if out is None else out
         scaled = np.array(features, dtype=self.dtype)
-        with np.errstate(over="ignore"):  # the largest float32 features give infinity, which a fresh head's Clip takes
+        with np.errstate(over="ignore"):  # the largest float32 features give infinity, which a new model's Clip handles
             for operation in self._scaling:
                 operation(scaled)
         rows[:, : self.n_features] = scaled
@@ -106,7 +106,7 @@ class Head:
         return rows
 
     def batch(self, n: int) -> Array:
-        """The buffer (n, n_features + 2) that `loss_and_gradient` works on: rows put there need no copy."""
+        """The buffer (n, n_features + 2) that `loss_and_gradient` works on; rows written there need no copy."""
         return self._pass(n).batch
 
     def loss_and_gradient(self, rows: Array) -> float:
@@ -169,10 +169,10 @@ class Head:
 
 
 def _scaling(steps: tuple[Step, ...], n_features: int, dtype: type[np.floating[Any]]) -> list[Callable[[Array], Any]]:
-    """Steps in front of the first trained layer as functions that change rows (n, n_features) in place.
+    """The steps before the first trained layer, as functions that change rows (n, n_features) in place.
 
-    A chain of constants and clips (a base model's scaling, a fresh head's clip, the units of conditioning) is always
-    clip((x − centre) · factor, low, high): two or four passes over the rows instead of one a step.
+    A chain of constants and clips (a base model's scaling, a new model's clip, the units of conditioning) is always
+    clip((x − centre) · factor, low, high): two or four passes over the rows instead of one for each step.
     """
     centre, factor = np.zeros(n_features), np.ones(n_features)
     low, high = np.full(n_features, -np.inf), np.full(n_features, np.inf)
@@ -215,24 +215,24 @@ _UFUNCS = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divi
 
 
 def _output_range(steps: tuple[Step, ...]) -> tuple[float, float, float, float]:
-    """Offset, scale, low and high such that constants behind the last layer compute offset + scale · x, within low to high."""
+    """Offset, scale, low and high: the constants after the last layer compute offset + scale · x, within low to high."""
     offset, scale, low, high = 0.0, 1.0, -math.inf, math.inf
     for step in steps:
         if isinstance(step, Clip):
             low, high = (min(max(bound, step.low), step.high) for bound in (low, high))
         elif isinstance(step, Elementwise):
             if step.value.size != 1:
-                raise NetworkError("a constant behind the last layer must be one number")
+                raise NetworkError("a constant after the last layer must be one number")
             add, multiply = _as_affine(step.operator, float(step.value.reshape(())))
             offset, scale = multiply * offset + add, multiply * scale
             low, high = sorted(multiply * bound + add for bound in (low, high))
     if scale == 0 or not np.isfinite(scale):
-        raise NetworkError(f"the constants behind the last layer scale by {scale}; nothing can be trained through them")
+        raise NetworkError(f"the constants after the last layer scale by {scale}; nothing can be trained through them")
     return offset, scale, low, high
 
 
 def _as_affine(operator: str, value: float) -> tuple[float, float]:
-    """What is added and what is multiplied by, for an elementwise operator with one number."""
+    """The summand and the factor of an elementwise operator with one number."""
     match operator:
         case "Add":
             return value, 1.0

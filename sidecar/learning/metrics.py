@@ -12,7 +12,7 @@ from onnx_builder.network import Array
 
 
 class Metrics(NamedTuple):
-    """plcc and srocc are NaN where undefined: fewer than two pairs, or one side constant. rmse: score points."""
+    """plcc and srocc are NaN if undefined: for fewer than two pairs, or if one side is constant. rmse: in score points."""
 
     plcc: float
     srocc: float
@@ -25,12 +25,12 @@ class Metrics(NamedTuple):
 
 
 def metrics(predicted: Array, true: Array) -> Metrics:
-    """All three of predictions (n,) against true scores (n,)."""
+    """All three figures for predictions (n,) and true scores (n,)."""
     return Metrics(plcc(predicted, true), srocc(predicted, true), rmse(predicted, true), len(true))
 
 
 def plcc(predicted: Array, true: Array) -> float:
-    """Pearson's linear correlation coefficient of two vectors (n,), NaN where undefined."""
+    """Pearson's linear correlation coefficient of two vectors (n,), NaN if undefined."""
     x = np.asarray(predicted, dtype=np.float64)
     y = np.asarray(true, dtype=np.float64)
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -40,12 +40,12 @@ def plcc(predicted: Array, true: Array) -> float:
 
 
 def srocc(predicted: Array, true: Array) -> float:
-    """Spearman's rank correlation coefficient of two vectors (n,): PLCC of ranks, equal values sharing their mean rank."""
+    """Spearman's rank correlation coefficient of two vectors (n,): PLCC of ranks; equal values share their mean rank."""
     return plcc(_ranks(predicted), _ranks(true))
 
 
 def rmse(predicted: Array, true: Array) -> float:
-    """Root of the mean squared difference of two vectors (n,), NaN where they are empty."""
+    """Root of the mean squared difference of two vectors (n,), NaN if they are empty."""
     difference = np.asarray(predicted, dtype=np.float64) - np.asarray(true, dtype=np.float64)
     return math.sqrt(float(difference @ difference) / len(difference)) if len(difference) else math.nan
 

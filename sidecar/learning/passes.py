@@ -1,7 +1,7 @@
 """Forward and backward passes of each kind of step, as lists of numpy calls on buffers made once.
 
-Values are stored as (width + 1, batch): one column a pair, with a last row of ones, so that a bias is the last column of its
-weight matrix and costs no operation of its own. Scalars are arrays of no dimension, which numpy takes faster than Python's.
+Values are stored as (width + 1, batch): one column per pair, with a last row of ones, so that a bias is the last column of its
+weight matrix and costs no operation of its own. Scalars are 0-dimensional arrays, which numpy takes faster than Python numbers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Passes = tuple[Operations, Operations]
 class Pass:
     """The forward and backward passes for batches of n: buffers, and the numpy calls on them in order.
 
-    `forward` takes `batch` (n, n_features + 2) to `result` (n,); `forward_to_error` on to the derivative of the mean squared
-    error by it, in `error` (n,): 2/n times the error; `backward` takes that to the gradient.
+    `forward` computes `result` (n,) from `batch` (n, n_features + 2). `forward_to_error` also computes the derivative of the
+    mean squared error by the result, in `error` (n,): 2/n times the error. `backward` computes the gradient from that.
 
-    body: steps from the first trained one; parameters, gradient: of each trained one, as `parameter_views` gives them;
-    bounds: (2,), what the scores are clipped to, in the units of the loss.
+    body: the steps from the first trained one on; parameters, gradient: those of each trained step, as `parameter_views` gives
+    them; bounds: (2,), the range that scores are clipped to, in the units of the loss.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Pass:
         self.batch = np.zeros((n, n_features + 2), dtype=dtype)
         rows = self.batch[:, :-1]
         inputs: Array = np.empty((n_features + 1, n), dtype=dtype)
-        deltas: Array | None = None  # by the inputs of the first step nobody asks
+        deltas: Array | None = None  # the derivative by the inputs of the first step is not needed
         self.forward: list[Operation] = [partial(np.copyto, inputs, rows.T)]
         self.backward: list[Operation] = []
         trained = zip(parameters, gradient, strict=True)
@@ -84,9 +84,9 @@ class Pass:
 
 
 def parameter_views(body: Sequence[Step], vector: Array) -> list[Array]:
-    """Views of a flat vector, one a trained step.
+    """Views of a flat vector, one for each trained step.
 
-    A dense layer's is (n_out, n_in + 1), the last column its bias; a layer normalisation's (2, width), scale and bias.
+    For a dense layer it is (n_out, n_in + 1), the last column its bias; for a layer normalisation (2, width), scale and bias.
     """
     views, start = [], 0
     for step in body:
@@ -119,7 +119,7 @@ def _dense(
 ) -> Passes:
     # ndarray.dot is faster than np.matmul on small contiguous arrays, but copies others.
     forward = [partial(weights.dot, inputs, values)]
-    if input_deltas is None:  # inputs are the batch transposed: from the batch itself, that product takes half as long
+    if input_deltas is None:  # the inputs are the batch transposed; with the batch itself, this product takes half as long
         return forward, [partial(np.matmul, deltas, rows, gradient)]
     return forward, [partial(deltas.dot, inputs.T, gradient), partial(weights[:, :-1].T.dot, deltas, input_deltas)]
 
@@ -165,7 +165,7 @@ def _layer_normalization(
 def _constant(step: Step, inputs: Array, input_deltas: Array, values: Array, deltas: Array) -> Passes:
     """A step without parameters between trained ones."""
     if isinstance(step, Elementwise):
-        # As a whole array: on arrays of one shape numpy takes a third of the time that it takes to broadcast.
+        # As a whole array: with arrays of the same shape numpy takes a third of the time that broadcasting takes.
         value = np.broadcast_to(step.value.astype(values.dtype).reshape(-1, 1), values.shape).copy()
         forward = [partial(_UFUNCS[step.operator], inputs, value, values)]
         if step.operator in ("Mul", "Div"):
@@ -187,12 +187,12 @@ def _constant(step: Step, inputs: Array, input_deltas: Array, values: Array, del
 _UFUNCS = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
 
 
-# Each activation works in place on values (width, n), and back in place on the derivatives of the loss by them.
+# Each activation works in place on values (width, n), and its backward pass in place on the derivatives of the loss by them.
 
 
 def _relu(values: Array, deltas: Array, slope: float) -> Passes:
-    # On whole arrays and on the bits as integers, as here, numpy takes half and a third of the time that a maximum with one
-    # number and the sign of a float take. For v >= 0, -v shifted right is all ones where v > 0 and all zeros elsewhere.
+    # The maximum with a whole array takes half the time of one with a single number, and the bits as integers take a third of
+    # the time of a float's sign. For v >= 0, -v shifted right is all ones where v > 0 and all zeros elsewhere.
     integer = np.dtype(f"i{values.itemsize}")
     bits, delta_bits, mask = values.view(integer), deltas.view(integer), np.empty(values.shape, dtype=integer)
     forward = [partial(np.maximum, values, np.zeros_like(values), out=values)]

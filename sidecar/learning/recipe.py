@@ -1,4 +1,4 @@
-"""The offline recipe: a fresh head, or a base model, trained on pairs at hand by mini-batch descent over many epochs."""
+"""The offline recipe: a new model, or a base model, trained on recorded pairs by mini-batch descent over many epochs."""
 
 from __future__ import annotations
 
@@ -23,37 +23,36 @@ from sidecar.learning.scaler import Scaling, measure_scaling
 
 _BATCHES_A_BLOCK = 64
 _MEASURED_PAIRS = 4096
-"""Pairs that a base model is conditioned on, of more about so many."""
+"""A base model is conditioned on all pairs, or on one to two times this many if there are more."""
 _LASSO_EVERY = 4
-"""Steps between two proximal steps of the group lasso, each of which does the work of all of them."""
+"""Steps between two proximal steps of the group lasso; each proximal step does the work of all these steps."""
 
 Rows = NDArray[np.intp]
 Progress = Callable[[int, float], None]
 """Called with the number of pairs trained since the last call and the loss, in score points squared."""
 
 Observe = Callable[[int, Head, Head], None]
-"""Called with the number of steps done, and the head on its live weights and on their average as they are then."""
+"""Called with the number of steps done, and the head with its live weights and with their average at that time."""
 OBSERVATIONS = 60
 
 
 def no_progress(pairs: int, loss: float) -> None:
-    """Says nothing."""
+    """Report nothing."""
 
 
 class TrainingError(ValueError):
-    """Pairs or settings that nothing can be trained with; the message says what and why."""
+    """Training is not possible with these pairs or settings; the message says why."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a head is trained offline. What each part is worth: `benchmarks/quality.py --vary`.
+    """How a head is trained offline. `benchmarks/quality.py --vary` measures what each part is worth.
 
-    Many epochs from small weights at a decaying rate: the head starts near a constant, first fits what is linear and
-    bends only where that pays. A group lasso takes features out that do not help, so that they cannot mislead on content
-    not seen; it fades to nothing by the end, which leaves the others unbiased. Biases spread over a deviation put the
-    units' kinks where the features are, not all at their means. Features are cut off at `feature_clip` deviations: an
-    encode unlike all others is then not extrapolated to, and no finite feature overflows. What is None is as
-    `schedule` says.
+    There are many epochs, from small weights and at a decaying rate: the head starts near a constant, first fits what is
+    linear, and bends only where that pays. A group lasso switches off features that do not help, so that they cannot mislead on
+    unseen content; it fades to nothing by the end, which leaves the others unbiased. Biases that are spread over one deviation
+    put the units' kinks where the features are, not all at their means. Features are clipped at `feature_clip` deviations, so
+    that an encode unlike all others is not extrapolated to, and no finite feature overflows. `schedule` fills in what is None.
     """
 
     epochs: int | None = None
@@ -80,11 +79,11 @@ TRAINED_PAIRS, FEWEST_EPOCHS, MOST_EPOCHS = 768_000, 10, 3000
 LEARNING_RATE = {"sgd": 0.04, "adam": 0.002}
 BASE_LEARNING_RATE = {"sgd": 0.02, "adam": 0.001}
 GROUP_LASSO = {"sgd": 1e-3, "adam": 0.1}
-"""Adam divides gradients by their size, which is about a hundredth near the end, but not the penalty."""
+"""Adam divides gradients by their size, which is about a hundredth near the end, but does not divide the penalty."""
 
 
 class Schedule(NamedTuple):
-    """What a recipe leaves open, for a number of pairs and its optimizer."""
+    """The values that a recipe leaves open, for a number of pairs and its optimizer."""
 
     epochs: int
     learning_rate: float
@@ -92,9 +91,9 @@ class Schedule(NamedTuple):
 
 
 def schedule(recipe: Recipe, n_pairs: int, fresh: bool = True) -> Schedule:
-    """The recipe's own values, else the defaults, which are others for a fresh head than for a base model.
+    """The recipe's own values, else the defaults, which differ between a new model and a base model.
 
-    epochs: as many as train 768,000 pairs in all (24,000 steps of 32), but at least 10 and at most 3000.
+    epochs: enough to train on 768,000 pairs in all (24,000 steps of 32), but at least 10 and at most 3000.
     """
     learning_rates = LEARNING_RATE if fresh else BASE_LEARNING_RATE
     default_lasso = GROUP_LASSO[recipe.optimizer] if fresh else 0.0
@@ -107,7 +106,7 @@ def schedule(recipe: Recipe, n_pairs: int, fresh: bool = True) -> Schedule:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained head: on its last weights and on their Polyak average."""
+    """A trained head: with its last weights, and with their Polyak average."""
 
     live: Head
     ema: Head
@@ -115,11 +114,11 @@ class Fitted:
 
 
 def fresh_network(scaling: Scaling, recipe: Recipe, generator: np.random.Generator) -> Network:
-    """Scaling, a hidden layer of random weights, an output layer, and back to score points, clipped to their range.
+    """A new model: scaling, a hidden layer with random weights, an output layer, and scaling to score points, with a clip.
 
-    scaling: of the pairs that it will train on. Weights have `recipe.weight_gain` times the normal deviation of He et
-    al. (2015, arXiv:1502.01852); those of features that did not vary are zero, so that they have no say before they have
-    been seen to matter.
+    scaling: that of the pairs it will train on. Weights have `recipe.weight_gain` times the normal deviation of He et
+    al. (2015, arXiv:1502.01852); those of features that did not vary are zero, so that these have no influence before they
+    have been seen to matter. Scores are clipped to their range.
     """
     n_features = len(scaling.offset)
     first_deviation, last_deviation = (recipe.weight_gain * math.sqrt(2 / n) for n in (n_features, recipe.hidden))
@@ -154,9 +153,9 @@ def fit(
     """A head trained on the chosen pairs: the same pairs, rows, recipe and base give the same bytes.
 
     features: (n, n_features) float32, raw; scores: (n,), in score points; rows: indices of the pairs to train on, at
-    least one; base: where to start from instead of a fresh head. With a base and no epochs, it is given back as it is.
-    observe: called before the first step, up to 60 times on the way, more often where more changes, and after the last; it
-    changes nothing.
+    least one; base: what to start from instead of a new model. With a base and no epochs, the base is returned unchanged.
+    observe: called before the first step, up to 60 times on the way (more often while more changes), and after the last step;
+    it does not influence the result.
 
     Raises TrainingError at the first step whose gradient is not finite: training has diverged.
     """
@@ -181,7 +180,7 @@ def fit(
     batch_size = min(recipe.batch_size, len(rows))
     total = epochs * math.ceil(len(rows) / batch_size)
     step = observed = 0
-    with np.errstate(over="ignore", invalid="ignore"):  # told below
+    with np.errstate(over="ignore", invalid="ignore"):  # reported below
         for block in _epochs(features, scores, rows, epochs, batch_size * _BATCHES_A_BLOCK, head, shuffle):
             if observe and step >= total * (observed / OBSERVATIONS) ** 2:
                 observe(step, head, head.at(average.parameters))
@@ -210,7 +209,7 @@ def fit(
 def _epochs(
     features: Array, scores: Array, rows: Rows, epochs: int, block_rows: int, head: Head, generator: np.random.Generator
 ) -> Iterator[Array]:
-    """Shuffled training rows, a block of batches at a time in one reused array: scaling costs little, memory nothing."""
+    """Shuffled training rows, a block of batches at a time in one reused array, so that scaling costs little."""
     block = np.empty((min(block_rows, len(rows)), features.shape[1] + 2), dtype=np.float32)
     for _ in range(epochs):
         order = generator.permutation(rows)

@@ -42,16 +42,16 @@ class ReplayBuffer:
         self.added += len(rows)
 
     def sample(self, generator: np.random.Generator, out: Array) -> int:
-        """Fill `out` (k, width) with up to k rows drawn uniformly without replacement; gives how many."""
+        """Fill `out` (k, width) with up to k rows drawn uniformly without replacement; returns how many."""
         count = min(len(out), len(self))
         for places in self.draw(generator, 1, count):
             self.data.take(places, axis=0, out=out[:count], mode="clip")
         return count
 
     def draw(self, generator: np.random.Generator, times: int, count: int) -> list[NDArray[np.intp]]:
-        """So many times `count` places of rows, at most len(self), each time uniformly without replacement.
+        """Draw the places of `count` rows, at most len(self), uniformly without replacement, and this several `times`.
 
-        Of a large buffer a few places are mostly distinct: drawing until they are takes a fraction of what
+        A few places in a large buffer are mostly distinct; drawing until they are takes a fraction of the time that
         `Generator.choice` takes.
         """
         size = len(self)
@@ -66,12 +66,12 @@ class ReplayBuffer:
         return drawn
 
     def rows(self, newest: int | None = None) -> Array:
-        """A copy of all rows (len(self), width), or of so many of the newest, oldest first."""
+        """A copy of all rows (len(self), width), or of a number of the newest, oldest first."""
         at = self.added % self.capacity if self.added > self.capacity else 0
         skip = 0 if newest is None else max(0, len(self) - newest)
         return np.concatenate([self.data[at + skip : len(self)], self.data[max(0, at + skip - len(self)) : at]])
 
     def restore(self, rows: Array, added: int) -> None:
-        """Go on as a buffer that was given `added` rows so far and holds `rows`, oldest first."""
+        """Continue as a buffer that has been given `added` rows so far and holds `rows`, oldest first."""
         self.added = added - len(rows)
         self.add(rows)

@@ -1,4 +1,4 @@
-"""Scaling of features and scores: what makes one learning rate fit numbers from 0.001 to 60 and scores up to 100."""
+"""Scaling of features and scores, so that one learning rate works for numbers from 0.001 to 60 and scores up to 100."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from onnx_builder.network import Array, Float32
 
 _BLOCK = 8192
 _NOISE = 1e-6
-"""A feature whose spread is below this share of its largest value varies by float32 rounding alone."""
+"""A feature whose spread is below this share of its largest value varies only by float32 rounding."""
 
 
 class Scaling(NamedTuple):
     """scaled feature = (feature − offset) · factor; scaled score = (score − score_offset) / score_scale.
 
-    offset, factor: (n_features,) float32; varying: (n_features,) bool, False for features constant in the pairs
-    measured. Those keep a factor near one unit, so that they can be learned when they first move.
+    offset, factor: (n_features,) float32; varying: (n_features,) bool, False for features that are constant in the
+    measured pairs. These keep a factor near one unit, so that they can be learned when they first move.
     """
 
     offset: Float32

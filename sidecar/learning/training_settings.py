@@ -1,4 +1,4 @@
-"""The settings of online training: all that decides what pairs make of the weights, besides the base model."""
+"""The settings of online training: all that decides, besides the base model, what pairs do to the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx_builder.network import ActivationName
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """All that decides what a sequence of pairs makes of the weights, besides the base model."""
+    """All that decides, besides the base model, what a sequence of pairs does to the weights."""
 
     batch_size: int = 32
     replay_mix: float = 0.5

@@ -1,4 +1,4 @@
-"""Base models: where fine-tuning starts from, and the form in which its checkpoints go back to the model's users."""
+"""Base models: what fine-tuning starts from, and the form in which its checkpoints go back to the model's users."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ExportIo = Literal["canonical", "base"]
 class BaseModel:
     """A base model as it was read.
 
-    network: takes raw features, with one input and one output of the canonical names. declared: as the file has it, with
+    network: takes raw features, with one input and one output that have the canonical names. declared: as in the file, with
     its own inputs and output and without the JSON's scaling; None for a state-dict, which declares none. scaling: that of
-    the JSON, for the first features; `network` begins with as many steps, for all features.
+    the JSON, for the first features; `network` begins with the same steps, extended to all features.
     """
 
     path: Path
@@ -33,16 +33,16 @@ class BaseModel:
     scaling: tuple[Elementwise, ...] = ()
 
     def exported(self, network: Network, export_io: ExportIo) -> Network:
-        """A trained `network` of this architecture as it is published.
+        """A trained `network` of this architecture, in the form in which it is published.
 
-        "canonical": as it is. "base": with the base's inputs and output, the JSON's scaling left outside.
+        "canonical": unchanged. "base": with the base model's inputs and output, and without the JSON's scaling.
         """
         if export_io == "canonical" or self.declared is None:
             return network
         return Network(network.n_features, network.steps[len(self.scaling) :], self.declared.inputs, self.declared.output)
 
     def exported_features(self, features: Array, export_io: ExportIo) -> Array:
-        """What a graph published so takes in place of raw features (n, n_features)."""
+        """What a graph in this form takes instead of raw features (n, n_features)."""
         return scaled(features, self.scaling) if export_io == "base" else features
 
     def as_json(self) -> dict[str, Any]:
@@ -54,8 +54,8 @@ def load(
 ) -> BaseModel:
     """Read an ONNX model or a PyTorch state-dict (told apart by their content).
 
-    scaler: "json" applies `feature_mean` and `feature_std` of the JSON beside the model. activation: of a state-dict, which
-    does not say. Raises NetworkError naming the file and the reason.
+    scaler: "json" applies `feature_mean` and `feature_std` from the JSON beside the model. activation: for a state-dict, which
+    does not name its own. Raises NetworkError naming the file and the reason.
     """
     data = read_bytes(path)
     digest = hashlib.sha256(data).hexdigest()
@@ -78,7 +78,7 @@ def _read_state_dict(path: Path, data: bytes, activation: ActivationName) -> Net
         network = torch_state.from_bytes(data, activation)
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from error
-    _log.info("%s: a state-dict does not say its activation; %s it is", path, activation)
+    _log.info("%s: a state-dict does not name its activation; %s is assumed", path, activation)
     return network
 
 
@@ -93,19 +93,19 @@ def _require_own_inputs(path: Path, declared: Network | None) -> None:
 
 
 def load_or_fresh(path: Path, **settings: Any) -> BaseModel | None:
-    """As `load`, but None with a warning where nothing is at the path: training then starts from a fresh head."""
+    """Like `load`, but None with a warning if the file does not exist: training then starts from a new model."""
     if not path.exists() and not path.is_symlink():
-        _log.warning("base model %s does not exist; starting from a fresh head", path)
+        _log.warning("base model %s does not exist; training starts from a new model", path)
         return None
     return load(path, **settings)
 
 
 def require_features(base: BaseModel, n_features: int, where: str) -> None:
-    """Raises NetworkError where pairs have another number of features than the base model takes."""
+    """Raises NetworkError if pairs have another number of features than the base model takes."""
     if base.network.n_features != n_features:
         takes = f"{base.network.n_features} features"
         if base.declared is not None:
             inputs = base.declared.inputs
             total = f"{base.network.n_features} = " if len(inputs) > 1 else ""
             takes = total + " + ".join(f"{port.width} features ({port.name})" for port in inputs)
-        raise NetworkError(f"base model {base.path} takes {takes}; the pairs of {where} have {n_features}")
+        raise NetworkError(f"base model {base.path} takes {takes}, but the pairs in {where} have {n_features}")

@@ -12,11 +12,11 @@ MOST_BYTES = 16 << 20
 
 
 class DescriptionError(ValueError):
-    """A JSON beside a model that cannot be used; the message names it and says why."""
+    """The JSON beside a model cannot be used; the message names the file and says why."""
 
 
 def read_description(model: Path) -> dict[str, Any] | None:
-    """The JSON that stands beside a model, None where there is none. Raises DescriptionError if it is not a JSON object."""
+    """The JSON beside a model, None if there is none. Raises DescriptionError if it is not a JSON object."""
     path = model.with_suffix(".json")
     try:
         about = json.loads(read_regular(path, MOST_BYTES))

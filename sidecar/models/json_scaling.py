@@ -1,4 +1,4 @@
-"""Scaling that stands in the JSON beside a model."""
+"""Scaling from the JSON beside a model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ BaseScaler = Literal["none", "json"]
 
 
 def json_scaling(model: Path, width: int) -> tuple[Elementwise, ...]:
-    """`feature_mean` and `feature_std` of the JSON beside a model: Sub and Div, for the first of at most `width` features.
+    """`feature_mean` and `feature_std` from the JSON beside a model, as Sub and Div, for the first of `width` features.
 
-    Raises NetworkError where they are missing or are not finite numbers, as many of each.
+    Raises NetworkError if they are missing, are not finite numbers, differ in length, or are more than `width`.
     """
     path = model.with_suffix(".json")
     try:
@@ -33,20 +33,20 @@ def json_scaling(model: Path, width: int) -> tuple[Elementwise, ...]:
         arrays.append(np.array(numbers, dtype=np.float32))
     mean, std = arrays
     if len(mean) != len(std) or len(mean) > width:
-        raise NetworkError(f"{path}: {len(mean)} feature_mean and {len(std)} feature_std for an input of {width} features")
+        raise NetworkError(f"{path}: {len(mean)} values in feature_mean and {len(std)} in feature_std, for {width} features")
     if not (std > 0).all() or not (np.isfinite(mean) & np.isfinite(std)).all():
         raise NetworkError(f"{path}: feature_std: expected numbers above 0 in float32, got {std.min():g}")
     return Elementwise("Sub", mean), Elementwise("Div", std)
 
 
 def scaling_as_json(scaling: tuple[Elementwise, ...]) -> dict[str, list[float]]:
-    """What a checkpoint's JSON says of scaling that its graph leaves outside."""
+    """What a checkpoint's JSON says about scaling that is not in its graph."""
     mean, std = scaling
     return {"feature_mean": mean.value.tolist(), "feature_std": std.value.tolist()}
 
 
 def scaled(features: Array, scaling: tuple[Elementwise, ...]) -> Float32:
-    """Features (n, n_features) with the leading ones of them scaled."""
+    """Features (n, n_features), the leading ones of them scaled."""
     values = np.array(features, dtype=np.float32)
     for step in scaling:
         values[:, : step.value.size] = apply(step, values[:, : step.value.size])

@@ -1,4 +1,4 @@
-"""A look at a running sidecar from outside: `status` and `probe`."""
+"""Asking a running sidecar over HTTP, for `status` and `probe`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from sidecar.network.address import parse_address
 
 CLIENT_SECONDS = 5.0
 _MOST_BYTES = 1 << 20
-_LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # where a server on all interfaces is reached
+_LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # how to reach a server on all interfaces
 
 
 class HttpError(Exception):
-    """A sidecar that does not answer; the message names its address and says why."""
+    """The sidecar does not answer; the message has its address and the reason."""
 
 
 class NoSidecarError(HttpError):
-    """Something else answers there; the message says what was wrong with the answer."""
+    """Something other than a sidecar answers; the message says what is wrong with the answer."""
 
 
 _Time = Annotated[float, msgspec.Meta(ge=0, le=1e11)]  # seconds since the epoch, up to the year 5138
@@ -78,37 +78,39 @@ class _Checkpoints(TypedDict):
 
 
 def fetch_status(address: str) -> dict[str, Any]:
-    """The `/status` document of the sidecar at an address; where that is all interfaces, of this machine's.
+    """The `/status` document of the sidecar at an address. If the address means all interfaces, this machine is asked.
 
-    Raises ValueError for a bad address, HttpError where nobody answers, NoSidecarError where that is no sidecar.
+    Raises ValueError for a bad address, HttpError if nothing answers, NoSidecarError if something other than a sidecar does.
     """
     return _fetch(address, "/status", _Status)
 
 
 def fetch_history(address: str) -> dict[str, Any]:
-    """Likewise `/api/history`: what it says now, and a row every ten seconds of the last hours."""
+    """The same for `/api/history`: the current figures, and a row for every ten seconds of the last hours."""
     history = _fetch(address, "/api/history", _History)
     columns = history["columns"]
     if columns[:1] != ["time"] or any(len(row) != len(columns) for row in history["rows"]):
-        raise NoSidecarError(f"{address}: /api/history is not a sidecar's: expected rows as long as `columns`, `time` first")
+        raise NoSidecarError(
+            f"{address}: /api/history is not from a sidecar: expected rows as long as `columns`, with `time` first"
+        )
     _check(address, "/api/history", [row[0] for row in history["rows"]], list[_Time])
     return history
 
 
 def fetch_checkpoints(address: str) -> dict[str, Any]:
-    """Likewise `/api/checkpoints`."""
+    """The same for `/api/checkpoints`."""
     return _fetch(address, "/api/checkpoints", _Checkpoints)
 
 
 def _fetch(address: str, path: str, shape: Any) -> dict[str, Any]:
-    """The whole document, more than its shape among it: a sidecar of another version is one too."""
+    """The whole document, including what is not in `shape`: the sidecar may have another version."""
     code, body = _get(address, path)
     try:
         document: Any = msgspec.json.decode(body) if code == HTTPStatus.OK else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise NoSidecarError(f"{address}: {path} is not a sidecar's: answered {code} with {one_line(ascii(body[:40]))}")
+        raise NoSidecarError(f"{address}: {path} is not from a sidecar: answered {code} with {one_line(ascii(body[:40]))}")
     _check(address, path, document, shape)
     return document
 
@@ -118,7 +120,7 @@ def _check(address: str, path: str, document: object, shape: Any) -> None:
         msgspec.convert(document, shape)
     except msgspec.ValidationError as error:
         why = str(error)
-        raise NoSidecarError(f"{address}: {path} is not a sidecar's: {one_line(why[0].lower() + why[1:])}") from error
+        raise NoSidecarError(f"{address}: {path} is not from a sidecar: {one_line(why[0].lower() + why[1:])}") from error
 
 
 def probe(address: str) -> tuple[bool, str]:
@@ -144,9 +146,9 @@ def _get(address: str, path: str) -> tuple[int, bytes]:
                     raise TimeoutError
             return response.status, body
     except OSError as error:
-        raise HttpError(f"{address}: no sidecar answers: {error.strerror or error or type(error).__name__}") from error
+        raise HttpError(f"{address}: no answer: {error.strerror or error or type(error).__name__}") from error
     except http.client.HTTPException as error:
         why = one_line(str(error).strip()) or type(error).__name__
-        raise NoSidecarError(f"{address}: no sidecar answers: {why}") from error
+        raise NoSidecarError(f"{address}: not a sidecar: {why}") from error
     finally:
         connection.close()

@@ -1,7 +1,7 @@
-"""What the status was over the last hours: a row every ten seconds of the last six, that outlives the process.
+"""The status over the last six hours: a row for every ten seconds, kept across restarts.
 
-A row is kept as the JSON text that readers get, so that telling two thousand of them is one `join`. In the state directory they
-are lines of `history.jsonl`, written whole once a minute and at the end.
+A row is kept as the JSON text that readers get, so that sending two thousand of them takes one `join`. In the state directory
+the rows are the lines of `history.jsonl`, which is written anew once a minute and at the end.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _COLUMNS: dict[str, Callable[[Status], float | None]] = {
     "held_out_size": lambda status: status.held_out_size,
 }
 COLUMNS = ("time", "pairs_per_second", *_COLUMNS)
-"""time: seconds since the epoch, whole. What had no value is null; so is the first rate after a start."""
+"""time: whole seconds since the epoch. Figures that had no value are null, and so is the first rate after a start."""
 Row = tuple[int, bytes]
-"""Its time, and all of it as a JSON array."""
+"""The time of a row, and the whole row as a JSON array."""
 
 
 class History:
-    """The rows of a sidecar, oldest first: a tuple that is replaced, never changed, so that any thread may read it.
+    """rows: oldest first, in a tuple that is replaced, never modified, so that any thread may read it.
 
-    pairs_per_second: over the last seconds; None before these.
+    pairs_per_second: over the last few seconds; None at the beginning.
     """
 
     def __init__(self, rows: tuple[Row, ...] = ()) -> None:
@@ -49,17 +49,17 @@ class History:
         self._now, self._row = _Rate(_NOW_S), _Rate(EVERY_S)
 
     def tell(self, status: Status, clock: float, wall: float) -> None:
-        """Keep a status as a row where the last is old enough. clock: `time.monotonic()`; wall: seconds since the epoch."""
+        """Add a row if the last one is old enough. clock: `time.monotonic()`; wall: seconds since the epoch."""
         if self._now.is_due(clock):
             self.pairs_per_second = self._now.next(clock, status.position)
         if self._row.is_due(clock):
             rate, time = self._row.next(clock, status.position), int(wall)
             row = time, _encode([time, rate, *(column(status) for column in _COLUMNS.values())])
             first, end = bisect_left(self.rows, time - KEPT_S, key=_time), bisect_left(self.rows, time, key=_time)
-            self.rows = (*self.rows[first:end], row)  # without those that are later, where the clock was set back
+            self.rows = (*self.rows[first:end], row)  # drops later rows, in case the clock was set back
 
     def since(self, time: int) -> list[bytes]:
-        """The JSON of the rows after a moment, in seconds since the epoch."""
+        """The JSON of the rows after a time in seconds since the epoch."""
         rows = self.rows
         return [row for _, row in rows[bisect_right(rows, time, key=_time) :]]
 
@@ -68,7 +68,7 @@ _time = itemgetter(0)
 
 
 class _Rate:
-    """Pairs a second from one moment to the next, `every` seconds later or more."""
+    """Pairs per second between two moments that are at least `every` seconds apart."""
 
     def __init__(self, every: float) -> None:
         self._every = every
@@ -83,7 +83,7 @@ class _Rate:
 
 
 def _encode(values: Sequence[float | None]) -> bytes:
-    """JSON, of six digits a number."""
+    """JSON, with six significant digits per number."""
     known = (None if value is None or not math.isfinite(value) else value for value in values)
     words = ("null" if value is None else str(value) if isinstance(value, int) else f"{value:.6g}" for value in known)
     return f"[{','.join(words)}]".encode()
@@ -95,16 +95,16 @@ def write_history(state_directory: Path, history: History) -> None:
 
 
 def read_history(state_directory: Path) -> History:
-    """What was written there; nothing where there is no such file, or it is damaged, with a warning."""
+    """The history that was written there. It is empty if there is no such file or, with a warning, if the file is damaged."""
     path = state_directory / HISTORY
     try:
         rows = tuple(_read(line) for line in read_checked(path, "history").splitlines())
         if any(after[0] <= before[0] for before, after in pairwise(rows)):
-            raise ValueError("its times do not rise")
+            raise ValueError("its times are not increasing")
     except FileNotFoundError:
         return History()
     except (OSError, ValueError, RecursionError) as error:
-        _log.warning("%s is damaged and passed over: %s", path, error)
+        _log.warning("%s is damaged; it was ignored: %s", path, error)
         return History()
     return History(rows)
 

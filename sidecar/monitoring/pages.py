@@ -1,6 +1,6 @@
-"""What there is to see over HTTP: /status, /metrics and the probes; the live page, its parts, and its figures as JSON.
+"""The HTTP pages: /status, /metrics and the probes; the live page, its files, and its figures as JSON.
 
-What is made for one reader is kept for a second: a thousand a second cost the training no more than one does.
+What is prepared for one reader is kept for a second, so a thousand readers cost the training no more than one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sidecar.network.http import TEXT, Page
 JSON = "application/json"
 MOST_CHECKPOINTS = 100
 _LARGEST = 1e100
-_DESCRIPTION = {  # by what it is told as, where it stands in a checkpoint's JSON
+_DESCRIPTION = {  # name in the answer: where the value is in a checkpoint's JSON
     "created_at": ("created_at",),
     "gate": ("gate", "verdict"),
     "reason": ("gate", "reason"),
@@ -57,11 +57,11 @@ _POLICY = (
     "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_NOT_HERE = b"not here; there are /, /status, /metrics, /healthz, /readyz, /api/history and /api/checkpoints\n"
+_NOT_HERE = b"not found; available: /, /status, /metrics, /healthz, /readyz, /api/history and /api/checkpoints\n"
 
 
 class Pages:
-    """The answers of a sidecar. read_status, read_history: called for each request that needs them, from the HTTP thread."""
+    """A sidecar's answers. read_status, read_history: called for each request that needs them, on the HTTP thread."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Pages:
         self._described: dict[Checkpoint, bytes] = {}
 
     def look_up(self, target: str, headers: Mapping[str, str]) -> Page:
-        """The answer to GET."""
+        """The answer to a GET request."""
         path, _, query = target.partition("?")
         if path in _ASSETS:
             return _asset_page(path, headers.get("if-none-match", ""))
@@ -94,7 +94,7 @@ class Pages:
         if path == "/metrics":
             try:
                 encode, content_type = choose_encoder(headers.get("accept", ""))
-            except Exception:  # it trips over versions that are none
+            except Exception:  # it fails on malformed versions
                 encode, content_type = choose_encoder("")
             return Page(encode(self._registry), content_type)
         if path == "/healthz":
@@ -104,7 +104,7 @@ class Pages:
         return Page(_NOT_HERE, TEXT, HTTPStatus.NOT_FOUND)
 
     def _make_present(self) -> bytes:
-        """All of `/api/history` but its rows."""
+        """All of `/api/history` except its rows."""
         status, rate = self._status(), self._history().pairs_per_second
         making_progress, _ = health(status, time.monotonic())
         told = {"time": round(time.time(), 3), "making_progress": making_progress, "pairs_per_second": rate}
@@ -116,7 +116,7 @@ class Pages:
         return self._present() + b', "rows": [' + b",".join(self._history().since(since)) + b"]}\n"
 
     def _make_checkpoints(self) -> bytes:
-        """The newest checkpoints of the directory, the newest first, and which ones the links name."""
+        """The newest checkpoints in the directory, newest first, and which ones the links point to."""
         found = checkpoints(self._directory)[: -MOST_CHECKPOINTS - 1 : -1]
         latest, stable = linked(self._directory, LATEST), linked(self._directory, STABLE)
         if stable is not None and stable not in found:
@@ -130,7 +130,7 @@ class Pages:
 
 
 class _Fresh:
-    """What `make` gives, made again where it is a second old."""
+    """The result of `make`, made again once it is a second old."""
 
     def __init__(self, make: Callable[[], bytes]) -> None:
         self._make = make
@@ -167,7 +167,7 @@ def _asset_page(path: str, known: str) -> Page:
 
 @cache
 def _asset(path: str) -> tuple[bytes, str]:
-    """A file of the page, read at the first request for it, and its entity tag."""
+    """A file of the page, read when it is first requested, and its entity tag."""
     body = files("sidecar").joinpath("web", _ASSETS[path][0]).read_bytes()
     return body, f'"{hashlib.sha256(body).hexdigest()[:16]}"'
 
@@ -177,11 +177,9 @@ def _name(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _described(checkpoint: Checkpoint) -> bytes:
-    """What a checkpoint's JSON says of it, as far as a person wants to see it; without what is not as it should be.
+    """The parts of a checkpoint's JSON that people want to see, without those that are malformed.
 
-    Empty where there is no such file, or it cannot be read now.
-
-    Others may write to the directory: nothing is believed to have the right type, or a reasonable size.
+    Empty if there is no such file or it cannot be read now. Others may write to the directory, so types and sizes are checked.
     """
     try:
         about = read_description(checkpoint.model)

@@ -15,39 +15,43 @@ def metric_families(status: Status) -> list[Metric]:
     """A status as Prometheus metrics: all labels from the start, but no metric that has no value yet."""
     phases = {phase: int(phase == status.phase) for phase in get_args(Phase)}
     families = [
-        _counter("pairs", "Pairs that this process has answered, by result.", counts(RESULTS, status.pairs), "result"),
-        _counter("steps", "Gradient steps that made the present weights.", status.step),
-        _gauge("loss", "Mean squared error of the last group before its first step, in score points squared.", status.loss),
+        _counter("pairs", "Pairs answered by this process, by result.", counts(RESULTS, status.pairs), "result"),
+        _counter("steps", "Gradient steps behind the current weights.", status.step),
+        _gauge("loss", "Mean squared error of the last batch before its first step, in score points squared.", status.loss),
         _gauge(
             "prequential_rmse",
-            "Root mean squared error over the last 1000 pairs, each predicted before it trained, in score points.",
+            "Root mean squared error on the last 1000 pairs, each predicted before it was trained on, in score points.",
             status.prequential_rmse,
         ),
         _gauge(
             "prequential_plcc",
-            "Pearson correlation over the last 1000 pairs, each predicted before it trained.",
+            "Pearson's correlation on the last 1000 pairs, each predicted before it was trained on.",
             status.prequential_plcc,
         ),
         _gauge(
             "feature_drift",
-            "Largest moving mean of a standardised feature, in deviations: a wrong order of the features shows here.",
+            "How far the mean of a feature has moved, in standard deviations; the largest of all features.",
             status.feature_drift,
         ),
-        _gauge("phase", "1 for the phase that the sidecar is in, 0 for the others.", phases, "phase"),
+        _gauge("phase", "1 for the current phase, 0 for the others.", phases, "phase"),
         _gauge("replay_size", "Pairs in the replay buffer.", status.replay_size),
-        _counter("replay_evictions", "Pairs that the full replay buffer has dropped.", status.replay_evictions),
-        _counter("checkpoints", "Checkpoints published, by verdict of the gate.", counts(GATES, status.checkpoints), "gate"),
+        _counter("replay_evictions", "Pairs that have dropped out of the replay buffer.", status.replay_evictions),
+        _counter("checkpoints", "Published checkpoints, by verdict of the gate.", counts(GATES, status.checkpoints), "gate"),
         _counter(
             "checkpoint_failures",
-            "Checkpoints that could not be published, by the stage that failed.",
+            "Checkpoints that were not published, by the stage that failed.",
             counts(STAGES, status.checkpoint_failures),
             "stage",
         ),
         _gauge("checkpoint_version", "Version of the newest checkpoint.", status.version),
         _gauge("checkpoint_timestamp_seconds", "Unix time of the newest checkpoint.", status.checkpoint_time),
-        _gauge("step_seconds", "Mean time of a gradient step in the last group.", status.step_seconds),
+        _gauge(
+            "step_seconds",
+            "Mean time of a gradient step in the last batch, including all work on its pairs.",
+            status.step_seconds,
+        ),
         _gauge("journal_bytes", "Size of the journal of accepted pairs.", status.journal_bytes),
-        _counter("journal_errors", "Failed writes and fsyncs of the journal.", status.journal_errors),
+        _counter("journal_errors", "Writes and fsyncs of the journal that failed.", status.journal_errors),
         _counter(
             "state_damage",
             "Damage found in the state directory, by kind of file.",
@@ -61,7 +65,7 @@ def metric_families(status: Status) -> list[Metric]:
 
 
 def _counter(name: str, help_text: str, value: int | Mapping[str, int], label: str = "") -> Metric:
-    """A counter; `_total` is added to its name where it is written."""
+    """A counter; `_total` is added to its name in the output."""
     return _with_samples(CounterMetricFamily(f"vmafx_training_{name}", help_text, labels=[label] if label else []), value)
 
 
@@ -72,7 +76,7 @@ def _gauge(name: str, help_text: str, value: float | Mapping[str, int] | None, l
 def _with_samples(
     family: CounterMetricFamily | GaugeMetricFamily, value: float | Mapping[str, int] | None
 ) -> CounterMetricFamily | GaugeMetricFamily:
-    """A family with one sample by label, or one without; with none where there is no finite value."""
+    """The family with a sample for each label, or one without a label; without samples if there is no finite value."""
     if isinstance(value, Mapping):
         for label, count in value.items():
             family.add_metric([label], count)

@@ -1,4 +1,4 @@
-"""What a running sidecar says of itself: one immutable value, made by the thread that trains, read by those that answer."""
+"""What a running sidecar reports about itself: one immutable value, made by the training thread, read by the HTTP threads."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _NONE: Mapping[str, int] = MappingProxyType({})
 class Status:
     """The state at one moment.
 
-    phase: `initializing` while recovering or collecting a fresh head's first pairs; `paused` while the journal cannot be
-    written; `failed` where the base model cannot be used (pairs are recorded, none trains). reason: why it is paused or
+    phase: `initializing` while recovering or collecting the first pairs of a new model; `paused` while the journal cannot be
+    written; `failed` if the base model cannot be used (pairs are recorded but not trained on). reason: why it is paused or
     failed, else empty. accepting: the socket is bound. progress: `time.monotonic()` of the event loop's last turn.
 
-    Counts are of this process; positions, steps and versions of the state. loss: mean squared error of the last group before
-    its first step, in score points squared. prequential_*: of the last 1000 pairs, each predicted before it trained; rmse in
-    score points. feature_drift: the largest moving mean of a standardised feature, in deviations. step_seconds: mean of the
-    last steps, with all that is done for their pairs. What is None has no value yet.
+    Counts are those of this process; positions, steps and versions are those of the state. loss: mean squared error of the last
+    group of new pairs before its first step, in score points squared. prequential_*: on the last 1000 pairs, each predicted
+    before it was trained on; rmse in score points. feature_drift: the largest moving mean of a standardised feature, in
+    standard deviations. step_seconds: mean time of the last steps, including all work on their pairs. None: no value yet.
     """
 
     phase: Phase = "initializing"
@@ -34,7 +34,7 @@ class Status:
     position: int = 0
     step: int = 0
     pairs: Mapping[str, int] = field(default_factory=lambda: _NONE)  # accepted, held_out, duplicate, rejected
-    rejected: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by what was wrong: of bounded number and length
+    rejected: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by kind of error; bounded in number and length
     loss: float | None = None
     prequential_rmse: float | None = None
     prequential_plcc: float | None = None
@@ -55,12 +55,12 @@ class Status:
     version: int | None = None
     stable_version: int | None = None
     checkpoint_time: float | None = None  # seconds since the epoch
-    checkpoint_gate: str | None = None  # of the last: stable, unstable, unverified
+    checkpoint_gate: str | None = None  # of the last one: stable, unstable, unverified
     checkpoints: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by gate
     checkpoint_failures: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by stage: build, parity, write
 
 
 def one_line(text: str) -> str:
-    """Text of any origin made fit for a terminal: printable, one line, of bounded length."""
+    """Text of any origin, made fit for a terminal: printable, on one line, of bounded length."""
     line = "".join(each if each.isprintable() else " " for each in text[: REASON_CHARACTERS + 1])
     return line if len(line) <= REASON_CHARACTERS else line[:-2] + "…"

@@ -1,4 +1,4 @@
-"""What a status says to others: a JSON document, Prometheus metrics, and whether the process is alive and ready."""
+"""A status as it is reported: as a JSON document, and as the answers to whether the process is alive and ready."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from sidecar.monitoring.status import Status, one_line
 
-STALL_SECONDS = 10.0  # an event loop that has not turned for longer is stuck
+STALL_SECONDS = 10.0  # an event loop without a turn for longer than this is stuck
 STATUS_BYTES = 4096
 _MOST_DEGRADED = 6
 
@@ -21,7 +21,7 @@ STAGES = ("build", "parity", "write", "lock")
 
 
 def status_document(status: Status) -> dict[str, Any]:
-    """A status as `/status` tells it: first what every reader relies on. What has no value yet is left out."""
+    """A status as `/status` reports it: first the fields that every reader relies on. Those without a value are left out."""
     document = {
         "phase": status.phase,
         "current_samples": status.position,
@@ -59,7 +59,7 @@ def status_document(status: Status) -> dict[str, Any]:
 
 
 def encode_status(document: Mapping[str, Any]) -> bytes:
-    """A status document as JSON of at most STATUS_BYTES bytes; what would not fit is left out, from the end."""
+    """A status document as JSON of at most STATUS_BYTES bytes; fields that do not fit are left out, from the end."""
     kept = dict(document)
     while True:
         body = json.dumps(kept, ensure_ascii=False, allow_nan=False).encode(errors="replace") + b"\n"
@@ -69,14 +69,14 @@ def encode_status(document: Mapping[str, Any]) -> bytes:
 
 
 def health(status: Status, now: float) -> tuple[bool, str]:
-    """Whether the process makes progress, in one line too; now: `time.monotonic()`."""
+    """Whether the process makes progress, and a line that says so; now: `time.monotonic()`."""
     if now - status.progress <= STALL_SECONDS:
         return True, f"making progress ({status.phase})"
     return False, f"no progress for more than {STALL_SECONDS:g} s ({status.phase})"
 
 
 def readiness(status: Status) -> tuple[bool, str]:
-    """Whether the socket accepts, in one line too."""
+    """Whether the socket accepts pairs, and a line that says so."""
     return status.accepting, f"{'accepting' if status.accepting else 'not accepting'} pairs ({status.phase})"
 
 
@@ -95,5 +95,5 @@ def _model_name(version: int | None) -> str | None:
 def _rfc3339(seconds: float | None) -> str | None:
     try:
         return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (OverflowError, ValueError):  # of a checkpoint's JSON, which others may have written
+    except (OverflowError, ValueError):  # from a checkpoint's JSON, which others may have written
         return None

@@ -20,10 +20,10 @@ _CHARTS = {"RMSE": "prequential_rmse", "PLCC": "prequential_plcc", "loss": "loss
 
 
 def watch(address: str, sleep: Callable[[float], object] = time.sleep) -> Iterator[str]:
-    """What to show of the sidecar at an address, again and again; where it does not answer, that, above what it said last.
+    """Yield what to show of the sidecar at an address, again and again. If it does not answer, say so above its last figures.
 
-    As wide as the terminal, or 80 characters. Raises ValueError for a bad address, NoSidecarError where something else answers
-    and no sidecar ever has.
+    The width is that of the terminal, or 80 characters. Raises ValueError for a bad address, and NoSidecarError if something
+    else answers and a sidecar never has.
     """
     known = ""
     while True:
@@ -33,8 +33,8 @@ def watch(address: str, sleep: Callable[[float], object] = time.sleep) -> Iterat
         except HttpError as error:
             if isinstance(error, NoSidecarError) and not known:
                 raise
-            what = "LOST THE SIDECAR" if known else "NO SIDECAR"
-            lost = textwrap.fill(f"{what} at {_clock(time.time())}: {error}. Going on trying.", width)
+            what = "SIDECAR LOST" if known else "NO SIDECAR"
+            lost = textwrap.fill(f"{what} at {_clock(time.time())}: {error}. Trying again.", width)
             yield f"{lost}\n\n{known}"
         else:
             known = picture(history, checkpoints, width)
@@ -43,9 +43,9 @@ def watch(address: str, sleep: Callable[[float], object] = time.sleep) -> Iterat
 
 
 def picture(history: Mapping[str, Any], checkpoints: Mapping[str, Any], width: int = 80) -> str:
-    """The documents of /api/history and /api/checkpoints for a person: what matters most in the first 24 lines."""
+    """The documents of /api/history and /api/checkpoints for people, with what matters most in the first 24 lines."""
     now = history["now"]
-    alive = "" if now["making_progress"] else ", but makes no progress"
+    alive = "" if now["making_progress"] else ", but not making progress"
     figures = {
         **({"reason": now["reason"]} if "reason" in now else {}),
         "pairs in the journal": now["current_samples"],
@@ -84,9 +84,9 @@ def _sparklines(history: Mapping[str, Any], width: int) -> list[str]:
 
 
 def sparkline(values: Sequence[float | None], times: Sequence[float], width: int, stands: float) -> str:
-    """A bar a span of time: the mean of its values, between the lowest and the highest.
+    """A bar for each span of time: the mean of its values, between the lowest and the highest mean.
 
-    Where there are none, the last value stands for so many seconds; then it is blank.
+    A span without values repeats the last mean for `stands` seconds; after that it is blank.
     """
     first, span = times[0], max(times[-1] - times[0], 1e-9) / width
     spans: list[list[float]] = [[] for _ in range(width)]
@@ -119,7 +119,7 @@ def _checkpoint_lines(told: Mapping[str, Any], width: int) -> list[str]:
 
 
 def _figure(value: float | None) -> str:
-    """At most eight characters."""
+    """A figure in at most eight characters."""
     if value is None:
         return "–"
     return f"{value:.5g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.1e}"
@@ -129,35 +129,35 @@ def _clock(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%H:%M:%S")
 
 
-_IN_WORDS = {  # name in the document: what a person calls it, its unit, and how many of these it is in the document's
+_IN_WORDS = {  # name in the document: label, unit, and the factor that converts the value to this unit
     "current_samples": ("pairs in the journal", "", 1),
     "last_checkpoint_time": ("last checkpoint", "", 1),
     "model_version": ("newest model", "", 1),
     "accepting": ("accepts pairs", "", 1),
     "stable_version": ("stable model", "", 1),
-    "last_checkpoint_gate": ("verdict of the gate", "", 1),
+    "last_checkpoint_gate": ("gate verdict", "", 1),
     "step": ("gradient steps", "", 1),
     "loss": ("loss", "score points squared", 1),
     "prequential_rmse": ("RMSE, last 1000 pairs", "score points", 1),
     "prequential_plcc": ("PLCC, last 1000 pairs", "", 1),
-    "feature_drift": ("feature drift", "deviations", 1),
+    "feature_drift": ("feature drift", "standard deviations", 1),
     "pairs": ("pairs since the start", "", 1),
     "replay_size": ("replay buffer", "pairs", 1),
-    "replay_capacity": ("replay buffer holds", "pairs", 1),
-    "replay_evictions": ("dropped from it", "pairs", 1),
+    "replay_capacity": ("replay capacity", "pairs", 1),
+    "replay_evictions": ("replay evictions", "pairs", 1),
     "held_out_size": ("held out", "pairs", 1),
-    "held_out_capacity": ("held out at most", "pairs", 1),
+    "held_out_capacity": ("held-out capacity", "pairs", 1),
     "checkpoints": ("checkpoints", "", 1),
     "checkpoint_failures": ("failed checkpoints", "", 1),
     "journal_bytes": ("journal", "MB", 1e-6),
-    "step_seconds": ("a gradient step takes", "µs", 1e6),
-    "n_features": ("features of a pair", "", 1),
+    "step_seconds": ("time per step", "µs", 1e6),
+    "n_features": ("features per pair", "", 1),
     "rejected": ("rejected, by reason", "", 1),
 }
 
 
 def format_status(document: Mapping[str, Any], width: int = 80) -> str:
-    """A status document for a person: names and values in two columns, in lines of at most `width` characters."""
+    """A status document for people: names and values in two columns, in lines of at most `width` characters."""
     rows = []
     for name, value in document.items():
         label, unit, scale = _IN_WORDS.get(name, (one_line(name).replace("_", " ")[:24], "", 1))

@@ -23,11 +23,11 @@ from sidecar.pairs.recorded import RecordedPairs, read_pairs
 
 _PARITY_PAIRS = 4096
 _CURVE_PAIRS = 8192
-"""Pairs that each point of the learning curve is measured on, of more about so many."""
+"""Each point of the learning curve is measured on all pairs of a set, or on one to two times this many if it is larger."""
 
 
 class CurvePoint(NamedTuple):
-    """RMSE after so many steps, by ("train" or "held_out", "live" or "ema")."""
+    """RMSE after a number of steps, by ("train" or "held_out", "live" or "ema")."""
 
     step: int
     rmse: dict[tuple[str, str], float]
@@ -37,9 +37,9 @@ class CurvePoint(NamedTuple):
 class Result:
     """What `train_offline` did.
 
-    train, held_out: rows of `pairs`; heads: by "base" where there is one, "live" and "ema"; metrics: by ("train" or
-    "held_out", one of these); curve: empty where it was not asked for; curve_pairs: on how many it was measured, by "train" and
-    "held_out".
+    train, held_out: rows of `pairs`; heads: by "base" (if there is one), "live" and "ema"; metrics: by ("train" or
+    "held_out", one of these); curve: empty if it was not asked for; curve_pairs: how many pairs it was measured on, by "train"
+    and "held_out".
     """
 
     checkpoint: Checkpoint
@@ -72,14 +72,14 @@ def train_offline(
     for_report: bool = False,
     progress: Callable[[int], Progress] = lambda total: no_progress,
 ) -> Result:
-    """Train a fresh head, or fine-tune `base`, on recorded pairs and publish its EMA weights as a checkpoint in `output`.
+    """Train a new model, or fine-tune `base`, on recorded pairs and publish the EMA weights as a checkpoint in `output`.
 
-    export_io: "base" publishes with the base's inputs and output. holdout: share of pairs, whole encodes, that do not train
-    and judge the result. group_by: validate by leaving out each value of this field once, before. for_report: keep job_ids,
-    and measure the learning curve. progress: given the number of pairs that will be trained in all, gives the function that is
-    told how far it is.
+    export_io: "base" publishes with the base's inputs and output. holdout: share of pairs, by whole encodes, that are kept out
+    of training and judge the result. group_by: first validate by leaving out each value of this field once. for_report: keep
+    job_ids, and measure the learning curve. progress: takes the number of pairs that will be trained on in all, and returns
+    the function that is told about progress.
 
-    Raises RecordedPairsError, TrainingError, NetworkError (parity) or CheckpointError; nothing is published then.
+    Raises RecordedPairsError, TrainingError, NetworkError (parity) or CheckpointError; then nothing is published.
     """
     check_writable(output)
     pairs = read_pairs(
@@ -150,7 +150,7 @@ def train_offline(
 
 
 class _Curve:
-    """The learning curve, measured on pairs that are spread evenly over each set; seconds: that the measuring took."""
+    """The learning curve, measured on pairs that are spread evenly over each set; seconds: how long measuring took."""
 
     def __init__(self, pairs: RecordedPairs, sets: dict[str, Rows]) -> None:
         self._pairs = pairs

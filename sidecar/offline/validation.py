@@ -26,7 +26,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Validation:
-    """Leave-one-group-out: each group once. predicted: (n,), a score for each pair."""
+    """Leave-one-group-out validation: each group once. predicted: (n,), a score for each pair."""
 
     folds: list[Fold]
     pooled: Metrics
@@ -54,12 +54,12 @@ class Validation:
 def leave_one_group_out(
     pairs: RecordedPairs, recipe: Recipe, progress: Progress = no_progress, base: Network | None = None
 ) -> Validation:
-    """Each group of `pairs.group` predicted by a head that was trained on all others, from `base` where there is one.
+    """Each group of `pairs.group`, predicted by a head that was trained on all others, starting from `base` if there is one.
 
-    Raises TrainingError where there are fewer than two groups.
+    Raises TrainingError if there are fewer than two groups.
     """
     if pairs.group is None or len(pairs.group_names) < 2:
-        raise TrainingError(f"leaving one group out needs two groups or more, got {pairs.group_names}")
+        raise TrainingError(f"leaving out one group at a time needs at least two groups, got {pairs.group_names}")
     predicted = np.empty(len(pairs), dtype=np.float32)
     folds = []
     for index, name in enumerate(pairs.group_names):
@@ -71,7 +71,7 @@ def leave_one_group_out(
 
 
 def predict(head: Head, pairs: RecordedPairs, rows: Rows) -> Float32:
-    """Scores (len(rows),) of the chosen pairs, without a copy of all their features."""
+    """Scores (len(rows),) of the chosen pairs, without copying all their features at once."""
     blocks = [rows[start : start + _PREDICTION_BLOCK] for start in range(0, len(rows), _PREDICTION_BLOCK)]
     return np.concatenate([np.empty(0, np.float32), *(head.predict(pairs.features[block]) for block in blocks)])
 

@@ -1,7 +1,7 @@
-"""Journalled pairs on their way to the learner: which train before their answer, and which wait.
+"""Journalled pairs on their way to the learner: which are trained on before they are answered, and which wait.
 
-Two kinds of pairs wait: those that complete no group, until their answers are sent; and those that come while a new head is
-fitted to its first pairs, which takes about a second and runs on a worker.
+Two kinds of pairs wait: those that do not complete a group, until their answers are sent; and those that arrive while a new
+model is fitted to its first pairs, which takes about a second and runs on a worker.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sidecar.online.trainer import Group
 from sidecar.pairs.pair import Pair, PairBlock
 
 MOST_WAITING = 100_000
-"""Pairs that may wait while a new head is fitted. When there are more, the next one waits for the fit."""
+"""Pairs that may wait while a new model is fitted. If there are more, the next one waits for the fit to end."""
 _TOGETHER = 128
 """Pairs that arrive a few at a time are trained on in blocks of about this size."""
 
@@ -24,10 +24,10 @@ _TOGETHER = 128
 class Backlog:
     """Trains a learner on pairs in the order of the journal.
 
-    worker: where a new head is fitted; None fits at once.
+    worker: where a new model is fitted; None fits it at once, on the calling thread.
 
-    loss: of the last group before its first step, in score points squared; None before the first. failed: why the new head
-    could not be fitted, else empty; no pair trains then.
+    loss: that of the last group before its first step, in score points squared; None before the first group. failed: why the
+    new model could not be fitted, else empty; after that, no pair is trained on.
     """
 
     def __init__(self, learner: Learner, worker: Executor | None) -> None:
@@ -40,12 +40,12 @@ class Backlog:
 
     @property
     def busy(self) -> bool:
-        """A new head is being fitted on the worker: the learner must not be looked into."""
+        """A new model is being fitted on the worker: the learner must not be read now."""
         return self._fitting is not None
 
     @property
     def waiting(self) -> int:
-        """Pairs that wait, those that a new head is being fitted to included."""
+        """Pairs that wait, including those that a new model is being fitted to."""
         return self._waiting_pairs + self._fitting_pairs
 
     @property
@@ -58,7 +58,7 @@ class Backlog:
         if self.failed:
             return []
         if not self.busy and self._waiting_pairs + len(pairs) >= self._learner.trainer.missing:
-            for _ in range(2):  # more than arrive, so that what waited for a fit becomes less
+            for _ in range(2):  # more than arrive, so that the pairs that waited for a fit become fewer
                 if self._blocks:
                     self._train(self._next())
             if self.failed:
@@ -74,7 +74,7 @@ class Backlog:
         return []
 
     def catch_up(self) -> None:
-        """Run one of the steps that are left, or train on one block of the pairs that wait."""
+        """Run one of the remaining steps, or train on one block of the waiting pairs."""
         if self._fitting is not None and self._fitting.done():
             error, self._fitting, self._fitting_pairs = self._fitting.exception(), None, 0
             if error is not None:
@@ -86,7 +86,7 @@ class Backlog:
                 self._train(self._next())
 
     def wait(self) -> None:
-        """Train on all that waits."""
+        """Train on all waiting pairs."""
         while self.busy or self.has_work:
             self.wait_for_fit()
             self.catch_up()
@@ -97,10 +97,10 @@ class Backlog:
             self._fitting.exception()
 
     def fail(self, error: BaseException) -> None:
-        """Train no more because a new head could not be fitted. Raises any error that says something else."""
+        """Stop training because a new model could not be fitted. Errors that mean something else are raised."""
         if not isinstance(error, TrainingError | MemoryError):
             raise error
-        self.failed = f"a new head could not be fitted to its first pairs: {error}"
+        self.failed = f"a new model could not be fitted to its first pairs: {error}"
         self._blocks.clear()
         self._waiting_pairs = 0
 

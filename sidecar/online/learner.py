@@ -1,6 +1,6 @@
-"""The learner: accepted pairs in, in the order of the journal, and all that follows from them.
+"""The learner takes accepted pairs in the order of the journal, and holds everything that follows from them.
 
-Its state is a function of the runs and of the pairs: of the same journal, every learner makes the same.
+Its state is a function of the runs and the pairs: from the same journal, every learner makes the same state.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ HELD_OUT_PAIRS = 1000
 
 
 class Learner:
-    """One run of training: a trainer, and what is kept out of it.
+    """One run of training: a trainer, and the pairs that are kept out of training.
 
-    base: the network that `run.base` names. held_out: raw pairs that never train, each a row of its features, its score, and
-    where it stands for the hold-out, by which its group is known again. position: of the next pair; first: of its first one,
-    which is not 0 where retention has removed the pairs before.
+    base: the network that `run.base` names. held_out: raw pairs that never train; each row has the features, the score, and the
+    hold-out position, by which the pair's group is recognised. position: that of the next pair; first: that of the first pair,
+    which is not 0 if retention has deleted earlier ones.
     """
 
     def __init__(self, run: Run, base: Network | None = None, first: int = 0) -> None:
@@ -36,7 +36,7 @@ class Learner:
         self.held_out = ReplayBuffer(HELD_OUT_PAIRS, run.n_features + 2, np.float64)
 
     def take(self, block: PairBlock, finish: bool = True) -> list[Group]:
-        """Take the next pairs. Gives the groups that they completed, each with the place of its last pair in the block.
+        """Take the next pairs. Returns the groups that they completed, each with the place of its last pair in the block.
 
         finish: as in `Trainer.add`.
         """
@@ -53,7 +53,7 @@ class Learner:
         return [group._replace(place=train[group.place]) for group in groups]
 
     def until_fit(self, pairs: Sequence[Pair]) -> int | None:
-        """How many of the next pairs bring about a fresh head's fit; None if these do not."""
+        """How many of the next pairs it takes until a new model is fitted; None if it is not fitted within them."""
         wanted = self.trainer.missing
         if self.trainer.live is not None or wanted > len(pairs):
             return None
@@ -62,7 +62,7 @@ class Learner:
         return next(itertools.islice(train, wanted - 1, None), None)
 
     def begin(self, run: Run, base: Network | None) -> None:
-        """Go on under another run: with its base's weights where it has another base, else with the present ones."""
+        """Continue under another run: with its base's weights if it has another base, else with the present weights."""
         if run.base != self.run.base and base is not None:
             self.trainer = self.trainer.begun_anew(run.settings, base)
         elif run.settings != self.run.settings:
@@ -70,11 +70,11 @@ class Learner:
         self.run = run
 
     def pass_over(self) -> None:
-        """The next pair was forgotten: its position counts, nothing else."""
+        """Skip the next pair, which was forgotten: only its position counts."""
         self.position += 1
 
     def state(self) -> dict[str, Array]:
-        """All that what comes next depends on, as copies by name."""
+        """Everything that later training depends on, as copies by name."""
         run = json.dumps({**self.run.as_json(), "first": self.first, "position": self.position}).encode()
         return {
             "run": np.frombuffer(run, dtype=np.uint8),
@@ -85,7 +85,7 @@ class Learner:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Array]) -> Learner:
-        """A learner that goes on from a `state`. Raises KeyError, TypeError, ValueError or NetworkError for another."""
+        """A learner that continues from a `state`. Raises KeyError, TypeError, ValueError or NetworkError if it is not one."""
         document = json.loads(state["run"].tobytes())
         learner = cls(cls.run_of(state), first=document["first"])
         learner.position = document["position"]
@@ -95,5 +95,5 @@ class Learner:
 
     @staticmethod
     def run_of(state: Mapping[str, Array]) -> Run:
-        """The run of a `state`. Raises as `from_state`."""
+        """The run of a `state`. Raises the same errors as `from_state`."""
         return Run.from_json(json.loads(state["run"].tobytes()))

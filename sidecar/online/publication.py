@@ -1,4 +1,4 @@
-"""Publishing what a learner has learned so far: from copies, so that training can go on meanwhile."""
+"""Publishing what a learner has learned so far, from copies, so that training can continue meanwhile."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sidecar.state.published_pairs import write_published_pairs
 
 _log = logging.getLogger(__name__)
 PARITY_PAIRS = 1024
-"""Real pairs, the newest of the replay buffer, on which the exported graph must agree with the trainer."""
+"""The exported graph must agree with the trainer on this many real pairs, the newest in the replay buffer."""
 
 
 def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callable[[], Published]:
-    """A function that publishes the present averaged weights, to be called once, on any thread.
+    """A function that publishes the present averaged weights. It is to be called once, on any thread.
 
     It raises what `publish_network` raises. The learner must have a model (`learner.trainer.ema`).
     """
@@ -48,15 +48,15 @@ def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callab
             if published.gate.verdict == "stable":
                 write_anchor(state_directory, held_out)
             write_published_pairs(state_directory, pairs_seen)
-        except OSError as error:  # the checkpoint stands; the gate keeps the anchor it has
+        except OSError as error:  # the checkpoint is valid; the gate keeps the old anchor
             name = published.checkpoint.name
-            _log.warning("%s: the anchor and counter of %s were not written: %s", state_directory, name, error.strerror)
+            _log.warning("%s: the anchor and counter for %s were not written: %s", state_directory, name, error.strerror)
         return published
 
     return publish
 
 
 def _trim_memory() -> None:
-    """Return what onnxruntime has freed to the system. The C library would keep some megabytes for this thread."""
-    with contextlib.suppress(OSError, AttributeError):  # not every C library can
+    """Give memory that onnxruntime has freed back to the system; the C library would keep some megabytes for this thread."""
+    with contextlib.suppress(OSError, AttributeError):  # not every C library can do this
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,7 +1,7 @@
-"""`train-offline --stream`: pairs in their order through the online learner, from a sidecar's journal or from files.
+"""`train-offline --stream`: trains the online learner on pairs in order, from a sidecar's journal or from files.
 
-From a state directory it takes the runs that are recorded there, and makes the bytes of the checkpoint that the sidecar
-published at the same position: so a checkpoint can be audited.
+With a state directory it uses the runs that are recorded there, and makes the same bytes as the checkpoint that the sidecar
+published at the same position. So a checkpoint can be audited.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def train_stream(
     """Train in stream order and publish the EMA weights as a checkpoint in `output`.
 
     paths: one state directory, or files of recorded pairs, to which base, holdout and settings (the online defaults) apply.
-    until: the last position to train on, by default the last there is. progress: told of pairs as they are trained on.
+    until: the last position to train on, by default the last one. progress: told how many more pairs were trained on.
 
-    Raises JournalError or StateError for a journal that does not hold all that is needed, RecordedPairsError, NetworkError,
-    CheckpointError, and TrainingError where there are too few pairs for a checkpoint.
+    Raises JournalError or StateError if the journal does not have all that is needed, RecordedPairsError, NetworkError,
+    CheckpointError, and TrainingError if there are too few pairs for a checkpoint.
     """
     check_writable(output)
     first = Path(paths[0])
@@ -55,7 +55,7 @@ def train_stream(
         learner = _from_files(paths, until, base, share, settings or TrainingSettings(), progress)
     trainer = learner.trainer
     if trainer.ema is None or not trainer.trained:
-        raise TrainingError(f"{learner.position} pairs make no checkpoint yet; a fresh head needs 256 to train on")
+        raise TrainingError(f"{learner.position} pairs are too few for a checkpoint; a new model needs 256 to train on")
     run = learner.run
     held_out = learner.held_out.rows()
     terms = Terms(output, run.settings.score_max - run.settings.score_min, base, export_io if base else "canonical")
@@ -74,13 +74,13 @@ def train_stream(
 def _from_journal(state_directory: Path, until: int | None, progress: Callable[[int], object]) -> Learner:
     first = first_kept(state_directory)
     if first:
-        gone = f"retention has removed the pairs before position {first}"
-        raise TrainingError(f"{state_directory}: {gone}; what was trained on them cannot be made again")
+        gone = f"retention has deleted the pairs before position {first}"
+        raise TrainingError(f"{state_directory}: {gone}; training on them cannot be repeated")
     learner = rebuild(state_directory, None, until=until, progress=progress)
     if learner is None:
         raise TrainingError(f"{state_directory}: no journal with a run in it; expected a sidecar's state directory")
     if until is not None and learner.position <= until:
-        raise TrainingError(f"{state_directory}: its last position is {learner.position - 1}; {until} is asked for")
+        raise TrainingError(f"{state_directory}: its last position is {learner.position - 1}, but {until} was requested")
     return learner
 
 
@@ -100,7 +100,7 @@ def _from_files(
     learner = Learner(run, base.network if base else None)
     count = len(pairs) if until is None else until + 1
     if count > len(pairs):
-        raise TrainingError(f"the last position is {len(pairs) - 1}; {until} is asked for")
+        raise TrainingError(f"the last position is {len(pairs) - 1}, but {until} was requested")
     for start in range(0, count, _BLOCK_PAIRS):
         stop = min(count, start + _BLOCK_PAIRS)
         learner.take(pairs.block(start, stop))

@@ -1,6 +1,6 @@
-"""The online trainer: pairs in, in order, and weights that follow them.
+"""The online trainer takes pairs in order and trains weights on them.
 
-A function of its settings, its base model and the pairs: it knows neither clock nor disk.
+It is a function of its settings, its base model and the pairs: it knows neither clock nor disk.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from sidecar.learning.training_settings import TrainingSettings
 from sidecar.online.weights import Weights
 
 FIRST_PAIRS = 256
-"""A fresh head is fitted to so many first pairs; the units of a base model are final once so many have trained."""
+"""A new model is fitted to this many first pairs; the units of a base model are final after this many training pairs."""
 PREQUENTIAL_PAIRS = 1000
 MEASURED_AT = (64, FIRST_PAIRS)
 """Training pairs after which a base model's units are measured again."""
 RATE_UNIT = 100.0
-"""The learning rate that is set is multiplied by this: 1e-4 is 0.01 in the units that the head trains in (see
-`learning/conditioning.py`). Measured in `benchmarks/fine_tuning.py`: half of it learns slower from every base model, with
+"""The learning rate from the settings is multiplied by this: 1e-4 is 0.01 in the units that the head trains in (see
+`learning/conditioning.py`). Measured in `benchmarks/fine_tuning.py`: with half of it every base model learns more slowly; with
 twice as much the live weights are less steady."""
 
 
 FAR_OFF = 0.1
 """A base model whose error on its first pairs is this share of the range of scores (10 points of 100), or more, has little to
-lose: its learning rate is not warmed up. A better one's warm-up starts at a share of the rate, in proportion. Measured in
-`benchmarks/online_learning.py`: else fr_regressor_v3, 19 points off, spends its first thousand pairs on the warm-up."""
+lose: its learning rate is not warmed up. For a better one, warm-up starts at a proportional share of the rate. Measured in
+`benchmarks/online_learning.py`: otherwise fr_regressor_v3, 19 points off, spends its first thousand pairs on the warm-up."""
 
 
 class Group(NamedTuple):
-    """A group that new pairs completed. place: of its last pair among those given; step: steps run so far, with its own.
+    """A completed group of new pairs. place: that of its last pair among those given; step: steps run so far, with its own.
 
     loss: mean squared error of its first batch before its first step, in score points squared.
     """
@@ -53,19 +53,19 @@ class Group(NamedTuple):
 class Trainer:
     """Trains a head on groups of new pairs and on pairs drawn again from the replay buffer.
 
-    The first step of a group trains on its new pairs and on replayed ones, up to `batch_size`. Then they enter the buffer,
-    and each further step trains on pairs drawn from there.
+    The first step of a group trains on its new pairs and on replayed ones, up to `batch_size`. Then the new pairs enter the
+    buffer, and each further step trains on pairs drawn from it.
 
-    A new head (no base) is fitted to the first 256 pairs by the offline recipe, and is None until then; its units are
-    measured on these. A base model learns from the first group on, in units measured on that group, and again once 64 and
-    256 pairs have trained: that changes how its weights learn, not what they compute.
+    A new model (no base) is fitted to the first 256 pairs by the offline recipe; its units are measured on these. A base model
+    learns from the first group on, in units measured on that group and measured again after 64 and 256 training pairs. This
+    changes how its weights learn, not what they compute.
 
-    base: takes n_features. weights: None until a new head is fitted. replay: a row is a pair as it came (features, score).
-    trained: pairs that have trained. prequential: what `ema` predicted for the last 1000 of them before they trained, and
-    their scores. drift: of their features from what the base model's own scaling expects, if it has one, else from the
-    first pairs; None before there are any. warmup_start: the share of the learning rate that warm-up begins with, None before
-    a base model's first group. step: steps run; steps_left: of the last group, for `finish`. skipped_steps: those left out
-    because a number would not have been finite after them.
+    base: takes n_features. weights: None until a new model is fitted. replay: each row is a pair as it arrived (features,
+    score). trained: how many pairs were trained on. prequential: what `ema` predicted for the last 1000 of them before they
+    were trained on, and their scores. drift: how far their features are from what the base model's own scaling expects, if it
+    has one, else from the first pairs; None before there are any. warmup_start: the share of the learning rate that warm-up
+    begins with; None before a base model's first group. step: steps run; steps_left: those of the last group that `finish`
+    would run. skipped_steps: those left out because a number would not have been finite after them.
     """
 
     def __init__(self, n_features: int, settings: TrainingSettings, base: Network | None = None) -> None:
@@ -78,7 +78,7 @@ class Trainer:
         self.drift: FeatureDrift | None = None
         self._drift_is_measured = False  # on pairs, and to be measured again with the units
         self._rows = ReplayBuffer(settings.replay_capacity, n_features + 2)
-        """The pairs of the replay buffer as `Head.rows` has them."""
+        """The pairs of the replay buffer in the form of `Head.rows`."""
         self._new = self._room_for(FIRST_PAIRS if base is None else settings.new_pairs)
         self._waiting = 0
         self._steps: Iterator[float] | None = None  # of the last group
@@ -94,18 +94,18 @@ class Trainer:
 
     @property
     def ema(self) -> Head | None:
-        """Their average, which is what is published."""
+        """Their average, which is what gets published."""
         return self.weights.ema if self.weights else None
 
     @property
     def missing(self) -> int:
-        """Pairs that complete the present group, or the first pairs that a new head is fitted to."""
+        """How many more pairs complete the present group, or the first pairs that a new model is fitted to."""
         return len(self._new) - self._waiting
 
     def add(self, features: Array, scores: Array, finish: bool = True) -> list[Group]:
-        """Take pairs to train on, in order: features (n, n_features), scores (n,) in points. Gives the groups completed.
+        """Take pairs to train on, in order: features (n, n_features), scores (n,) in points. Returns the completed groups.
 
-        finish: False leaves the last group's steps to `advance` and `finish`, or to whatever needs them to be run.
+        finish: False leaves the last group's steps to `advance` and `finish`, or to the next call that needs them.
         """
         groups: list[Group] = []
         start, count = 0, len(scores)
@@ -127,7 +127,7 @@ class Trainer:
         return groups
 
     def advance(self) -> None:
-        """Run one of the steps that are left of the last group, if there are any."""
+        """Run one of the remaining steps of the last group, if there are any."""
         if self._steps is not None:
             with np.errstate(over="ignore", invalid="ignore"):
                 more = next(self._steps, None) is not None
@@ -136,7 +136,7 @@ class Trainer:
                 self._steps = None
 
     def finish(self) -> None:
-        """Run the steps that are left of the last group."""
+        """Run the remaining steps of the last group."""
         while self._steps is not None:
             self.advance()
 
@@ -147,7 +147,7 @@ class Trainer:
         return self.weights.network(head)
 
     def state(self) -> dict[str, Array]:
-        """All that what comes next depends on, as copies by name: a trainer made `from_state` goes on bit for bit alike."""
+        """Everything that later training depends on, as copies by name; `from_state` continues from it bit for bit."""
         self.finish()
         state = {
             "counts": np.array([self._waiting, self.trained, self.step, self.skipped_steps, self.replay.added]),
@@ -166,10 +166,10 @@ class Trainer:
 
     @classmethod
     def from_state(cls, n_features: int, settings: TrainingSettings, state: Mapping[str, Array]) -> Trainer:
-        """A trainer that goes on from a `state`, made with equal settings.
+        """A trainer that continues from a `state` that was made with equal settings.
 
-        Without the generator or the optimizer's part of it, these begin anew. Raises KeyError, ValueError or NetworkError
-        if the state is not what `state` gave.
+        If the generator or the optimizer's part is missing, it starts anew. Raises KeyError, ValueError or NetworkError if the
+        state was not made by `state`.
         """
         trainer = cls(n_features, settings)
         if "structure" in state:
@@ -188,7 +188,7 @@ class Trainer:
         return trainer
 
     def configured(self, settings: TrainingSettings) -> Trainer:
-        """A trainer with other settings that goes on with these weights, their average and momentum, and these pairs."""
+        """A trainer with other settings that continues with these weights, their average and momentum, and these pairs."""
         state = self.state()
         if settings.seed != self.settings.seed:
             del state["generator"]
@@ -199,7 +199,7 @@ class Trainer:
         return self._with_waiting(Trainer.from_state(self.n_features, settings, state))
 
     def begun_anew(self, settings: TrainingSettings, base: Network) -> Trainer:
-        """A trainer that begins with a base model's weights and goes on with these pairs."""
+        """A trainer that starts with a base model's weights and continues with these pairs."""
         self.finish()
         trainer = Trainer(self.n_features, settings, base)
         trainer.replay.restore(self.replay.rows(), self.replay.added)
@@ -207,7 +207,7 @@ class Trainer:
         return self._with_waiting(trainer)
 
     def _with_waiting(self, trainer: Trainer) -> Trainer:
-        waiting = self._new[: self._waiting]  # may complete a group, if fewer are wanted now
+        waiting = self._new[: self._waiting]  # may complete a group, if groups are smaller now
         trainer.add(waiting[:, : self.n_features], waiting[:, self.n_features])
         return trainer
 
@@ -215,7 +215,7 @@ class Trainer:
         return np.empty((pairs, self.n_features + 1), dtype=np.float32)
 
     def _take_group(self) -> float | None:
-        """Learn from the new pairs, which are complete. Gives the loss before the first step; None if they made a new head."""
+        """Learn from a complete group. Returns the loss before the first step; None if a new model was fitted to the pairs."""
         self.finish()
         if self.weights is None:
             self._fit_new_head()
@@ -242,7 +242,7 @@ class Trainer:
         self._new = self._room_for(settings.new_pairs)
 
     def _measure_units(self, weights: Weights) -> None:
-        """Measure the units anew, on the pairs so far."""
+        """Measure the units again, on the pairs so far."""
         seen = np.concatenate([self.replay.rows(), self._new])[:, : self.n_features]
         if self.drift is None or self._drift_is_measured:
             self.drift, self._drift_is_measured = FeatureDrift.of_pairs(seen), True
@@ -250,7 +250,7 @@ class Trainer:
         self._fill_rows()
 
     def _fill_rows(self) -> None:
-        """Bring the pairs of the replay buffer into the present units, each to its place."""
+        """Convert the pairs of the replay buffer to the present units, each in its place."""
         if self.live is not None:
             count, n = len(self.replay), self.n_features
             pairs = self.replay.data[:count]
@@ -258,7 +258,7 @@ class Trainer:
             self.live.rows(pairs[:, :n], pairs[:, n], out=self._rows.data[:count])
 
     def _train(self, weights: Weights) -> Iterator[float]:
-        """Run the steps of the present group, one each time; before each, give its loss in score points squared."""
+        """Run the steps of the present group, one at a time; before each, yield its loss in score points squared."""
         settings, new, head, unit = self.settings, self._new, weights.live, weights.live.score_scale**2
         self._new = self._room_for(settings.new_pairs)
         rows = head.rows(new[:, : self.n_features], new[:, self.n_features])
@@ -292,7 +292,7 @@ class Trainer:
             self.skipped_steps = skipped + self.step - first_step
 
     def _how_far_off(self, predicted: Array) -> float:
-        """From 0 to 1, of predictions and true scores (n, 2)."""
+        """How far off predictions are, from 0 to 1; predicted: predictions and true scores (n, 2)."""
         off = rmse(predicted[:, 0], predicted[:, 1]) / (FAR_OFF * (self.settings.score_max - self.settings.score_min))
         return min(1.0, off) if math.isfinite(off) else 1.0
 

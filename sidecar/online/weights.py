@@ -1,4 +1,4 @@
-"""The weights in training: the live ones, their average, the optimizer between them, and the units that all are in."""
+"""The weights in training: the live ones, their average, the optimizer, and the units that they are in."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from sidecar.learning.training_settings import TrainingSettings
 class Weights:
     """Two networks of one architecture, the second the moving average of the first.
 
-    live, ema: heads of the last step's weights and of their average. conditioning: the units that they are in (see
-    `learning/conditioning.py`), None for the base model's own; `network` gives either head in the latter. averaged_steps: steps
-    that the average has seen. The optimizer's momentum starts anew.
+    live, ema: heads with the last step's weights and with their average. conditioning: the units that they are in (see
+    `learning/conditioning.py`), None for the base model's own, to which `network` converts either head. averaged_steps: how
+    many steps are in the average. The optimizer's momentum starts anew.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Weights:
         averaged_steps: int = 0,
     ) -> None:
         self._settings, self._conditioning = settings, conditioning
-        self._structure = to_bytes(live)  # the graph, with the weights that it began with
+        self._structure = to_bytes(live)  # the graph, with its first weights
         self.live = Head(live)
         parameters, gradient = self.live.parameters, self.live.gradient
         self._average = PolyakAverage(parameters, settings.ema_decay, settings.ema_warmup)
@@ -52,7 +52,7 @@ class Weights:
 
     @property
     def has_units(self) -> bool:
-        """The units were measured on pairs."""
+        """Whether the units were measured on pairs."""
         return self._conditioning is not None
 
     def network(self, head: Head) -> Network:
@@ -67,7 +67,7 @@ class Weights:
         return Weights(self._settings, conditioning.apply(live), conditioning.apply(ema), conditioning, self._average.steps)
 
     def step(self, learning_rate: float) -> bool:
-        """Step against the gradient of `live`, clipped, and average. False, and nothing changes, if it is not finite."""
+        """Step against the clipped gradient of `live`, and average. If it is not finite, returns False and changes nothing."""
         if not clip_gradient(self.live.gradient, self._settings.max_grad_norm) < math.inf:
             return False
         self._optimizer.step(learning_rate)
@@ -75,11 +75,11 @@ class Weights:
         return True
 
     def is_finite(self) -> bool:
-        """No live weight has overflowed."""
+        """Whether no live weight has overflowed."""
         return math.isfinite(self.live.parameters.dot(self.live.parameters))
 
     def undo(self) -> Callable[[], None]:
-        """A function that brings back the present weights, average and momentum."""
+        """A function that restores the present weights, average and momentum."""
         live, ema, steps = self.live.parameters.copy(), self._average.parameters.copy(), self._average.steps
         optimizer = self._optimizer.state()
 
@@ -90,7 +90,7 @@ class Weights:
         return undo
 
     def state(self) -> dict[str, Array]:
-        """All that is here, as copies by name."""
+        """All of this, as copies by name."""
         return {
             "structure": np.frombuffer(self._structure, dtype=np.uint8),
             "parameters": self.live.parameters.copy(),
@@ -107,9 +107,9 @@ class Weights:
 
     @classmethod
     def from_state(cls, settings: TrainingSettings, state: Mapping[str, Array]) -> Weights:
-        """Weights that go on from a `state`. Without the optimizer's part of it, the momentum starts anew.
+        """Weights that continue from a `state`. If the optimizer's part is missing, the momentum starts anew.
 
-        Raises KeyError, ValueError or NetworkError if the state is not what `state` gave.
+        Raises KeyError, ValueError or NetworkError if the state was not made by `state`.
         """
         network = from_bytes(state["structure"].tobytes())
         conditioning = Conditioning.from_state(state) if "places" in state else None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sidecar.pairs.pair import Pair
 
 RECENT_PAIRS = 4096
-"""A pair is a duplicate if one of the last so many journalled pairs has the same job_id and the same float32 values."""
+"""A pair is a duplicate if one of the last 4096 journalled pairs has the same job_id and the same float32 values."""
 
 _FLOAT = struct.Struct("=f")
 
@@ -24,20 +24,20 @@ class RecentPairs:
         return bool(pair.job_id) and self._numbers.get(_key(pair), -RECENT_PAIRS - 1) >= self._count - RECENT_PAIRS
 
     def add(self, pair: Pair | None) -> None:
-        """A pair is about to be journalled; None: a forgotten one, which keeps its number."""
+        """Add a pair that is about to be journalled; None stands for a forgotten pair, which keeps its number."""
         if pair is not None and pair.job_id:
             self._numbers[_key(pair)] = self._count
         self._count += 1
 
     def take_back(self, pairs: Sequence[Pair]) -> None:
-        """The last pairs could not be journalled after all."""
+        """Remove the last pairs, which could not be journalled after all."""
         self._count -= len(pairs)
         for pair in pairs:
             if pair.job_id:
                 del self._numbers[_key(pair)]
 
     def trim(self) -> None:
-        """Drop what is no longer recent, once it is as much as what is."""
+        """Drop pairs that are no longer recent, once they are as many as the recent ones."""
         if len(self._numbers) > 2 * RECENT_PAIRS:
             oldest = self._count - RECENT_PAIRS
             self._numbers = {key: number for key, number in self._numbers.items() if number >= oldest}

@@ -1,6 +1,7 @@
-"""The forms in which recorded pairs come: JSON lines, gzipped or not, numpy archives, CSV, standard input, a state directory.
+"""The formats of recorded pairs: JSON lines, gzipped or not, numpy archives, CSV, standard input, a state directory.
 
-`read_form` tells a form by its name, opens it, and says in one way what is wrong with a file; what the rows mean is for others.
+`read_form` tells formats apart by the file's name, opens files, and reports what is wrong with them in one way. It does not
+interpret rows.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def read_form(
     table: Callable[[list[str], CsvRows], Iterator[T]],
     journal: Callable[[Path], Lines] | None = None,
 ) -> Iterator[T]:
-    """What the function for a file's form makes of it.
+    """What the function for a file's format makes of the file.
 
     name: a path, or "-" for JSON lines on standard input; table: gets the header, whose last column is true_score, and rows;
-    journal: the lines of a state directory, by default all of them.
+    journal: gives the lines of a state directory, by default all of them.
 
-    Raises RecordedPairsError for a file that cannot be read, or is not of the form that its name says.
+    Raises RecordedPairsError if the file cannot be read, or does not have the format that its name says.
     """
     try:
         if name == STDIN:
@@ -71,14 +72,14 @@ def read_form(
 
 
 def open_lines(name: str | Path) -> IO[bytes]:
-    """A file's bytes, unzipped where its name ends in .gz. Raises OSError; reading may raise EOFError and zlib.error too."""
+    """A file's bytes, unzipped if its name ends in .gz. Raises OSError; reading may also raise EOFError and zlib.error."""
     return cast(IO[bytes], gzip.open(name)) if str(name).endswith(".gz") else open(name, "rb")
 
 
 def read_lines(stream: IO[bytes], name: str) -> Lines:
     """The lines of a stream, the last one with or without a newline.
 
-    Raises RecordedPairsError where a newline does not come for so long that it is not JSON lines.
+    Raises RecordedPairsError if there is no newline for so long that these cannot be JSON lines.
     """
     number, rest = 0, b""
     while chunk := stream.read(_READ_BYTES):

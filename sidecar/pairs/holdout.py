@@ -1,4 +1,4 @@
-"""Who is held out: whole encodes, by a hash that needs no seed."""
+"""Which pairs are held out: whole encodes, by a hash that needs no seed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from msgspec import UnsetType
 
 
 def is_held_out(position: float, fraction: float) -> bool:
-    """Whether a pair that stands at a position in [0, 1) never trains, at this share of pairs that are held out."""
+    """Whether a pair with this position in [0, 1) is held out, if this share of all pairs is."""
     return position < fraction
 
 
 def holdout_position(group: str | UnsetType, job_id: str | UnsetType, features: bytes | bytearray) -> float:
-    """Where a pair stands in [0, 1).
+    """The position of a pair in [0, 1), by which it is held out or not.
 
     BLAKE2b-64, read big-endian and divided by 2⁶⁴, of the pair's group, else of its job_id, else of its float32
-    features (native bytes). Unseeded, so that all pairs of an encode stay together and a larger fraction holds out a
+    features (native bytes). It is unseeded, so that all pairs of an encode stay together and a larger fraction holds out a
     superset.
     """
     name = group or job_id

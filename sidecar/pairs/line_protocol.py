@@ -1,6 +1,6 @@
 """The line protocol without I/O: bytes to lines, lines to pairs, answers to bytes. It never sees a socket.
 
-A client sends one JSON object a line and gets one answer line for each, in order.
+A client sends one JSON object per line and gets one answer line for each, in order.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from sidecar.pairs.request import MAX_LINE_BYTES, names_of
 
 
 class Answer(msgspec.Struct, omit_defaults=True):
-    """What a request line is answered with. Fields without a value are absent, never null.
+    """The answer to a request line. Fields without a value are absent, never null.
 
     loss: mean squared error of the group that this pair completed, before its first step, in score points squared.
-    checkpoint: the path of one published since the last answer. retryable: the same line may be sent again later.
+    checkpoint: the path of a checkpoint that was published since the last answer. retryable: the same line may be sent again
+    later.
     """
 
     ok: bool | UnsetType = UNSET
@@ -31,7 +32,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
 
 
 class LineTooLongError(ValueError):
-    """A line over the limit: it is answered with this message, and the connection is closed. lines: those before it."""
+    """A line is over the limit: it is answered with this message, and the connection is closed. lines: those before it."""
 
     def __init__(self, lines: list[bytes]) -> None:
         super().__init__(f"line: longer than {MAX_LINE_BYTES} bytes")
@@ -39,9 +40,9 @@ class LineTooLongError(ValueError):
 
 
 class LineBuffer:
-    """Bytes as they arrive, given back as whole lines. Holds at most one line and what came in one read.
+    """Turns bytes as they arrive into whole lines. Holds at most one line and the bytes of one read.
 
-    Bytes are searched for a newline once and copied twice at most: the work is linear in them, however small the pieces are.
+    Each byte is searched for a newline once and copied at most twice, so the work is linear however small the pieces are.
     """
 
     def __init__(self) -> None:
@@ -49,13 +50,13 @@ class LineBuffer:
 
     @property
     def size(self) -> int:
-        """Bytes of the line that is not whole yet."""
+        """Bytes of the line that is not complete yet."""
         return len(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that are whole now, without their newlines; blank ones are left out.
+        """The lines that are complete now, without their newlines; blank ones are left out.
 
-        Raises LineTooLongError where a line is over the limit, after which the buffer is of no more use.
+        Raises LineTooLongError if a line is over the limit; after that the buffer can no longer be used.
         """
         lines: list[bytes] = []
         may_be_too_long = len(self._rest) + len(data) > MAX_LINE_BYTES
@@ -82,7 +83,7 @@ def refused(error: str, job_id: str | UnsetType = UNSET, *, retryable: bool = Fa
 
 
 def refusal(line: bytes, error: PairError) -> Answer:
-    """The answer to a line that is no pair. A job_id over the limit is not repeated: this bounds the answer."""
+    """The answer to a line that is not a pair. A job_id over the limit is not repeated, which bounds the answer."""
     return refused(str(error), names_of(line)[0])
 
 

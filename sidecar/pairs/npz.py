@@ -14,7 +14,7 @@ from sidecar.pairs.errors import RecordedPairsError
 
 
 class ArrayKindError(RecordedPairsError):
-    """An array of an archive with another type or number of dimensions than was asked for."""
+    """An array in an archive has another type or number of dimensions than was asked for."""
 
 
 @contextlib.contextmanager
@@ -29,9 +29,9 @@ def opened(name: str) -> Iterator[Archive]:
 
 
 class Archive:
-    """A numpy archive with `features` (n, f) and `true_score` (n,). names: of all its arrays.
+    """A numpy archive with `features` (n, f) and `true_score` (n,). names: those of all its arrays.
 
-    Raises RecordedPairsError where one of the two is missing, or they are not of one length.
+    Raises RecordedPairsError if one of the two is missing, or they differ in length.
     """
 
     def __init__(self, name: str, file: zipfile.ZipFile, stack: contextlib.ExitStack) -> None:
@@ -41,15 +41,17 @@ class Archive:
         self.true_score = self.member("true_score", 1)
 
     def member(self, key: str, dimensions: int, kinds: str = "fiu") -> ArrayMember:
-        """One array, of so many dimensions and of one of these numpy kinds of type, as many rows as features.
+        """One array with this number of dimensions, one of these numpy kinds of type, and as many rows as `features`.
 
-        Raises ArrayKindError for one of another kind, RecordedPairsError for another number of rows, and where there is none.
+        Raises ArrayKindError if the kind or the dimensions differ, RecordedPairsError if the rows do or there is no such array.
         """
         if key not in self.names:
             raise RecordedPairsError(f"{self._name}: no array {key!r}; expected features (n, f) and true_score (n)")
         member = ArrayMember(self._name, key, self._stack.enter_context(self._file.open(f"{key}.npy")), dimensions, kinds)
         if key != "features" and member.shape[0] != self.features.shape[0]:
-            raise RecordedPairsError(f"{self._name}: {key} has {member.shape[0]} rows, features {self.features.shape[0]}")
+            raise RecordedPairsError(
+                f"{self._name}: {key} has {member.shape[0]} rows, but features has {self.features.shape[0]}"
+            )
         return member
 
 
@@ -57,7 +59,7 @@ class ArrayMember:
     """One array of an archive, read a few rows at a time.
 
     kinds: the numpy kinds of type that it may have. shape: as stored. Raises ArrayKindError for another kind or number of
-    dimensions, ValueError where it is no .npy.
+    dimensions, ValueError if it is not a .npy file.
     """
 
     def __init__(self, name: str, key: str, stream: IO[bytes], dimensions: int, kinds: str) -> None:
@@ -76,7 +78,7 @@ class ArrayMember:
             self._whole = columns.reshape(self.shape[::-1]).T
 
     def rows(self, start: int, count: int) -> NDArray[Any]:
-        """The next rows (count, *shape[1:]), of the type stored; start follows on. Raises ValueError where they end."""
+        """The next rows (count, *shape[1:]), in the stored type; start must follow on. Raises ValueError if they end early."""
         if self._whole is not None:
             return self._whole[start : start + count]
         return self._read(count * int(np.prod(self.shape[1:]))).reshape(count, *self.shape[1:])

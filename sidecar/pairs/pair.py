@@ -1,4 +1,4 @@
-"""A pair: a feature vector and the true score, checked once where it comes in and passed on as one value."""
+"""A pair: a feature vector and the true score, checked once when it comes in and passed on as one value."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Pair(msgspec.Struct, frozen=True, gc=False):
 
 
 class PairReader:
-    """Makes pairs of request lines.
+    """Makes pairs from request lines.
 
-    n_features: what every pair must have; score_min, score_max: the accepted range of `true_score`, in points.
+    n_features: how many features every pair must have; score_min, score_max: the accepted range of `true_score`, in points.
     """
 
     def __init__(self, n_features: int, score_min: float = 0.0, score_max: float = 100.0) -> None:
@@ -41,15 +41,15 @@ class PairReader:
         self._pack = struct.Struct(f"={n_features}f").pack
 
     def read(self, line: bytes) -> Pair:
-        """The pair of a request line. Raises PairError that names the field, the value and what is allowed."""
+        """The pair in a request line. Raises PairError, which names the field, the value and what is allowed."""
         request: Request = decode_request(line)
         check_other_fields(line)
         return self.check(request)
 
     def check(self, request: Request) -> Pair:
-        """The pair of decoded fields.
+        """The pair made from decoded fields.
 
-        Raises PairError for a wrong number of features, one too large for float32, or a score out of range.
+        Raises PairError for a wrong number of features, a feature too large for float32, or a score out of range.
         """
         features, score = request.features, request.true_score
         if len(features) != self.n_features:

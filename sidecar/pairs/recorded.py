@@ -1,7 +1,7 @@
 """Recorded pairs, read by streaming: JSON lines, gzipped or not, numpy archives, CSV, standard input, a state directory.
 
-Each form yields blocks of checked float32 rows, and `read_pairs` joins the blocks of several files. A bad row stops the
-reading with its file and line; with `skip_bad` it is counted instead.
+Each format yields blocks of checked float32 rows, and `read_pairs` joins the blocks of several files. A bad row stops the
+reading, with an error that names its file and line; with `skip_bad` it is counted instead.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class RecordedPairs:
     """Pairs as arrays, in the order recorded.
 
     features: (n, n_features) float32; true_score: (n,) float32; position: (n,) float64 in [0, 1), see
-    `holdout_position`; group: (n,) int32, an index into group_names, where `group_by` was asked for; job: the job_id of each,
-    "" where it has none, where names were asked for; file_pairs: how many came from each path; feature_names: of the first
-    CSV's header.
+    `holdout_position`; group: (n,) int32, an index into group_names, if `group_by` was asked for; job: the job_id of each pair
+    or "", if names were asked for; file_pairs: how many came from each path; feature_names: those in the header of the first
+    CSV file.
     """
 
     features: Float32
@@ -73,7 +73,7 @@ def read_pairs(
     skip_bad: bool = False,
     names: bool = False,
 ) -> RecordedPairs:
-    """All pairs of the given files, in order; "-" is JSON lines on standard input.
+    """All pairs in the given files, in order; "-" is JSON lines on standard input.
 
     >>> pairs = read_pairs(["examples/recorded-80.jsonl.gz"], group_by="codec")
     >>> pairs.features.shape, pairs.true_score.shape
@@ -84,7 +84,7 @@ def read_pairs(
     Every pair must have as many features as the first, and a score from score_min to score_max. group_by: a field that
     every pair must then have. skip_bad: count bad rows instead of stopping at the first. names: keep the job_ids.
 
-    Raises RecordedPairsError for a file that cannot be read, a bad row, or no pair at all.
+    Raises RecordedPairsError if a file cannot be read, a row is bad, or there are no pairs at all.
     """
     checks = _Checks(score_min, score_max, group_by, skip_bad, names)
     features, true_score, position, group = _Growing(np.float32), _Growing(np.float32), _Growing(np.float64), _Growing(np.int32)
@@ -120,7 +120,7 @@ def read_pairs(
 
 
 class _Checks:
-    """What all rows are held to, and what is kept of them; `n_features` is the first good row's."""
+    """What all rows are checked against, and what is counted; the first good row decides the number of features."""
 
     def __init__(self, score_min: float, score_max: float, group_by: str | None, skip_bad: bool, names: bool) -> None:
         self.score_min, self.score_max = score_min, score_max
@@ -146,7 +146,7 @@ class _Checks:
 
 
 class _Growing:
-    """An array that grows by an eighth, in place where the allocator can, so that 1 GB of pairs needs little more."""
+    """An array that grows by an eighth, in place if the allocator can, so that 1 GB of pairs needs little more memory."""
 
     def __init__(self, dtype: type[np.generic]) -> None:
         self._array: NDArray[Any] = np.empty(0, dtype=dtype)
@@ -185,7 +185,7 @@ class _Builder:
         self._jobs: list[str] = []
 
     def add(self, request: Request, label: str = "") -> None:
-        """Raises PairError for a pair that does not pass, and is then as it was before."""
+        """Raises PairError if the pair does not pass the checks; then nothing is added."""
         self._pairs.append(self._checks.reader_for(len(request.features)).check(request))
         self._labels.append(label)
         if self._checks.names:
@@ -195,7 +195,7 @@ class _Builder:
         return len(self._labels) == _BLOCK_ROWS
 
     def take(self) -> Iterator[_Block]:
-        """The block collected so far, where there is one."""
+        """The block collected so far, if there is one."""
         if self._pairs:
             features, scores, holdout = PairBlock.of(self._pairs)
             yield _Block(features, scores, np.array(holdout), self._labels, self._jobs)
@@ -230,7 +230,7 @@ def _label(request: Any, attribute: str | None, group_by: str) -> str:
     if attribute == "group" and not value:
         value = request.job_id
     if value is UNSET:
-        raise PairError(f"{group_by}: missing, and pairs are to be grouped by it")
+        raise PairError(f"{group_by}: missing, but the pairs are to be grouped by it")
     if not isinstance(value, str | int | float):
         raise PairError(f"{group_by}: expected text or a number to group by, got {type(value).__name__}")
     return str(value)

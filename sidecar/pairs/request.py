@@ -1,4 +1,4 @@
-"""A request line: JSON text to fields of the right types, and in plain words why a text is refused.
+"""A request line: from JSON text to fields of the right types, or to plain words that say why the text is refused.
 
 `msgspec` decodes and checks types in one pass. Numbers are checked later: see `pair.py`.
 """
@@ -17,7 +17,7 @@ from sidecar.pairs.errors import PairError
 MAX_LINE_BYTES = 1 << 20
 MAX_NAME_CHARACTERS = 256
 MAX_DEPTH = 64
-"""Levels of arrays and objects in one another, the line's own included."""
+"""Levels of nested arrays and objects, including the line's own object."""
 
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARACTERS)]
 
@@ -43,8 +43,8 @@ _names = msgspec.json.Decoder(_Names)
 def decode_request(line: bytes, decoder: msgspec.json.Decoder[Any] = _decoder) -> Any:
     """The `Request` of one line of JSON; unknown fields are ignored.
 
-    decoder: one whose type has the fields of `Request`, and perhaps more. Raises PairError for anything that is not such
-    an object: NaN and Infinity, which JSON does not have, booleans and numeric strings, missing fields, other bytes.
+    decoder: its type has the fields of `Request`, and perhaps more. Raises PairError for anything that is not such an
+    object: NaN and Infinity, which JSON does not have, booleans and numeric strings, missing fields, other bytes.
     """
     try:
         return decoder.decode(line)
@@ -59,17 +59,17 @@ def decode_request(line: bytes, decoder: msgspec.json.Decoder[Any] = _decoder) -
 
 
 def check_other_fields(line: bytes) -> None:
-    """Raises PairError for what `decode_request` may ignore in fields that are not a `Request`'s.
+    """Raises PairError for faults that `decode_request` may ignore in fields that are not part of a `Request`.
 
-    These are bytes that are not UTF-8, and nesting so deep that the decoder could refuse it later: where it gives up depends
-    on the depth of the calls around it, and a journalled line is decoded again wherever the journal is read.
+    These are bytes that are not UTF-8, and nesting so deep that the decoder might refuse it later: the depth at which it gives
+    up depends on the calls around it, and a journalled line is decoded again wherever the journal is read.
     """
     if not line.isascii():
         try:
             line.decode()
         except UnicodeDecodeError as error:
             raise PairError(_not_utf8(error)) from None
-    nested = line.find(b"[", line.find(b"[") + 1) >= 0 or line.find(b"{", line.find(b"{") + 1) >= 0  # seldom, and soon told
+    nested = line.find(b"[", line.find(b"[") + 1) >= 0 or line.find(b"{", line.find(b"{") + 1) >= 0  # rare, and quickly checked
     if nested and line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
         raise PairError(_TOO_DEEP)
 
@@ -94,7 +94,7 @@ _LEVELS[list(b"[{")], _LEVELS[list(b"]}")] = 1, -1
 
 
 def _depth(line: bytes) -> int:
-    """Of a line of JSON."""
+    """The depth of nesting in a line of JSON."""
     bare = np.frombuffer(_STRING.sub(b"", line), dtype=np.uint8)
     return int(np.cumsum(_LEVELS[bare], dtype=np.int32).max())
 

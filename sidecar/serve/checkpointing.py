@@ -1,4 +1,4 @@
-"""Checkpoints while serving: made on a worker when they are due; what came of each is counted and logged."""
+"""Checkpoints while serving: a worker makes them when they are due; each success or failure is counted and logged."""
 
 from __future__ import annotations
 
@@ -48,30 +48,30 @@ class Checkpointing:
         self._time = _time_of_latest(settings.checkpoint_dir)
 
     def request(self) -> None:
-        """Publish one at the next turn."""
+        """Publish a checkpoint on the next turn."""
         self._schedule.request()
 
     def turn(self) -> str:
-        """Begin a checkpoint if one is due. Gives the path of one that was published since, or ""."""
+        """Start a checkpoint if one is due. Returns the path of one that was published since the last turn, or ""."""
         path = ""
         if self._job is not None and self._job.done():
             path = self._end(self._job)
         if self._job is None and self._schedule.requested and not self._has_model:
             self._schedule.requested = False
-            _log.warning("a checkpoint was requested; there is no model to publish yet")
+            _log.warning("a checkpoint was requested, but there is no model to publish yet")
         if self._job is None and self._has_model and self._schedule.is_due(self._new_pairs):
             self._job = self._begin()
         return path
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being made, and publish what has trained since the last."""
+        """Wait for the checkpoint in progress, then publish whatever was trained on since."""
         if self._job is not None:
             self._end(self._job)
         if self._has_model and self._new_pairs:
             self._end(self._begin())
 
     def as_status(self) -> dict[str, Any]:
-        """Its part of a `Status`."""
+        """The fields of a `Status` that are about checkpoints."""
         latest, stable = (linked(self._directory, link) for link in (LATEST, STABLE))
         return {
             "version": latest.version if latest else None,
@@ -89,7 +89,7 @@ class Checkpointing:
 
     @property
     def _new_pairs(self) -> int:
-        """Pairs that have trained since the last checkpoint of this state."""
+        """Pairs trained on since the last checkpoint of this state."""
         trained = self._online.learner.trainer.trained
         return trained - self._published_pairs if trained >= self._published_pairs else trained
 

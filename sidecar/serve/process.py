@@ -1,4 +1,4 @@
-"""What the process sets for itself: signals, its limit of open files, how fast threads take turns."""
+"""Settings of the process itself: signal handlers, the limit on open files, how often threads take turns."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import sys
 from collections.abc import Iterator
 
 _SWITCH_S = 0.0001
-"""How long the other threads may hold the interpreter when the one that answers wants it. Python's own 5 ms would show."""
+"""How long other threads may hold the interpreter while the answering thread waits. Python's default of 5 ms is too long."""
 
 
 class Signals:
-    """What the signals since the start ask for. stop: SIGTERM or SIGINT; publish: SIGUSR1, set back by whoever publishes."""
+    """What signals have asked for. stop: set by SIGTERM and SIGINT; publish: set by SIGUSR1, reset by whoever publishes."""
 
     def __init__(self) -> None:
         self.stop = self.publish = False
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the signals here; those before are put back at the end."""
+        """Handle the signals here; the previous handlers are restored at the end."""
         handlers = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGUSR1: self._publish}
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
@@ -58,7 +58,7 @@ def quick_switches() -> Iterator[None]:
 
 
 def allow_descriptors(count: int) -> None:
-    """Raise the limit of open files to `count`, as far as the system permits; its soft limit is often 1024."""
+    """Raise the limit on open files to `count`, as far as the system permits; the soft limit is often 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < count:
         with contextlib.suppress(ValueError, OSError):

@@ -1,4 +1,4 @@
-"""Refused lines: counted by what was wrong, and logged once a minute for each kind."""
+"""Refused lines: counted by kind of error, and logged at most once a minute for each kind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KIND_CHARACTERS = 60
 
 
 class Refusals:
-    """counts: refused lines by kind; kinds are of bounded number and length, since clients choose some of the words."""
+    """counts: refused lines by kind. The number and length of kinds are bounded, since clients choose some of the words."""
 
     def __init__(self) -> None:
         self._complaints = Complaints(_log)

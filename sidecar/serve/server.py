@@ -1,7 +1,7 @@
-"""`serve`: one thread talks and trains; others write checkpoints and snapshots, fsync the journal, and answer HTTP.
+"""`serve`: one thread serves the socket and trains; others write checkpoints and snapshots, fsync the journal, and answer HTTP.
 
-A step costs tens of microseconds, so the thread that talks runs it inline: read what has arrived, journal all whole lines with
-one write, train, answer with one write. Here are the start, the main loop and the end.
+A step takes tens of microseconds, so the thread that serves the socket runs it itself: it reads what has arrived, journals all
+complete lines with one write, trains, and answers with one write. This file has the start, the main loop and the end.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _TICK_S = 0.2
 def serve(settings: Settings) -> None:
     """Run the sidecar with its HTTP endpoints, until SIGTERM or SIGINT.
 
-    Raises SettingsError if it cannot begin with these.
+    Raises SettingsError if it cannot start with these settings.
     """
     try:
         Server(settings).run()
@@ -50,7 +50,7 @@ def serve(settings: Settings) -> None:
 
 
 class _StoppedError(Exception):
-    """A signal came before there was anything to serve."""
+    """A signal arrived before the sidecar was serving."""
 
 
 class Server:
@@ -59,12 +59,12 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._board, self._signals, self._refusals, self._timer = StatusBoard(), Signals(), Refusals(), StepTimer()
-        self._announce = ""  # the path of a checkpoint that the next answer tells of
+        self._announce = ""  # the path of a checkpoint, to be named in the next answer
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
 
-        Raises SettingsError, ListenError, JournalError or CheckpointError before it serves, if it cannot.
+        Raises SettingsError, ListenError, JournalError or CheckpointError if it cannot start.
         """
         settings = self._settings
         event(_log, "starting", **_told(settings))
@@ -91,12 +91,12 @@ class Server:
             stack.enter_context(woken_by_signals(connections.wake_descriptor))
             self._checkpointing = Checkpointing(settings, base, online, worker, connections.wake)
             self._maintenance = Maintenance(settings, online, self._board.history, worker, syncer)
-            gc.freeze()  # what is there now stays: a collection of the oldest generation need not look at it again
+            gc.freeze()  # what exists now stays; collecting the oldest generation need not look at it again
             self._serve()
             self._finish()
 
     def _start_http(self, address: str) -> Any:
-        from sidecar.monitoring.pages import Pages  # here, since a sidecar without HTTP need not load them
+        from sidecar.monitoring.pages import Pages  # imported here, since a sidecar without HTTP does not need it
         from sidecar.network.http import start_http
 
         settings, board = self._settings, self._board
@@ -110,7 +110,7 @@ class Server:
         settings, started = self._settings, time.monotonic()
         base, begins_with, run, self._failed = where_to_start(settings)
         if self._failed:
-            event(_log, "phase failed: pairs are recorded, none trains", logging.ERROR, reason=self._failed)
+            event(_log, "phase failed: pairs are recorded but not trained on", logging.ERROR, reason=self._failed)
 
         def progress(pairs: int) -> None:
             self._board.recovered(pairs)
@@ -127,7 +127,7 @@ class Server:
         return online, base
 
     def _serve(self) -> None:
-        """The main loop: talk and train; now and then begin a checkpoint, look after the state, make the status."""
+        """The main loop: serve the socket and train; when due, start a checkpoint, maintain the state, update the status."""
         backlog, each_status = self._online.backlog, Every(_TICK_S)
         self._update_status(accepting=True)
         event(_log, "listening", socket=str(self._settings.socket), phase=self._board.status.phase)
@@ -145,7 +145,7 @@ class Server:
                 self._update_status(accepting=True)
 
     def _finish(self) -> None:
-        """Answer what was read, publish what has trained since the last checkpoint, write the state."""
+        """Answer what was read, publish what was trained on since the last checkpoint, write the state."""
         event(_log, "stopping")
         self._update_status(accepting=False)
         self._connections.finish()
@@ -157,7 +157,7 @@ class Server:
         event(_log, "stopped", position=status.position, step=status.step, **status.pairs)
 
     def _answer(self, lines: list[bytes]) -> list[Answer]:
-        """The answers to request lines, in their order."""
+        """The answers to request lines, in the same order."""
         rejected = self._online.counts.rejected
         answers = self._online.accept(lines)
         if self._online.counts.rejected > rejected:

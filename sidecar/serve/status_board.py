@@ -1,4 +1,4 @@
-"""The status of the running sidecar: made by the thread that trains, read by those that answer HTTP."""
+"""The status of the running sidecar: written by the training thread, read by the threads that answer HTTP."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sidecar.online.training import OnlineTraining
 
 
 class StatusBoard:
-    """`status` is replaced, never changed; `history` holds the last hours of it."""
+    """`status` is replaced, never modified; `history` keeps the last hours."""
 
     def __init__(self) -> None:
         self.status = Status(phase="initializing", progress=time.monotonic())
         self.history = History()
 
     def recovered(self, pairs: int) -> None:
-        """So many more pairs of the journal were trained on again during the start."""
+        """Note that `pairs` more journalled pairs were trained on again during the start."""
         self.status = replace(self.status, progress=time.monotonic(), position=self.status.position + pairs)
 
     def update(
@@ -37,10 +37,10 @@ class StatusBoard:
         step_seconds: float | None,
         checkpoints: Mapping[str, Any],
     ) -> None:
-        """Make the present status.
+        """Update the status from `online`.
 
-        X
-            with them. step_seconds: mean of the last steps. checkpoints: those fields of a `Status`.
+        failed: why the base model cannot be used, or empty. rejected: refused lines by kind. step_seconds: mean of the last
+        steps. checkpoints: the fields of a `Status` that are about checkpoints.
         """
         learner, trainer, counts = online.learner, online.learner.trainer, online.counts
         failed = failed or online.backlog.failed

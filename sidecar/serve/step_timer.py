@@ -1,4 +1,4 @@
-"""How long a gradient step takes, with all that is done for its pairs."""
+"""How long a gradient step takes, including all work on its pairs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from sidecar.online.training import OnlineTraining
 
 
 class StepTimer:
-    """seconds: mean of the steps of the last group, None before the first."""
+    """seconds: mean time of the steps of the last group of new pairs; None before the first."""
 
     def __init__(self) -> None:
         self.seconds: float | None = None
         self._steps, self._took = 0, 0.0  # since the last mean
 
     def catch_up(self, online: OnlineTraining) -> None:
-        """Let `online` run a step, or train on some of the pairs that wait, and take the time."""
+        """Let `online` run a step, or train on some of the waiting pairs, and measure the time."""
         steps, started = online.steps, time.perf_counter()
         online.backlog.catch_up()
         run = online.steps - steps

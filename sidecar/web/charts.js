@@ -1,5 +1,5 @@
-// The charts of the report and of the live page. Each function gives what Plot draws; `Charts.show` puts it in a figure and
-// draws it again when the width changes. Colours are variables of style.css, so that light, dark and print need no redrawing.
+// The charts of the report and the live page. Each function returns a chart made by Plot; `Charts.show` puts it into an element
+// and redraws it when the width changes. Colours are variables of style.css, so light, dark and print need no redrawing.
 // Nothing here depends on colour alone: series differ in symbol and dash too.
 "use strict";
 
@@ -11,8 +11,8 @@ const Charts = (() => {
   const TIP = {format: {stroke: false, fill: false, symbol: false}};
   const STYLE = {background: "none", color: "inherit", fontSize: "12px", overflow: "visible"};
 
-  // Draw in an element, now and whenever its width changes. label: what a screen reader says in place of the chart;
-  // make: a function of the width. Gives a function that draws it again.
+  // Draw a chart in an element, now and whenever its width changes. label: what a screen reader says instead of the chart;
+  // make: a function from the width to the chart. Returns a function that redraws it.
   function show(element, label, make) {
     let width = 0;
     const draw = () => {
@@ -20,7 +20,7 @@ const Charts = (() => {
       const svg = chart.localName === "svg" ? chart : chart.querySelector(":scope > svg");
       svg.setAttribute("role", "img");
       svg.setAttribute("aria-label", label);
-      for (const style of chart.querySelectorAll("style")) style.remove(); // style.css has it: the live page allows no other
+      for (const style of chart.querySelectorAll("style")) style.remove(); // style.css has these; the live page allows no others
       element.replaceChildren(chart);
     };
     new ResizeObserver(() => {
@@ -35,7 +35,7 @@ const Charts = (() => {
 
   const height = (width) => Math.round(Math.max(220, Math.min(360, width * 0.5)));
   const ticks = (width) => Math.max(3, Math.floor(width / 90));
-  // What tells series apart, by their places in names; rest: what the last one is called where it is all others together.
+  // Colours and symbols that tell series apart, by index in names; rest: the name of a last series that combines all others.
   function scale(names, rest = []) {
     const domain = [...names, ...rest].map((_, i) => i);
     const colours = [...names.map((_, i) => COLOURS[i % COLOURS.length]), ...rest.map(() => "var(--quiet)")];
@@ -48,7 +48,7 @@ const Charts = (() => {
     };
   }
 
-  // A logarithmic axis for values from low to high: from tick to tick, a few of them, each with its label.
+  // A logarithmic axis for values from low to high: it begins and ends at a tick and has a few ticks, each with its label.
   function logAxis(low, high) {
     const decades = Math.log10(high / low), first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
     const digits = decades < 0.4 ? [1, 2, 3, 4, 5, 6, 7, 8, 9] : decades < 2 ? [1, 2, 5] : [1];
@@ -65,15 +65,15 @@ const Charts = (() => {
     };
   }
 
-  // A linear axis likewise; round a value that never changes there is some room, but not above most.
+  // The same for a linear axis. A value that never changes has some room around it, but not above most.
   function linearAxis(low, high, {zero, most}) {
     const room = Math.abs(low) / 10 || 1;
     const domain = low === high ? [zero ? Math.min(0, low) : low - room, Math.min(high + room, most)] : undefined;
     return {type: "linear", domain, zero, nice: true, ticks: 5};
   }
 
-  // Values over time. series: [{name, points: [{x, y}]}]; y of null leaves a gap, as does one that a logarithm has not.
-  // zero: the axis begins there; most: no value can be higher; from: where the axis of time begins, at the latest.
+  // Values over time. series: [{name, points: [{x, y}]}]; null as y leaves a gap, and so does a value that has no logarithm.
+  // zero: the axis begins at 0; most: no value can be higher; from: where the time axis begins at the latest.
   function lines(width, series, {x, y, log = false, time = false, zero = false, most = Infinity, from}) {
     const has = (point) => point && point.y !== null && (!log || point.y > 0);
     const drawn = series.filter(({points}) => points.some(has))
@@ -101,8 +101,8 @@ const Charts = (() => {
     });
   }
 
-  // One mark for each pair. points: [{x, y, group}], group: a place in groups, or -1; groups: names, of which the first six are
-  // told apart, and the others together where there are more than seven; line: "diagonal", or "zero" for residuals.
+  // One mark for each pair. points: [{x, y, group}], group: an index in groups, or -1; groups: names; if there are more than
+  // seven, the first six are told apart and the others look the same; line: "diagonal", or "zero" for residuals.
   function scatter(width, points, {x, y, line, groups = []}) {
     const told = groups.length > COLOURS.length ? COLOURS.length - 1 : groups.length;
     const kind = ({group}) => (group < 0 ? told : Math.min(group, told));
@@ -132,7 +132,7 @@ const Charts = (() => {
     return low < high ? [low, high] : [low - 1, high + 1];
   }
 
-  // A bar for each name, longest first as given. rows: [{name, value}].
+  // A bar for each row, in the given order, longest first. rows: [{name, value}].
   function bars(width, rows, {x}) {
     return Plot.plot({
       width, height: 60 + 20 * rows.length, style: STYLE, marginBottom: 40, marginLeft: margin(width, rows),
@@ -165,7 +165,7 @@ const Charts = (() => {
     });
   }
 
-  // Room for the names of rows at the left, and the names, as much of each as there is room for.
+  // The margin on the left for the names of rows, and the names themselves, cut off where there is no more room.
   const margin = (width, rows) => 14 + Math.min(width * 0.35, 7.6 * Math.max(4, ...rows.map(({name}) => name.length)));
   const names = (width, rows) => Plot.axisY({
     label: null, tickFormat: (i) => rows[i].name, lineWidth: (margin(width, rows) - 12) / 12, textOverflow: "ellipsis-end",

@@ -1,4 +1,4 @@
-// The live page: asks the sidecar every two seconds what is new, and shows it. What comes from there is shown as text alone.
+// The live page: asks the sidecar for news every two seconds and shows them. Whatever the sidecar sends is shown only as text.
 "use strict";
 
 const POLL_MS = 2000, PATIENCE_MS = 5000, SHOWN_S = 6 * 3600, LEAST_SHOWN_S = 300;
@@ -8,7 +8,7 @@ const number = (value, digits = 4) =>
 const count = (value) => (value ?? 0).toLocaleString("en");
 const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString();
 
-// What a tile says of the present, by its name: a text, and of how many it is where there is a limit.
+// What each tile shows: a text and, if there is a limit, the value and the limit.
 const TILES = {
   "RMSE, score points": (now) => [number(now.prequential_rmse)],
   "PLCC": (now) => [number(now.prequential_plcc, 5)],
@@ -20,15 +20,18 @@ const TILES = {
   "Held out": (now) => [count(now.held_out_size), now.held_out_size, now.held_out_capacity],
 };
 const CHARTS = [
-  {column: "prequential_rmse", title: "RMSE", about: "of the last 1,000 pairs, each before it trained", y: "score points"},
-  {column: "prequential_plcc", title: "PLCC", about: "of the same pairs", y: "correlation", most: 1},
-  {column: "loss", title: "Loss", about: "of the last group before its first step", y: "score points²", log: true},
-  {column: "pairs_per_second", title: "Pairs per second", about: "that came", y: "pairs per second", zero: true},
+  {
+    column: "prequential_rmse", title: "RMSE", about: "on the last 1,000 pairs, each predicted before training",
+    y: "score points",
+  },
+  {column: "prequential_plcc", title: "PLCC", about: "on the same pairs", y: "correlation", most: 1},
+  {column: "loss", title: "Loss", about: "of the last batch before its first step", y: "score points²", log: true},
+  {column: "pairs_per_second", title: "Pairs per second", about: "received", y: "pairs per second", zero: true},
 ];
 
-let rows = []; // [{time, prequential_rmse, …}], the oldest first
+let rows = []; // [{time, prequential_rmse, …}], oldest first
 let latest = null; // the last answer
-let redraw = []; // by chart, once it has something to show
+let redraw = []; // a function for each chart, once it has something to show
 let checkpoints = {latest: null, stable: null}; // as shown
 
 function element(name, text, ...classes) {
@@ -38,7 +41,7 @@ function element(name, text, ...classes) {
   return made;
 }
 
-// head, and each of lines: the cells of a row.
+// head and each element of lines are the cells of a row.
 function fill(table, head, lines) {
   const row = (cells) => {
     const made = document.createElement("tr");
@@ -105,7 +108,7 @@ function tile(name, text, size, limit) {
 function showState(now) {
   const isGood = now.phase === "running" && now.making_progress, isStarting = now.phase === "initializing";
   const words = [element("span", now.phase, isGood ? "good" : isStarting ? "quiet" : "bad")];
-  if (!now.making_progress) words.push(element("span", ", but makes no progress", "bad"));
+  if (!now.making_progress) words.push(element("span", ", but not making progress", "bad"));
   if (now.reason) words.push(element("span", `: ${now.reason}`));
   const connections = `${count(now.connections)} connection${now.connections === 1 ? "" : "s"}`;
   words.push(element("span", ` · ${connections} · ${clock(now.time)}`, "quiet"));
@@ -113,13 +116,13 @@ function showState(now) {
 }
 
 function showLoss(error) {
-  const since = latest ? ` What is shown is from ${clock(latest.now.time)}.` : "";
-  $("lost").textContent = `The sidecar does not answer (${error.message}).${since} This page goes on asking.`;
+  const since = latest ? ` These figures are from ${clock(latest.now.time)}.` : "";
+  $("lost").textContent = `The sidecar does not answer (${error.message}).${since} This page keeps trying.`;
   $("lost").hidden = false;
   document.body.classList.add("lost");
 }
 
-// A chart's points up to now; one without a value where the sidecar was down, so that the line has a gap there.
+// A chart's points up to now. Where the sidecar was down, a point without a value leaves a gap in the line.
 function points(column) {
   const made = [];
   for (const row of [...rows, latest.now]) {
@@ -134,7 +137,7 @@ function points(column) {
 function showCharts() {
   CHARTS.forEach(({column, title, about, ...axis}, i) => {
     if (redraw[i]) {
-      if (!$(column).matches(":hover")) redraw[i](); // drawing would take away what the pointer shows
+      if (!$(column).matches(":hover")) redraw[i](); // redrawing would remove the tip under the pointer
     } else if (points(column).some((point) => point.y !== null)) {
       const figure = document.createElement("figure"), chart = document.createElement("div");
       const caption = element("figcaption", "");
@@ -164,7 +167,7 @@ function showCheckpoints(told) {
   checkpoints = told;
 }
 
-// A checkpoint's row, and where the gate did not pass it another with the reason.
+// A checkpoint's row and, if it did not pass the gate, a second row with the reason.
 function checkpointRows(each, marks) {
   const name = element("th", each.name), published = new Date(each.created_at);
   for (const mark of marks) name.append(" ", element("span", mark, "mark"));

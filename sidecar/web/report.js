@@ -1,4 +1,4 @@
-// Shows the document that sidecar/report.py put into the page. Every text is set as text, never as markup.
+// Shows the document that sidecar/evaluation/report.py put into the page. All texts are set as text, never as markup.
 "use strict";
 
 (() => {
@@ -37,7 +37,7 @@
     const body = rows.map((row) => element("tr", {}, ...row.map((cell, i) => element("td", kind(i), cell))));
     const made = element("table", {}, element("caption", {}, caption),
       element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
-    // What may have to be scrolled can be reached with the keyboard.
+    // A table that scrolls can be reached with the keyboard.
     return element("div", {class: "scrolls", tabindex: "0", role: "group", "aria-label": caption}, made);
   }
   const behind = (summary, ...children) => element("details", {}, element("summary", {}, summary), ...children);
@@ -48,7 +48,7 @@
   const tile = (name, value, kind = "") => element("div", {}, element("dt", {}, name), element("dd", {class: kind}, value));
   const groupNames = groups.map(({group}) => group);
   const drawnPart = points.length < judged.pairs
-    ? ` ${count(points.length)} of ${count(judged.pairs)} pairs are drawn, the worst twenty among them.` : "";
+    ? ` The chart shows ${count(points.length)} of ${count(judged.pairs)} pairs, including the twenty worst.` : "";
   const gate = said.gate?.verdict ?? report.model.gate;
   const gateKind = gate === "stable" ? "good" : gate === "unstable" ? "bad" : "";
 
@@ -58,23 +58,23 @@
         element("dl", {class: "tiles"},
           tile("PLCC", plcc(judged.plcc)), tile("SROCC", plcc(judged.srocc)), tile("RMSE, score points", rmse(judged.rmse)),
           tile("pairs judged", count(judged.pairs)), ...(gate ? [tile("gate", gate, gateKind)] : [])),
-        paragraph(`These figures, and all below that do not say otherwise, are of ${judged.what}.`),
-        ...(said.loso ? [paragraph(`Of the single groups, the mean PLCC is ${plcc(said.loso.mean_plcc)}, the lowest ` +
+        paragraph(`Unless stated otherwise, all figures on this page are for ${judged.what}.`),
+        ...(said.loso ? [paragraph(`Over the groups, the mean PLCC is ${plcc(said.loso.mean_plcc)}, the lowest ` +
           `${plcc(said.loso.min_plcc)}.`)] : []),
       ];
       const tables = [];
       if (said.metrics) {
         const rows = Object.entries(said.metrics).flatMap(([place, kinds]) => Object.entries(kinds).map(([kind, found]) => [
           PLACES[place], KINDS[kind], plcc(found.plcc), plcc(found.srocc), rmse(found.rmse), count(found.pairs)]));
-        tables.push(table("The trained model; EMA weights are what is published",
+        tables.push(table("The trained model; the EMA weights are what gets published",
           ["pairs", "weights", "#PLCC", "#SROCC", "#RMSE", "#count"], rows));
       }
       if (judged.base) {
         const {base} = judged;
-        tables.push(table(`Against the base model, on ${judged.what}`, ["", "#PLCC", "#SROCC", "#RMSE"], [
+        tables.push(table(`Compared with the base model, on ${judged.what}`, ["", "#PLCC", "#SROCC", "#RMSE"], [
           ["base model", plcc(base.plcc), plcc(base.srocc), rmse(base.rmse)],
           ["trained", plcc(judged.plcc), plcc(judged.srocc), rmse(judged.rmse)],
-          ["change of RMSE", "", "", signed(judged.rmse - base.rmse)],
+          ["change in RMSE", "", "", signed(judged.rmse - base.rmse)],
         ]));
       }
       if (tables.length) shown.push(columns(...tables));
@@ -93,18 +93,18 @@
       const loss = (value) => value * value;
       const drawn = [figure(
         `Loss over ${last.step} steps: from ${short(loss(curve[0].train.ema))} to ${short(loss(last.train.ema))} (EMA)`,
-        `Loss: mean squared error, score points squared, ${on("train")} training pairs. The axis is logarithmic.`,
+        `Loss: mean squared error in score points squared, ${on("train")} training pairs. The axis is logarithmic.`,
         (width) => Charts.lines(width, series("train", loss), {x: "Steps", y: "Loss", log: true}))];
       if (last.held_out) {
         drawn.push(figure(
           `Held-out RMSE over ${last.step} steps: from ${rmse(curve[0].held_out.ema)} to ${rmse(last.held_out.ema)} (EMA)`,
-          `RMSE, score points, ${on("held_out")} held-out pairs. The axis is logarithmic.`,
+          `RMSE in score points, ${on("held_out")} held-out pairs. The axis is logarithmic.`,
           (width) => Charts.lines(width, series("held_out", (value) => value), {x: "Steps", y: "RMSE", log: true})));
       }
       const cells = (point, place) => ["live", "ema"].map((kind) => rmse(point[place]?.[kind]));
       return [columns(...drawn),
-        ...(last.held_out ? [] : [paragraph("No held-out RMSE to follow: --holdout was 0.", "quiet")]),
-        behind("The same as a table", table("RMSE, score points, of live and EMA weights",
+        ...(last.held_out ? [] : [paragraph("There is no held-out RMSE, because --holdout was 0.", "quiet")]),
+        behind("The same as a table", table("RMSE of live and EMA weights, in score points",
           ["#step", "#train live", "#train EMA", "#held out live", "#held out EMA"],
           curve.map((point) => [count(point.step), ...cells(point, "train"), ...cells(point, "held_out")])))];
     },
@@ -114,9 +114,9 @@
       const options = {x: "True score", y: "Predicted score", line: "diagonal", groups: groupNames};
       const words = `PLCC ${plcc(judged.plcc)}, SROCC ${plcc(judged.srocc)}, RMSE ${rmse(judged.rmse)}`;
       return [columns(
-        figure(`Predicted against true scores: ${words}`, `On the dashed line a prediction is right.${drawnPart}`,
+        figure(`Predicted against true scores: ${words}`, `Predictions on the dashed line are right.${drawnPart}`,
           (width) => Charts.scatter(width, shown, options)),
-        table(`Of ${judged.what}`, ["", "#value"], [
+        table(`On ${judged.what}`, ["", "#value"], [
           ["PLCC, Pearson's correlation", plcc(judged.plcc)], ["SROCC, Spearman's correlation", plcc(judged.srocc)],
           ["RMSE, score points", rmse(judged.rmse)], ["pairs", count(judged.pairs)]]))];
     },
@@ -126,12 +126,12 @@
       const [most] = groups;
       const drawn = groups.slice(0, 30).map(({group, quantiles}) => ({name: group, quantiles}));
       const all = report.n_groups;
-      const part = drawn.length < all ? ` The ${drawn.length} of ${count(all)} with the largest RMSE.` : "";
+      const part = drawn.length < all ? ` These are the ${drawn.length} of ${count(all)} groups with the largest RMSE.` : "";
       const base = groups.some((row) => row.base_rmse !== undefined);
       return [
-        figure(`Residuals of ${drawn.length} groups; the largest RMSE is ${rmse(most.rmse)}, of ${most.group}`,
-          "Predicted minus true, score points: half of a group's pairs lie in the thick bar, nine of ten in the thin one, " +
-            `and the gap is the median. The largest RMSE comes first.${part}`,
+        figure(`Residuals of ${drawn.length} groups; the largest RMSE is ${rmse(most.rmse)}, for ${most.group}`,
+          "Predicted minus true, in score points. Half of a group's pairs lie in the thick bar, nine out of ten in the thin " +
+            `one, and the gap is the median. The group with the largest RMSE comes first.${part}`,
           (width) => Charts.spreads(width, drawn, {x: "Residual"})),
         table(groups.length < all ? `The ${groups.length} groups with the largest RMSE` : "All groups",
           ["group", "#pairs", "#PLCC", "#SROCC", "#RMSE", ...(base ? ["#base RMSE"] : []), "#mean residual", "#5 %", "#median",
@@ -148,7 +148,7 @@
       const base = scores.some((row) => row.base_rmse !== undefined);
       return [columns(
         figure(`Residuals over true scores; the largest RMSE is ${rmse(most.rmse)}, from ${range(most)}`,
-          `Predicted minus true, score points. On the dashed line a prediction is right.${drawnPart}`,
+          `Predicted minus true, in score points. Predictions on the dashed line are right.${drawnPart}`,
           (width) => Charts.scatter(width, shown, {x: "True score", y: "Residual", line: "zero", groups: groupNames})),
         table("By true score", ["from", "#pairs", "#RMSE", ...(base ? ["#base RMSE"] : []), "#mean residual"],
           scores.map((row) => [range(row), count(row.pairs), rmse(row.rmse), ...(base ? [rmse(row.base_rmse)] : []),
@@ -160,8 +160,8 @@
       const rows = worst.map((row) => [row.job_id || `pair ${count(row.number)}`, ...(grouped ? [row.group] : []),
         rmse(row.true), rmse(row.predicted), signed(row.residual)]);
       const names = ["job", ...(grouped ? ["group"] : []), "#true", "#predicted", "#residual"];
-      const unnamed = paragraph("Pairs without a job_id are counted from 1, in the order read.", "quiet");
-      const listed = table("The pairs with the largest residuals, at most twenty", names, rows);
+      const unnamed = paragraph("Pairs without a job_id are numbered from 1, in the order in which they were read.", "quiet");
+      const listed = table("The pairs with the largest residuals (at most twenty)", names, rows);
       return worst.every((row) => row.job_id) ? [listed] : [listed, unnamed];
     },
 
@@ -170,20 +170,20 @@
       const all = data.n_features;
       const n = report.importance_pairs;
       const measured = n < judged.pairs ? `, measured on ${count(n)} of the ${count(judged.pairs)} pairs judged` : "";
-      const cut = features.length < all ? ` The ${features.length} most important of ${count(all)}.` : "";
+      const cut = features.length < all ? ` These are the ${features.length} most important of ${count(all)} features.` : "";
       return [
         figure(`Importance of ${largest.length} features; the most important is ${largest[0].name}`,
-          "By how much the RMSE grows, in score points, when one feature's values are exchanged between the pairs: the mean " +
-            `of five permutations${measured}. Features that say the same stand in for each other, and each seems to ` +
-            "matter less.",
-          (width) => Charts.bars(width, largest, {x: "Growth of RMSE"})),
-        behind("Importance and range of all features", table(`Ranges are of all pairs.${cut}`,
-          ["feature", "#growth of RMSE", "#lowest", "#mean", "#highest"],
+          "How much the RMSE grows, in score points, when one feature's values are exchanged between pairs: the mean " +
+            `of five permutations${measured}. Features that carry the same information can replace each other, so each ` +
+            "of them seems less important.",
+          (width) => Charts.bars(width, largest, {x: "Growth in RMSE"})),
+        behind("Importance and range of all features", table(`Ranges are those of all pairs.${cut}`,
+          ["feature", "#growth in RMSE", "#lowest", "#mean", "#highest"],
           features.map((row) => [row.name, signed(row.importance), short(row.min), short(row.mean), short(row.max)]))),
       ];
     },
 
-    settings: () => [fields("What the run was asked for, with its defaults", report.settings)],
+    settings: () => [fields("The options of this run, including defaults", report.settings)],
 
     data() {
       const {true_score: score} = data;
@@ -194,15 +194,15 @@
           file.bytes === undefined ? "–" : count(file.bytes), element("span", {class: "digest"}, file.sha256 ?? "–")])),
         paragraph(`${count(data.pairs)} pairs of ${count(data.n_features)} features; true scores from ${short(score.min)} to ` +
           `${short(score.max)}, mean ${short(score.mean)}.` +
-          (said.metrics ? ` ${count(said.pairs.train)} trained, ${count(said.pairs.held_out)} were held out.` : "")),
-        ...(data.skipped ? [paragraph(`${count(data.skipped)} bad rows were skipped; the first: ${data.first_skipped}`)] : []),
+          (said.metrics ? ` ${count(said.pairs.train)} were trained on, ${count(said.pairs.held_out)} were held out.` : "")),
+        ...(data.skipped ? [paragraph(`Bad rows skipped: ${count(data.skipped)}; the first: ${data.first_skipped}`)] : []),
       ];
     },
 
     model: () => [
-      fields("The model's file, and what its JSON says of it", report.model),
-      ...(said.metrics ? [paragraph(`Trained at ${count(Math.round(said.pairs_per_second))} pairs per second for ` +
-        `${said.seconds.toFixed(1)} s. It differs from what onnxruntime makes of it by ` +
+      fields("The model file, and what its JSON says about it", report.model),
+      ...(said.metrics ? [paragraph(`It was trained for ${said.seconds.toFixed(1)} s, at ` +
+        `${count(Math.round(said.pairs_per_second))} pairs per second. In onnxruntime its scores differ by ` +
         `${said.parity_max_abs_diff.toPrecision(2)} score points at most.`)] : []),
     ],
   };
@@ -222,7 +222,7 @@
     links.append(element("li", {}, element("a", {href: `#${name}`}, section.querySelector("h2").textContent)));
   }
 
-  // What is folded is on paper too.
+  // Folded parts are unfolded for printing.
   let unfolded = [];
   addEventListener("beforeprint", () => {
     unfolded = [...document.querySelectorAll("details:not([open])")];

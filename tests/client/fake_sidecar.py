@@ -6,10 +6,11 @@ import json
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from tests.running import PATIENCE_S, wait_until
 
 OK = b'{"ok":true,"step":1,"trained":false}\n'
 REFUSED = b'{"ok":false,"error":"features: expected 80 numbers, got 2"}\n'
@@ -25,7 +26,7 @@ class Peer:
     def __init__(self, connection: socket.socket, received: list[bytes]) -> None:
         self._connection, self._received = connection, received
         self._unread = b""
-        connection.settimeout(10)
+        connection.settimeout(PATIENCE_S)
 
     def __iter__(self) -> Iterator[bytes]:
         while (line := self.line()) is not None:
@@ -143,11 +144,3 @@ def reads(count: int, then: bytes = b"") -> Script:
         peer.say(then)
 
     return play
-
-
-def wait_until(true: Callable[[], object]) -> None:
-    for _ in range(5000):
-        if true():
-            return
-        time.sleep(0.002)
-    raise AssertionError("waited in vain")

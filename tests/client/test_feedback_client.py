@@ -32,8 +32,8 @@ from tests.client.fake_sidecar import (
     Peer,
     answers,
     reads,
-    wait_until,
 )
+from tests.running import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_pair_goes_as_one_line_of_json(features, sent, path, make_client):
     with FakeSidecar(path, answers()) as sidecar, make_client() as client:
         assert client.send(features, np.float32(42.5), job_id="a\n1", group="g", codec="x264", crf=23)
-        assert client.close(30)
+        assert client.close(PATIENCE_S)
     expected = {"job_id": "a\n1", "group": "g", "features": sent, "true_score": 42.5, "codec": "x264", "crf": 23}
     assert [json.loads(line) for line in sidecar.received[0]] == [expected]
 
@@ -117,7 +117,7 @@ def test_what_becomes_of_pairs_is_counted(answer, expected, path, make_client):
     registry = CollectorRegistry()
     with FakeSidecar(path, answers(answer)) as sidecar, make_client(registry=registry) as client:
         assert send(client, "a", "b", "c") == [True] * 3
-        assert client.close(30)
+        assert client.close(PATIENCE_S)
     assert counts(client) == expected
     assert metric(registry, "delivered") == expected["delivered"]
     assert metric(registry, "dropped") == expected["dropped"]
@@ -138,7 +138,7 @@ class Hostile:
 @pytest.mark.parametrize(
     ("features", "reason"),
     [
-        ({1.0, 2.0, object()}, "object is no JSON value"),
+        ({1.0, 2.0, object()}, "object is not a JSON value"),
         (Hostile(), "no features today"),
         ([0.25] * (MAX_LINE_BYTES // 5), "bytes of JSON; at most 1048576"),
     ],
@@ -147,7 +147,7 @@ def test_what_makes_no_request_line_is_refused_at_once(features, reason, path, m
     with FakeSidecar(path, answers()) as sidecar, make_client() as client:
         assert client.send(features, 42.0) is False
         assert send(client, "b") == [True]
-        assert client.close(30)
+        assert client.close(PATIENCE_S)
     assert counts(client) == {"delivered": 1, "dropped": 1, "refused": 1, "queued": 0}
     assert sidecar.job_ids(0) == ["b"]
     assert reason in messages(caplog)[0]
@@ -158,7 +158,7 @@ def test_a_full_queue_drops_and_counts(path, make_client, caplog):
     client = make_client(capacity=5, retry_s=LONG, registry=registry)
     assert send(client, *"abcdefgh") == [True] * 5 + [False] * 3
     assert counts(client) == {"delivered": 0, "dropped": 3, "refused": 0, "queued": 5}
-    assert [m for m in messages(caplog) if "dropped" in m] == [f"{path}: a pair was dropped: 5 pairs are queued already"]
+    assert [m for m in messages(caplog) if "dropped" in m] == [f"{path}: a pair was dropped: the queue is full (5 pairs)"]
     assert metric(registry, "dropped") == 3
 
     assert client.close(0) is False
@@ -177,7 +177,7 @@ def test_pairs_in_flight_are_of_the_capacity_too(path, make_client):
 
     with FakeSidecar(path, script), make_client(capacity=2, in_flight=2) as client:
         send(client, "a", "b")
-        assert read.wait(10)
+        assert read.wait(PATIENCE_S)
         assert send(client, "c") == [False]
         client.close(0)
 
@@ -185,7 +185,7 @@ def test_pairs_in_flight_are_of_the_capacity_too(path, make_client):
 def test_a_sidecar_that_never_reads_holds_up_nobody(path, make_client):
     stop = threading.Event()
     features = [0.125] * 10_000  # so that the socket is full before the window is
-    with FakeSidecar(path, lambda peer: stop.wait(10)), make_client(capacity=100) as client:
+    with FakeSidecar(path, lambda peer: stop.wait(PATIENCE_S)), make_client(capacity=100) as client:
         assert [client.send(features, 42.0) for _ in range(110)] == [True] * 100 + [False] * 10
         assert client.close(0.05) is False
         assert counts(client) == {"delivered": 0, "dropped": 110, "refused": 0, "queued": 0}
@@ -197,7 +197,7 @@ def test_lines_larger_than_the_socket_takes_arrive_whole(path, make_client):
     with FakeSidecar(path, answers()) as sidecar, make_client() as client:
         for score in range(6):
             client.send(features, score)
-        assert client.close(30)
+        assert client.close(PATIENCE_S)
     assert [json.loads(line) for line in sidecar.received[0]] == [{"features": features, "true_score": s} for s in range(6)]
 
 
@@ -217,7 +217,7 @@ def test_lines_go_without_waiting_for_answers_but_not_more_than_the_window(path,
 
     with FakeSidecar(path, script), make_client(in_flight=4) as client:
         send(client, *"abcdefghij")
-        assert client.close(30)
+        assert client.close(PATIENCE_S)
     assert quiet == [True, True]
     assert client.delivered == 10
 
@@ -231,7 +231,7 @@ def byte_by_byte(peer: Peer) -> None:
 def test_answers_may_come_in_pieces(path, make_client):
     with FakeSidecar(path, byte_by_byte) as sidecar, make_client() as client:
         send(client, *"abc")
-        assert client.close(30)
+        assert client.close(PATIENCE_S)
     assert client.delivered == 3
     assert len(sidecar.received) == 1
 
@@ -261,7 +261,7 @@ def test_after_a_broken_connection_what_was_not_answered_goes_again(script, agai
     client.send([1.0], 1.0, "first")  # there is no sidecar yet: all three wait
     send(client, *"bc")
     with FakeSidecar(path, script, answers()) as sidecar:
-        assert client.close(30)
+        assert client.close(PATIENCE_S)
     names = {"a": "first", "b": "b", "c": "c"}
     assert sidecar.job_ids(1) == [names[each] for each in again]
     assert client.delivered + client.refused == 3
@@ -274,18 +274,18 @@ def test_a_pipeline_returns_when_it_has_written_and_has_room_for_64_kib_unwritte
         pipeline.add(b"1" * 65_535, "a")
         assert not pipeline.has_room()
         while not pipeline.has_room():
-            assert list(pipeline.exchange(20)) == []  # or the sidecar, which waits for two lines, hangs up
+            assert list(pipeline.exchange(PATIENCE_S)) == []  # or the sidecar, which waits for two lines, hangs up
         pipeline.add(b"2", "b")
         while len(pipeline.unanswered) == 2:
-            assert [tag for tag, _ in pipeline.exchange(20)] in ([], ["a"])
+            assert [tag for tag, _ in pipeline.exchange(PATIENCE_S)] in ([], ["a"])
 
 
 def test_a_pipeline_wakes_when_it_can_write(path):
-    size = 4_000_000  # more than the socket holds; the sidecar gives up where it hears nothing for ten seconds
+    size = 4_000_000  # more than the socket holds
     with FakeSidecar(path, answers()) as fake, closing(Pipeline[str](path, 8)) as pipeline:
         pipeline.add(b"1" * size, "a")
         while pipeline.unanswered:
-            assert all(answer.ok for _, answer in pipeline.exchange(20))
+            assert all(answer.ok for _, answer in pipeline.exchange(PATIENCE_S))
     assert len(fake.received[0][0]) == size
 
 
@@ -293,11 +293,11 @@ def test_what_was_answered_before_the_sidecar_hung_up_is_still_read(path):
     written = threading.Event()
     script = reads(1, REFUSED)
     with (
-        FakeSidecar(path, lambda peer: written.wait(10) and script(peer)) as fake,
+        FakeSidecar(path, lambda peer: written.wait(PATIENCE_S) and script(peer)) as fake,
         closing(Pipeline[str](path, 8)) as pipeline,
     ):
         pipeline.add(b"1", "a")
-        assert list(pipeline.exchange(10)) == []
+        assert list(pipeline.exchange(PATIENCE_S)) == []
         written.set()
         fake.join_connections()
         pipeline.add(b"2", "b")
@@ -305,7 +305,7 @@ def test_what_was_answered_before_the_sidecar_hung_up_is_still_read(path):
 
         def exchange() -> None:
             for _ in range(3):
-                taken.extend(tag for tag, _ in pipeline.exchange(10))
+                taken.extend(tag for tag, _ in pipeline.exchange(PATIENCE_S))
 
         with pytest.raises(ConnectionResetError):
             exchange()
@@ -340,7 +340,7 @@ def test_pauses_double_and_begin_anew_after_an_answer(path, make_client, monkeyp
 
     wait_until(lambda: len(pauses()) >= 4)
     assert pauses()[:4] == ["0.001 s", "0.002 s", "0.003 s", "0.003 s"]
-    assert messages(caplog)[0] == f"{path}: No such file or directory; 1 pairs are queued; connecting again in 0.001 s"
+    assert messages(caplog)[0] == f"{path}: No such file or directory; 1 pairs queued; connecting again in 0.001 s"
     with FakeSidecar(path, reads(1, OK), answers()):
         wait_until(lambda: client.delivered == 1)
         send(client, "b")
@@ -369,7 +369,7 @@ def test_a_retryable_pair_goes_again_after_a_pause(path, make_client, caplog):
     client = make_client()
     send(client, *"abc")
     with FakeSidecar(path, script) as sidecar:
-        assert client.close(30)
+        assert client.close(PATIENCE_S)
     assert sidecar.job_ids(0) == ["a", "b", "c", "a", "c"]
     assert counts(client) == {"delivered": 3, "dropped": 0, "refused": 0, "queued": 0}
     assert any(f"{path}: journal: no space left on device; sending again in 0.00" in m for m in messages(caplog))
@@ -390,7 +390,7 @@ def test_nothing_is_sent_in_the_pause_and_close_cuts_it_short(path, make_client)
         wait_until(lambda: client._hold_until > 0)
         send(client, "b")
         wait_until(lambda: quiet)
-        assert client.close(30)
+        assert client.close(PATIENCE_S)
     assert quiet == [True]
     assert sidecar.job_ids(0) == ["a", "a", "b"]
     assert client.delivered == 2
@@ -401,7 +401,7 @@ def test_close_delivers_what_waits_for_a_sidecar_that_has_come(path, make_client
     send(client, *"abc")
     wait_until(lambda: client._hold_until > 0)  # it has tried, and pauses
     with FakeSidecar(path, answers()) as sidecar:
-        assert client.close(30)
+        assert client.close(PATIENCE_S)
     assert sidecar.job_ids(0) == ["a", "b", "c"]
 
 
@@ -445,7 +445,7 @@ def test_many_producers(path, make_client):
             producer.start()
         for producer in producers:
             producer.join()
-        assert client.close(30)
+        assert client.close(PATIENCE_S)
     assert sorted(sidecar.job_ids(0)) == sorted(f"{p}-{i}" for p in range(8) for i in range(200))
     assert client.delivered == 1600
 
@@ -474,7 +474,7 @@ def test_no_thread_to_be_had_is_a_dropped_pair(path, make_client, monkeypatch):
             patch.setattr(sidecar.client.feedback_client.threading.Thread, "start", start)
             assert send(client, "a") == [False]
         assert send(client, "b") == [True]
-        assert client.close(30)
+        assert client.close(PATIENCE_S)
     assert counts(client) == {"delivered": 1, "dropped": 1, "refused": 0, "queued": 0}
 
 
@@ -495,7 +495,7 @@ client = FeedbackClient(sys.argv[1], retry_s=(0.001, 0.004))
 client.send([1.0], 1.0, "before")
 pid = os.fork()
 client.send([1.0], 1.0, "child" if pid == 0 else "parent")
-done = client.close(30) and client.delivered == (1 if pid == 0 else 2)
+done = client.close(60) and client.delivered == (1 if pid == 0 else 2)
 if pid == 0:
     os._exit(0 if done else 1)
 sys.exit(0 if done and os.waitpid(pid, 0)[1] == 0 else 1)
@@ -504,7 +504,7 @@ sys.exit(0 if done and os.waitpid(pid, 0)[1] == 0 else 1)
 
 def test_both_sides_of_a_fork_deliver_their_own(path):
     with FakeSidecar(path, answers()) as sidecar:
-        done = subprocess.run([sys.executable, "-c", FORKING, str(path)], capture_output=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", FORKING, str(path)], capture_output=True, timeout=PATIENCE_S)
         assert done.returncode == 0, done.stderr
         jobs = [sidecar.job_ids(i) for i in range(len(sidecar.received))]
         assert sorted(jobs) == [["before", "parent"], ["child"]]

@@ -19,8 +19,9 @@ from sidecar.client.replay import ReplayError, RequestLine, Summary, read_reques
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.line_protocol import Answer
 from sidecar.pairs.request import MAX_LINE_BYTES
-from tests.client.fake_sidecar import DUPLICATE, OK, REFUSED, RETRYABLE, FakeSidecar, Peer, answers, reads, wait_until
+from tests.client.fake_sidecar import DUPLICATE, OK, REFUSED, RETRYABLE, FakeSidecar, Peer, answers, reads
 from tests.conftest import EXAMPLE
+from tests.running import wait_until
 
 LINES = [
     b'{"job_id":"a1", "features": [1, 2.50],"true_score":42.0,"codec":"x264"}',
@@ -186,12 +187,12 @@ def test_a_refused_row_of_an_archive_is_named_as_such(path, tmp_path):
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        (reads(2, OK + OK), "the sidecar closed the connection, after 2 pairs were answered"),
-        (reads(1, OK[:-4]), "the sidecar closed the connection, after 0 pairs were answered"),
-        (reads(1, OK + b"bye\n"), "not an answer: b'bye' .*, after 1 pairs were answered"),
-        (reads(1, OK + b'"\xff"\n'), "not an answer: .*, after 1 pairs were answered"),
-        (reads(1, OK + b"[" * 5000 + b"\n"), "not an answer: .*, after 1 pairs were answered"),
-        (reads(3, 4 * OK), "an answer to no request: .*, after 3 pairs were answered"),
+        (reads(2, OK + OK), "the sidecar closed the connection; pairs answered: 2"),
+        (reads(1, OK[:-4]), "the sidecar closed the connection; pairs answered: 0"),
+        (reads(1, OK + b"bye\n"), "not an answer: b'bye' .*; pairs answered: 1"),
+        (reads(1, OK + b'"\xff"\n'), "not an answer: .*; pairs answered: 1"),
+        (reads(1, OK + b"[" * 5000 + b"\n"), "not an answer: .*; pairs answered: 1"),
+        (reads(3, 4 * OK), "an answer without a request: .*; pairs answered: 3"),
     ],
 )
 def test_a_lost_connection_is_an_error_that_says_how_far_it_came(script, message, jsonl, path):

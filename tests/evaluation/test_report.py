@@ -18,7 +18,6 @@ from sidecar.evaluation.residuals import Judged, Model, by_group, by_score, impo
 from sidecar.learning.metrics import rmse
 from sidecar.learning.recipe import OBSERVATIONS, Recipe, fit
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
-from tests.browser import browser
 from tests.conftest import EXAMPLE, run, tree
 
 MARKUP = "</script><img src=x onerror=alert(1)>&amp;"
@@ -174,13 +173,13 @@ def test_figures_that_are_not_finite_are_none():
     ("report", "message"),
     [
         ("nowhere/r.html", "nowhere is not a directory"),
-        (".", "is a directory, not a file for the report"),
-        ("pairs.jsonl", "is read by this command"),
-        ("/dev/full", "/dev/full: cannot be written: it is no regular file"),
-        ("c", "is a directory, not a file for the report"),
+        (".", "is a directory; the report needs a file"),
+        ("pairs.jsonl", "is an input of this command"),
+        ("/dev/full", "/dev/full: cannot be written: not a regular file"),
+        ("c", "is a directory; the report needs a file"),
         ("n" * 251, "cannot be written: File name too long"),
-        ("c/latest.onnx", "is a checkpoint's"),
-        ("model_v000001.json", "is a checkpoint's"),
+        ("c/latest.onnx", "belongs to a checkpoint"),
+        ("model_v000001.json", "belongs to a checkpoint"),
     ],
 )
 def test_a_report_that_cannot_be_written_stops_before_training(tmp_path, random_rows, write_lines, report, message):
@@ -217,7 +216,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_report_that_was_there(tmp_path, 
         (disk / "r.html").write_text("before")
         done = run("train-offline", pairs, "--epochs", 1, "--output", tmp_path / "c", "--report", disk / "r.html")
         assert done.returncode == 2
-        said = f"Error: {disk}/r.html: No space left on device; the checkpoint is published, without a report\n"
+        said = f"Error: {disk}/r.html: No space left on device; the checkpoint was published without a report\n"
         assert done.stderr == said
         assert tree(disk) == {"r.html": b"before"}
     finally:
@@ -312,12 +311,6 @@ def test_job_ids_are_kept_only_where_they_are_asked_for(write_lines, random_rows
 
 
 # In a browser.
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as opened:
-        yield opened
 
 
 def drawn(chromium, path, **how):

@@ -55,6 +55,16 @@ def test_the_function_stays_the_same_there_and_back(name, features):
     assert np.allclose(back.forward(features), expected, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("value", [3.4e38, -3.4e38, 1e38])
+@pytest.mark.parametrize("name", ALL)
+def test_features_as_large_as_float32_allows_leave_every_weight_finite(name, features, value):
+    features[7] = value
+    features[8, 1:] = -value
+    with np.errstate(over="ignore", invalid="ignore"):
+        conditioning = condition(ALL[name], features, 0, 100)
+        conditioning.remove(conditioning.apply(ALL[name]))  # a network takes nothing else
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_layers_see_centred_inputs_of_one_length_and_scores_in_units_of_twenty_points(name, features):
     conditioned = condition(ALL[name], features, 0, 100).apply(ALL[name])

@@ -72,6 +72,7 @@ def test_a_trainer_measures_drift_from_its_base_or_from_its_first_pairs(example,
     assert np.array_equal(again.drift.moving, before)
 
 
+@pytest.mark.usefixtures("quick_fits")
 def test_a_fresh_heads_drift_is_from_the_pairs_that_it_was_fitted_to(example):
     trainer = Trainer(80, TrainingSettings())
     trainer.add(example.features[:255], example.true_score[:255])

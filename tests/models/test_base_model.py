@@ -140,7 +140,7 @@ def test_group_validation_starts_each_fold_from_the_base(tmp_path, base_path, pa
 
 def test_a_base_path_where_nothing_is_starts_fresh_with_a_warning(tmp_path, pairs_path):
     done = train(pairs_path, tmp_path / "c", "--base-model", tmp_path / "none.onnx", "--epochs", 2)
-    assert f"base model {tmp_path / 'none.onnx'} does not exist; starting from a fresh head" in done.stderr
+    assert f"base model {tmp_path / 'none.onnx'} does not exist; training starts from a new model" in done.stderr
     assert json.loads((tmp_path / "c" / "model_v000001.json").read_text())["base_model"] is None
     assert load_or_fresh(tmp_path / "none.onnx") is None
 
@@ -150,7 +150,7 @@ def test_a_base_of_another_width_is_refused_with_both_numbers(tmp_path, base_pat
     done = train(pairs, tmp_path / "c", "--base-model", base_path)
     assert done.returncode == 2
     assert "takes 5 = 3 features (features) + 2 features (codec)" in done.stderr
-    assert f"the pairs of {pairs} have 4" in done.stderr
+    assert f"the pairs in {pairs} have 4" in done.stderr
     assert not (tmp_path / "c").exists()
 
 
@@ -182,8 +182,11 @@ def test_a_base_that_cannot_be_used_stops_with_its_name(tmp_path, pairs_path, co
         ("[", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("{}", "feature_mean: expected a list of finite numbers"),
-        ('{"feature_mean": [1, 2], "feature_std": [1]}', "2 feature_mean and 1 feature_std for an input of 3"),
-        ('{"feature_mean": [1, 2, 3, 4], "feature_std": [1, 1, 1, 1]}', "4 feature_mean and 4 feature_std for an input of 3"),
+        ('{"feature_mean": [1, 2], "feature_std": [1]}', "2 values in feature_mean and 1 in feature_std, for 3 features"),
+        (
+            '{"feature_mean": [1, 2, 3, 4], "feature_std": [1, 1, 1, 1]}',
+            "4 values in feature_mean and 4 in feature_std, for 3 features",
+        ),
         ('{"feature_mean": [1, 2, true], "feature_std": [1, 1, 1]}', "feature_mean: expected a list"),
         ('{"feature_mean": [1, 2, NaN], "feature_std": [1, 1, 1]}', "feature_mean: expected a list"),
         ('{"feature_mean": [1, 2, 3], "feature_std": [1, 0, 1]}', "feature_std: expected numbers above 0"),
@@ -204,8 +207,8 @@ def test_a_json_that_gives_no_scaling_is_refused(base_path, about, message):
     [
         (["--export-io", "base"], "--base-scaler and --export-io need --base-model"),
         (["--base-scaler", "json"], "--base-scaler and --export-io need --base-model"),
-        (["--epochs", "0"], "there is none"),
-        (["--base-model", "nowhere.onnx", "--epochs", "0"], "there is none"),
+        (["--epochs", "0"], "there is no base model"),
+        (["--base-model", "nowhere.onnx", "--epochs", "0"], "there is no base model"),
     ],
 )
 def test_options_that_need_a_base_say_so(tmp_path, pairs_path, options, message):
@@ -263,7 +266,7 @@ def test_state_dicts_are_published_untouched(tmp_path, name):
     torch = SHARED / "models" / "torch"
     done = train(SHARED / "data" / "recorded-80.jsonl.gz", tmp_path / "c", "--base-model", torch / name, "--epochs", 0)
     assert done.returncode in (0, 1), done.stderr
-    assert "a state-dict does not say its activation; relu it is" in done.stderr
+    assert "a state-dict does not name its activation; relu is assumed" in done.stderr
     with np.load(torch / "head_80_64_1.expected.npz") as expected:
         published = Scorer(tmp_path / "c" / "model_v000001.onnx").predict(expected["features"])
         assert np.allclose(published, expected["score"][:, 0], atol=1e-5)

@@ -97,7 +97,7 @@ GOOD = b"[1, null, 1.5, 0.9, 3, 90, 10]"
 def test_a_damaged_file_is_passed_over_with_a_warning(tmp_path, caplog, content):
     (tmp_path / HISTORY).write_bytes(content)
     assert read_history(tmp_path).rows == ()
-    assert "is damaged and passed over" in caplog.text
+    assert "is damaged; it was ignored" in caplog.text
 
 
 def test_what_json_cannot_say_does_not_get_out_again(tmp_path):

@@ -473,7 +473,7 @@ def test_other_paths_are_not_there(server, path):
     code, _, body = ask(server, path)
     assert (code, body) == (
         404,
-        b"not here; there are /, /status, /metrics, /healthz, /readyz, /api/history and /api/checkpoints\n",
+        b"not found; available: /, /status, /metrics, /healthz, /readyz, /api/history and /api/checkpoints\n",
     )
 
 
@@ -765,15 +765,15 @@ def test_fetch_status_is_what_the_server_tells(server):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"HTTP/1.1 200 OK\r\n\r\nhello \x1b[31m", "/status is not a sidecar's: answered 200 with b'hello \\x1b[31m'"),
-        (b"HTTP/1.1 200 OK\r\n\r\n[1]", "/status is not a sidecar's: answered 200 with b'[1]'"),
+        (b"HTTP/1.1 200 OK\r\n\r\nhello \x1b[31m", "/status is not from a sidecar: answered 200 with b'hello \\x1b[31m'"),
+        (b"HTTP/1.1 200 OK\r\n\r\n[1]", "/status is not from a sidecar: answered 200 with b'[1]'"),
         (
             b'HTTP/1.1 404 No\r\n\r\n{"phase":"running"}',
-            '/status is not a sidecar\'s: answered 404 with b\'{"phase":"running"}\'',
+            '/status is not from a sidecar: answered 404 with b\'{"phase":"running"}\'',
         ),
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "no sidecar answers: SSH-2.0-OpenSSH_9.6"),
-        (b"", "no sidecar answers: Remote end closed connection without response"),
-        (None, "no sidecar answers: timed out"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "not a sidecar: SSH-2.0-OpenSSH_9.6"),
+        (b"", "no answer: Remote end closed connection without response"),
+        (None, "no answer: timed out"),
     ],
 )
 def test_what_is_no_sidecar_is_named(impostor, monkeypatch, answer, message):
@@ -789,7 +789,7 @@ def test_nobody_there_is_named():
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     with pytest.raises(HttpError) as refused:
         fetch_status(address)
-    assert str(refused.value) == f"{address}: no sidecar answers: Connection refused"
+    assert str(refused.value) == f"{address}: no answer: Connection refused"
     assert probe(address) == (False, str(refused.value))
 
 
@@ -810,26 +810,26 @@ def test_status_for_a_person():
         "                       restart",
         "accepts pairs          yes",
         "stable model           model_v000041",
-        "verdict of the gate    unstable",
+        "gate verdict           unstable",
         "gradient steps         30,000",
         "loss                   3.25 score points squared",
         "RMSE, last 1000 pairs  1.5 score points",
         "PLCC, last 1000 pairs  0.998",
-        "feature drift          0.25 deviations",
+        "feature drift          0.25 standard deviations",
         "pairs since the start  accepted 117,000, held out 6,456, duplicate 3, rejected 1",
         "replay buffer          9,000 pairs",
-        "replay buffer holds    10,000 pairs",
-        "dropped from it        7 pairs",
+        "replay capacity        10,000 pairs",
+        "replay evictions       7 pairs",
         "held out               1,000 pairs",
-        "held out at most       1,000 pairs",
+        "held-out capacity      1,000 pairs",
         "checkpoints            stable 40, unstable 2, unverified 0",
         "failed checkpoints     build 0, parity 1, write 0",
         "journal                12.35 MB",
         "journal errors         4",
         "connections            2",
-        "a gradient step takes  29 µs",
+        "time per step          29 µs",
         "skipped steps          5",
-        "features of a pair     80",
+        "features per pair      80",
         "rejected, by reason    features 1",
     ]
 

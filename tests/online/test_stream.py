@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import numpy as np
@@ -14,12 +15,12 @@ from sidecar.learning.training_settings import TrainingSettings
 from sidecar.online.training import OnlineTraining
 from tests.conftest import EXAMPLE, run
 
+pytestmark = pytest.mark.usefixtures("quick_fits")
+
 
 @pytest.fixture
 def state(tmp_path):
     """The state of a sidecar that began fresh and saw 600 pairs."""
-    import gzip
-
     lines = gzip.decompress(EXAMPLE.read_bytes()).splitlines()[:600]
     online = OnlineTraining(tmp_path / "state", Run(80, TrainingSettings(), 0.05))
     online.accept(lines)
@@ -44,13 +45,12 @@ def test_a_journal_and_its_lines_as_a_file_make_the_same_checkpoint(state, tmp_p
     assert about["pairs_seen"] > 500
 
 
-def test_until_stops_after_a_position(state, tmp_path):
+def test_until_stops_after_a_position(state, tmp_path, example):
     done = stream(state, "--until", 399, "--output", tmp_path / "c")
     assert done.returncode in (0, 1), done.stderr
     assert json.loads((tmp_path / "c" / "model_v000001.json").read_text())["journal"]["last"] == 399
     whole = stream(state, "--output", tmp_path / "c")
-    features = np.random.default_rng(0).normal(size=(5, 80)).astype(np.float32)
-    first, second = (read(tmp_path / "c" / f"model_v00000{n}.onnx").forward(features) for n in (1, 2))
+    first, second = (read(tmp_path / "c" / f"model_v00000{n}.onnx").forward(example.features) for n in (1, 2))
     assert json.loads(whole.stdout)["version"] == 2
     assert not np.array_equal(first, second)
 
@@ -58,8 +58,8 @@ def test_until_stops_after_a_position(state, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{state}", "--until", "600"], "its last position is 599; 600 is asked for"),
-        (["{state}", "--until", "100"], "101 pairs make no checkpoint yet; a fresh head needs 256"),
+        (["{state}", "--until", "600"], "its last position is 599, but 600 was requested"),
+        (["{state}", "--until", "100"], "101 pairs are too few for a checkpoint; a new model needs 256"),
         (["{empty}"], "no journal with a run in it"),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_journal_whose_beginning_is_gone_says_so(state, tmp_path):
     segment.rename(segment.with_name("000000000100.jsonl"))
     done = stream(state, "--output", tmp_path / "c")
     assert done.returncode == 2
-    assert "retention has removed the pairs before position 100; what was trained on them cannot be made again" in done.stderr
+    assert "retention has deleted the pairs before position 100; training on them cannot be repeated" in done.stderr
 
 
 def test_until_is_for_streams(tmp_path):
@@ -87,9 +87,9 @@ def test_until_is_for_streams(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", [["--lr", "0.1"], ["--skip-bad"], ["--epochs", "3"], ["--score-max", "5"], ["--group-by", "x"]]
+    "option", [["--learning-rate", "0.1"], ["--skip-bad"], ["--epochs", "3"], ["--score-max", "5"], ["--group-by", "x"]]
 )
 def test_options_that_it_would_pass_over_are_refused(state, tmp_path, option):
     done = stream(state, "--output", tmp_path / "c", *option)
     assert done.returncode == 2
-    assert f"{option[0]} does not go with --stream" in done.stderr
+    assert f"{option[0]} cannot be used with --stream" in done.stderr

@@ -55,6 +55,7 @@ def test_the_first_loss_is_the_mean_squared_error_of_the_base(example, base):
     assert losses[15] == pytest.approx(np.mean(error**2), rel=1e-3)
 
 
+@pytest.mark.usefixtures("quick_fits")
 def test_a_fresh_head_is_fitted_to_its_first_pairs_and_steps_start_there(example):
     trainer, losses = trained(example, SETTINGS, count=FIRST_PAIRS + 16)
     assert losses[:-1] == [None] * (FIRST_PAIRS + 15)
@@ -84,6 +85,7 @@ def test_learning_follows_the_stream(example, base, with_base, optimizer):
 
 
 @pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.usefixtures("quick_fits")
 def test_equal_pairs_give_equal_weights_and_another_seed_others(example, base, with_base):
     first, again, other = (
         trained(example, replace(SETTINGS, seed=seed), base if with_base else None, count=400)[0] for seed in (1, 1, 2)
@@ -134,6 +136,7 @@ def test_steps_that_would_make_a_weight_infinite_are_left_out_and_counted(exampl
     assert trainer.skipped_steps == trainer.step == 16
 
 
+@pytest.mark.usefixtures("quick_fits")
 def test_a_base_far_off_is_not_warmed_up_and_a_good_one_is(example, base):
     far = replace(base, steps=(*base.steps[:-1], Elementwise("Sub", np.asarray(50, dtype=np.float32))))
     shares = {}

@@ -29,6 +29,7 @@ from sidecar.state.base_models import digest_of
 from sidecar.state.directory import StateError
 from sidecar.state.snapshots import snapshots
 
+pytestmark = pytest.mark.usefixtures("quick_fits")
 SETTINGS = TrainingSettings(replay_capacity=300)
 
 
@@ -420,7 +421,7 @@ def test_a_fit_that_fails_leaves_it_recording(tmp_path, run, lines, start, monke
         online = start(tmp_path, run, None, "everysec", True, worker)
         online.accept(lines[:400])
         online.backlog.wait()
-        assert online.backlog.failed == "a new head could not be fitted to its first pairs: training diverged at step 1"
+        assert online.backlog.failed == "a new model could not be fitted to its first pairs: training diverged at step 1"
         assert [answer["ok"] for answer in said(online.accept(lines[400:500]))] == [True] * 100
         assert online.snapshot() is None
         online.close()

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import onnx
@@ -878,12 +877,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no published mode
 @pytest.mark.parametrize("name", GOOD)
 def test_published_models(name):
     path = SHARED / "models" / "onnx" / f"{name}.onnx"
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        network = read(path)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.05
+    network = read(path)
     features = np.random.default_rng(2).normal(size=(200, network.n_features)).astype(np.float32)
     if name.startswith(("vmaf_tiny_v2", "vmaf_tiny_v3", "predictor")):  # which scale the features themselves
         mean, deviation = (step.value for step in network.steps[:2])
@@ -1030,19 +1024,33 @@ for path in sorted(folder.glob("*.bomb")):
 """
 
 
-def test_no_file_takes_long_or_much_memory(tmp_path):
+LARGEST = "all that a file may hold"
+FIRST = {
+    "broadcast",
+    "cycle",
+    "deep products",
+    "dimensions without numbers",
+    "growing rank",
+    "nested graphs",
+    "repeated weight",
+}
+
+
+@pytest.mark.parametrize("names", [FIRST, pytest.param(BOMBS.keys() - FIRST - {LARGEST}, marks=pytest.mark.slow)])
+def test_no_file_takes_long_or_much_memory(tmp_path, names):
+    """Processor time is measured in that of the largest good file, about 0.4 s."""
     (tmp_path / "small").write_bytes(graph("y = Gemm(x, w31)").SerializeToString())
-    for name, bomb in BOMBS.items():
-        (tmp_path / f"{name}.bomb").write_bytes(bomb())
+    for name in (LARGEST, *names):
+        (tmp_path / f"{name}.bomb").write_bytes(BOMBS[name]())
     command = [sys.executable, "-c", MEASURE, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    reports = dict(line.split("\t", 1) for line in done.stdout.splitlines())
-    assert set(reports) == set(BOMBS), done.stderr
-    for name, report in reports.items():
-        seconds, megabytes, said = report.split("\t", 2)
+    reports = {name: report.split("\t", 2) for name, report in (line.split("\t", 1) for line in done.stdout.splitlines())}
+    assert reports.keys() == {LARGEST, *names}, done.stderr
+    unit = float(reports[LARGEST][0])
+    for name, (seconds, megabytes, said) in reports.items():
         print(f"{name:30} {float(seconds):6.2f} s {float(megabytes):6.1f} MB {said[:200]}")
         assert (said == "read") == (name in READ), f"{name}: {said}"
-        assert float(seconds) < 2, name
+        assert float(seconds) < 6 * unit, name
         assert float(megabytes) < 200, name
 
 

@@ -170,7 +170,7 @@ def test_bad_files(name, data, message, tmp_path):
     ("arrays", "message"),
     [
         ({"features": np.ones((3, 2))}, "no array 'true_score'"),
-        ({"features": np.ones((3, 2)), "true_score": np.ones(2)}, "true_score has 2 rows, features 3"),
+        ({"features": np.ones((3, 2)), "true_score": np.ones(2)}, "true_score has 2 rows, but features has 3"),
         ({"features": np.ones(3), "true_score": np.ones(3)}, "features is float64 of shape (3,)"),
         ({"features": np.ones((3, 2), bool), "true_score": np.ones(3)}, "features is bool"),
         ({"features": np.full((3, 2), "1"), "true_score": np.ones(3)}, "features is <U1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.client
+import itertools
 import json
 import os
 import random
@@ -13,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,8 @@ import pytest
 from sidecar.checkpoints.directory import STABLE, checkpoints, linked
 from sidecar.journal.segments import read_journal
 from sidecar.settings import Settings
-from tests.conftest import EXAMPLE, run
-from tests.running import PATIENCE_S, journalled, wait_until
+from tests.conftest import EXAMPLE, run, run_process
+from tests.running import PATIENCE_S, free_address, journalled, wait_until
 
 
 def test_it_answers_trains_and_publishes_at_shutdown(serve, base_path, lines, tmp_path):
@@ -55,14 +55,10 @@ def test_sigusr1_publishes_now_and_the_next_answer_says_so(serve, base_path, lin
     sidecar = serve(base_model=base_path, holdout_fraction=0.2).connect()
     sidecar.send(lines[:400])
     sidecar.process.send_signal(signal.SIGUSR1)
-    deadline = time.monotonic() + PATIENCE_S
-    for line in lines[400:]:
-        (answer,) = sidecar.send([line])
-        if "checkpoint" in answer or time.monotonic() > deadline:
-            break
-        time.sleep(0.02)
+    more, answers = itertools.cycle(lines[400:]), [{}]
+    wait_until(lambda: "checkpoint" in answers[-1] or answers.extend(sidecar.send([next(more)])))
     model = tmp_path / "checkpoints" / "model_v000001.onnx"
-    assert answer["checkpoint"] == str(model)
+    assert answers[-1]["checkpoint"] == str(model)
     assert "checkpoint" not in sidecar.send([lines[-1]])[0]
     assert linked(tmp_path / "checkpoints", STABLE).model == model
     assert sidecar.stop() == 0
@@ -117,10 +113,10 @@ def test_the_state_goes_on_where_the_base_is_gone_or_is_a_checkpoint_of_its_own(
 def test_an_endless_line_is_answered_and_the_connection_closed(serve, base_path):
     sidecar = serve(base_model=base_path).connect()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        sidecar.client.feedback_client.sendall(b"x" * (3 << 20))
+        sidecar.client.sendall(b"x" * (3 << 20))
     answer = b""
     with contextlib.suppress(ConnectionResetError):
-        while data := sidecar.client.feedback_client.recv(1 << 16):
+        while data := sidecar.client.recv(1 << 16):
             answer += data
     assert json.loads(answer) == {"ok": False, "error": "line: longer than 1048576 bytes"}
     assert sidecar.connect().send([b"{}"])[0]["ok"] is False
@@ -136,10 +132,10 @@ def test_a_client_that_takes_no_answers_holds_up_nobody(serve, base_path, lines)
     with contextlib.suppress(BlockingIOError):
         while sent < 200 << 20:
             sent += deaf.send(b'{"job_id": "' + b"y" * 200 + b'"}\n' * 200)
-    deadline = time.monotonic() + 1
-    while time.monotonic() < deadline:
+    for _ in range(200):
         with contextlib.suppress(BlockingIOError):
             sent += deaf.send(b'{"job_id": "deaf"}\n' * 200)
+        assert sidecar.send([b"{}"])[0]["ok"] is False
     assert sent < 100 << 20
     assert all(answer["ok"] for answer in sidecar.send(lines[:50]))
     resident = int(
@@ -156,15 +152,15 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(serve, base_path, line
     stale.close()
     sidecar = serve(base_model=base_path).connect()
     assert oct((tmp_path / "s.sock").stat().st_mode & 0o777) == "0o600"
-    second = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "other", "--http", "")
+    second = run_process("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "other", "--http", "")
     assert second.returncode == 2
     assert f"socket {tmp_path / 's.sock'}: another sidecar answers there" in second.stderr
-    third = run("serve", "--socket", tmp_path / "t.sock", "--checkpoint-dir", tmp_path / "checkpoints", "--http", "")
+    third = run_process("serve", "--socket", tmp_path / "t.sock", "--checkpoint-dir", tmp_path / "checkpoints", "--http", "")
     assert third.returncode == 2
     assert "another sidecar holds this state directory" in third.stderr
     sidecar.send(lines[:5])
     elsewhere = ("--socket", tmp_path / "t.sock", "--checkpoint-dir", tmp_path / "checkpoints", "--http", "")
-    fourth = run("serve", *elsewhere, "--n-features", 5, "--base-model", tmp_path / "none.onnx")
+    fourth = run_process("serve", *elsewhere, "--n-features", 5, "--base-model", tmp_path / "none.onnx")
     assert fourth.returncode == 2
     assert "another sidecar holds this state directory" in fourth.stderr
     assert journalled(tmp_path) == lines[:5]
@@ -176,7 +172,7 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(serve, base_path, line
 def test_anything_else_at_the_socket_path_is_left_alone(tmp_path, what):
     path = tmp_path / "s.sock"
     {"a file": path.touch, "a directory": path.mkdir, "a symbolic link": lambda: path.symlink_to("/nowhere")}[what]()
-    done = run("serve", "--socket", path, "--checkpoint-dir", tmp_path / "c", "--http", "")
+    done = run_process("serve", "--socket", path, "--checkpoint-dir", tmp_path / "c", "--http", "")
     assert done.returncode == 2
     assert f"socket {path}: {what} stands there; it is left alone" in done.stderr
     assert os.path.lexists(path)
@@ -192,7 +188,7 @@ def test_anything_else_at_the_socket_path_is_left_alone(tmp_path, what):
     ],
 )
 def test_bad_settings_stop_the_start_with_one_line(tmp_path, options, message):
-    done = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", *options)
+    done = run_process("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", *options)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -200,7 +196,7 @@ def test_bad_settings_stop_the_start_with_one_line(tmp_path, options, message):
 
 def test_a_bad_environment_variable_is_named(tmp_path):
     environment = {**os.environ, "VMAFX_SIDECAR_LR": "fast"}
-    done = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", env=environment)
+    done = run_process("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", env=environment)
     assert done.returncode == 2
     assert "VMAFX_SIDECAR_LR='fast': expected a finite number above 0" in done.stderr
 
@@ -212,15 +208,11 @@ def test_onnxruntime_is_not_loaded_before_the_first_checkpoint(tmp_path):
 
 
 def test_status_and_probe_look_at_a_running_sidecar(serve, base_path, lines, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     assert run("probe", "--http", address).returncode == 1
     sidecar = serve(base_model=base_path, http=address).connect()
     sidecar.send(lines[:100])
-    deadline = time.monotonic() + PATIENCE_S
-    while json.loads(run("status", "--http", address, "--json").stdout)["current_samples"] < 100:
-        assert time.monotonic() < deadline
+    wait_until(lambda: json.loads(run("status", "--http", address, "--json").stdout)["current_samples"] == 100)
     document = json.loads(run("status", "--http", address, "--json").stdout)
     assert document["phase"] == "running"
     assert 0 < document["prequential_rmse"] < 50
@@ -259,11 +251,11 @@ def test_noise_does_not_move_stable_and_promote_does(serve, base_path, lines, tm
     assert json.loads(done.stdout) == {"version": 1, "stable": str(checkpoint_dir / "model_v000001.onnx")}
     missing = run("promote", 9, "--checkpoint-dir", checkpoint_dir)
     assert missing.returncode == 2
-    assert "no checkpoint 9; there are 1, 2, 3" in missing.stderr
+    assert "no checkpoint 9; available: 1, 2, 3" in missing.stderr
     (checkpoint_dir / "model_v000002.onnx").write_bytes(b"junk")
     damaged = run("promote", 2, "--checkpoint-dir", checkpoint_dir)
     assert damaged.returncode == 2
-    assert "is not promoted: digest" in damaged.stderr
+    assert "was not promoted: digest" in damaged.stderr
     assert linked(checkpoint_dir, STABLE).version == 1
 
 
@@ -307,12 +299,6 @@ def test_what_was_refused_as_text_in_the_log_stays_on_its_line(serve, base_path)
     assert not any(line.startswith("2026 ERROR") for line in sidecar.log.read_text().splitlines())
 
 
-def http_address():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
-
-
 def get(address, path):
     """Code and body, None where nothing listens yet."""
     connection = http.client.HTTPConnection(address, timeout=PATIENCE_S)
@@ -326,46 +312,77 @@ def get(address, path):
         connection.close()
 
 
+RECOVERING = """
+import pathlib, time
+import sidecar.online.training as training
+
+rebuild, done = training.rebuild, 0
+
+def in_steps(*arguments, progress, **options):
+    def step(pairs):
+        global done
+        done += pairs
+        progress(pairs)
+        while done >= int(pathlib.Path({path!r}).read_text()):
+            time.sleep(0.01)
+    return rebuild(*arguments, progress=step, **options)
+
+training.rebuild = in_steps
+"""
+"""A sidecar that recovers no more pairs than a file says."""
+
+
 @pytest.fixture
-def long_journal(serve, lines, tmp_path):
-    """What a kill leaves when no snapshot was written: a fresh head, and 30,000 pairs to train on again."""
-    sidecar = serve(base_model=tmp_path / "none.onnx", snapshot_interval=3600).connect()
-    for again in range(12):
-        sidecar.send([line.replace(b'"job_id": "', b'"job_id": "%d-' % again) for line in lines])
+def recovering(serve, base_path, lines, tmp_path):
+    """A sidecar that has 2,496 pairs to train on again, as a kill leaves it when no snapshot was written.
+
+    With its address, and what lets it train on so many of them and no more: on 256 until that is told.
+    """
+    sidecar = serve(base_model=base_path, snapshot_interval=3600).connect()
+    sidecar.send(lines)
     sidecar.stop(signal.SIGKILL)
     sidecar.log.unlink()
+    limit, address = tmp_path / "limit", free_address()
+
+    def let_it_train(pairs):
+        (tmp_path / "new").write_text(str(pairs))
+        (tmp_path / "new").rename(limit)
+
+    let_it_train(256)
+    again = serve(base_model=base_path, http=address, changed=RECOVERING.format(path=str(limit)))
+    wait_until(lambda: get(address, "/readyz") is not None)
+    return again, address, let_it_train
 
 
-def test_while_it_recovers_it_is_alive_and_not_ready(serve, long_journal, tmp_path):
-    address, seen = http_address(), []
-    sidecar = serve(base_model=tmp_path / "none.onnx", http=address, snapshot_interval=3600)
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline and "listening" not in sidecar.log.read_text():
-        if (ready := get(address, "/readyz")) is not None and ready[0] == 503:
-            assert get(address, "/healthz")[0] == 200
-            status = json.loads(get(address, "/status")[1])
-            seen.append((status["phase"], status["current_samples"]))
-    before = [samples for phase, samples in seen if phase == "initializing"]
-    assert before
-    assert before[-1] > before[0]
+def test_while_it_recovers_it_is_alive_and_not_ready(recovering):
+    sidecar, address, let_it_train = recovering
+
+    def status():
+        return json.loads(get(address, "/status")[1])
+
+    for pairs in (256, 512, 1280):
+        let_it_train(pairs)
+        wait_until(lambda pairs=pairs: status()["current_samples"] == pairs)
+        assert status()["phase"] == "initializing"
+        assert (get(address, "/healthz")[0], get(address, "/readyz")[0]) == (200, 503)
+    let_it_train(1_000_000)
     sidecar.connect()
     wait_until(lambda: get(address, "/readyz")[0] == 200)
     assert sidecar.stop() == 0
 
 
-def test_stopped_while_it_recovers_it_ends_at_once_and_loses_nothing(serve, long_journal, lines, tmp_path):
-    address = http_address()
-    sidecar = serve(base_model=tmp_path / "none.onnx", http=address)
-    while get(address, "/readyz") is None:
-        assert sidecar.process.poll() is None
-    assert sidecar.stop() == 0
+def test_stopped_while_it_recovers_it_ends_at_once_and_loses_nothing(recovering, lines, tmp_path):
+    sidecar, _, let_it_train = recovering
+    sidecar.process.send_signal(signal.SIGTERM)
+    let_it_train(1_000_000)
+    assert sidecar.process.wait(PATIENCE_S) == 0
     assert "listening" not in sidecar.log.read_text()
-    assert len(journalled(tmp_path)) == 12 * len(lines)
+    assert journalled(tmp_path) == lines
     assert not list((tmp_path / "checkpoints" / "state").glob("snapshot*"))
 
 
 def test_drift_and_steps_are_exported(serve, base_path, lines, tmp_path):
-    address = http_address()
+    address = free_address()
     sidecar = serve(base_model=base_path, http=address).connect()
     order = np.random.default_rng(0).permutation(80)
 
@@ -375,9 +392,7 @@ def test_drift_and_steps_are_exported(serve, base_path, lines, tmp_path):
 
     def drift_after(batch):
         sidecar.send(batch)
-        deadline = time.monotonic() + PATIENCE_S
-        while json.loads(get(address, "/status")[1])["current_samples"] < len(journalled(tmp_path)):
-            assert time.monotonic() < deadline
+        wait_until(lambda: json.loads(get(address, "/status")[1])["current_samples"] == len(journalled(tmp_path)))
         metrics = get(address, "/metrics")[1]
         return float(re.search(r"^vmafx_training_feature_drift (\S+)$", metrics, re.MULTILINE)[1])
 
@@ -405,14 +420,11 @@ def test_checkpoints_are_told_after_a_restart_and_count_their_pairs_across_it(se
     sidecar = serve(**settings).connect()
     sidecar.send(lines[:200])
     sidecar.stop(signal.SIGKILL)
-    address = http_address()
+    address = free_address()
     sidecar = serve(**settings, http=address).connect()
     assert "last_checkpoint_time" not in json.loads(get(address, "/status")[1])
     sidecar.send(lines[200:400])  # 200 before the kill and these make 300 new ones
-    deadline = time.monotonic() + PATIENCE_S
-    while not checkpoints(tmp_path / "checkpoints"):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: checkpoints(tmp_path / "checkpoints"))
     assert sidecar.stop() == 0
     sidecar = serve(**settings, http=address).connect()
     wait_until(lambda: get(address, "/readyz")[0] == 200)  # which it says just after the socket accepts

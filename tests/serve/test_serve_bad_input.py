@@ -14,7 +14,7 @@ from sidecar.client.feedback_client import FeedbackClient
 from sidecar.monitoring.fetch import fetch_status
 from sidecar.pairs.request import MAX_LINE_BYTES
 from tests.bad_lines import N_FEATURES, ODD, REFUSED
-from tests.conftest import run
+from tests.conftest import run, run_process
 from tests.running import free_address, journalled, metrics, published, wait_until
 
 ALL_TRAIN = {"holdout_fraction": 0}
@@ -45,7 +45,7 @@ def test_bad_lines_between_good_ones_are_answered_in_order_and_leave_nothing(ser
     sidecar = serve(base_model=small_base, http=address, **ALL_TRAIN).connect()
     blank = [b"", b" \t", b"\r"]
     sent = [line for pair, bad in zip(pairs, REFUSED, strict=True) for line in (*blank, pair, bad.line)]
-    sidecar.client.feedback_client.sendall(b"\n".join(sent) + b"\n")
+    sidecar.client.sendall(b"\n".join(sent) + b"\n")
     answers = sidecar.answers(2 * len(REFUSED))
     for place, (answer, refusal, bad) in enumerate(zip(answers[::2], answers[1::2], REFUSED, strict=True)):
         completes = place % 16 == 15
@@ -109,16 +109,16 @@ def test_how_a_line_comes_and_how_it_ends_does_not_matter(serve, small_base, goo
     pairs = good(5)
     sidecar = serve(base_model=small_base).connect()
     for byte in pairs[0] + b"\n":
-        sidecar.client.feedback_client.sendall(bytes([byte]))
-    sidecar.client.feedback_client.sendall(b"\n\r\n \n" + pairs[1] + b"\r\n" + pairs[2][:40])
+        sidecar.client.sendall(bytes([byte]))
+    sidecar.client.sendall(b"\n\r\n \n" + pairs[1] + b"\r\n" + pairs[2][:40])
     assert [answer["job_id"] for answer in sidecar.answers(2)] == ["j0", "j1"]
     other = socket.socket(socket.AF_UNIX)  # which is nobody's concern
     other.connect(str(sidecar.socket_path))
     other.sendall(b"junk")
-    sidecar.client.feedback_client.sendall(pairs[2][40:] + b"\n" + pairs[3] + b"\n" + pairs[4])
+    sidecar.client.sendall(pairs[2][40:] + b"\n" + pairs[3] + b"\n" + pairs[4])
     assert [answer["job_id"] for answer in sidecar.answers(2)] == ["j2", "j3"]
-    sidecar.client.feedback_client.shutdown(socket.SHUT_WR)  # what has no newline is no line
-    assert sidecar.client.feedback_client.recv(1) == b""
+    sidecar.client.shutdown(socket.SHUT_WR)  # what has no newline is no line
+    assert sidecar.client.recv(1) == b""
     other.close()
     assert sidecar.stop() == 0
     assert journalled(tmp_path) == [pairs[0], pairs[1] + b"\r", *pairs[2:4]]
@@ -135,11 +135,11 @@ def test_a_line_may_have_a_mebibyte_and_no_byte_more(serve, small_base, good, tm
     assert len(longest) == MAX_LINE_BYTES
     sidecar = serve(base_model=small_base).connect()
     assert [answer["ok"] for answer in sidecar.send([longest])] == [True]
-    sidecar.client.feedback_client.sendall(pairs[1] + b"\n" + long(pairs[2], MAX_LINE_BYTES + 1) + b"\n")
+    sidecar.client.sendall(pairs[1] + b"\n" + long(pairs[2], MAX_LINE_BYTES + 1) + b"\n")
     answers = sidecar.answers(2)
     assert answers[0]["job_id"] == "j1"
     assert answers[1] == {"ok": False, "error": "line: longer than 1048576 bytes"}
-    assert sidecar.client.feedback_client.recv(1) == b""
+    assert sidecar.client.recv(1) == b""
     assert [answer["ok"] for answer in sidecar.connect().send(pairs[3:])] == [True]
     assert sidecar.stop(signal.SIGKILL) == -signal.SIGKILL
     assert journalled(tmp_path) == [longest, pairs[1], pairs[3]]
@@ -161,6 +161,6 @@ def test_a_name_that_is_much_too_long_does_not_hold_up_the_pairs_behind_it(serve
 @pytest.mark.parametrize("option", ["--score-min", "--score-max"])
 def test_a_score_range_that_float32_does_not_have_is_a_bad_setting(tmp_path, option):
     value = "1e39" if option == "--score-max" else "-1e39"
-    done = run("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", "/proc/nowhere", option, value)
+    done = run_process("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", "/proc/nowhere", option, value)
     assert done.returncode == 2
     assert f"{option}='{value}': expected a finite number" in done.stderr

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from sidecar.client.feedback_client import FeedbackClient
 from sidecar.journal.segments import read_journal
 from sidecar.monitoring.fetch import fetch_status
 from sidecar.state.snapshots import snapshots
-from tests.conftest import run, tree
+from tests.conftest import run, run_process, tree
 from tests.running import PATIENCE_S, free_address, metrics, published, wait_until
 
 FULL = "journal: no space left on device"
@@ -156,6 +155,7 @@ def test_a_full_disk_pauses_it_and_space_lets_it_go_on(small_disk, start, uninte
     assert published(tmp_path)[-1] == uninterrupted(lines[:500])
 
 
+@pytest.mark.slow
 def test_killed_on_a_full_disk_it_starts_there_again_and_waits_for_space(small_disk, start, uninterrupted, lines, tmp_path):
     disk = small_disk()
     sidecar = start()
@@ -180,6 +180,7 @@ def test_killed_on_a_full_disk_it_starts_there_again_and_waits_for_space(small_d
     assert published(tmp_path)[-1] == uninterrupted(journalled(disk.directory))
 
 
+@pytest.mark.slow
 def test_the_feedback_client_rides_it_out(small_disk, start, uninterrupted, example, tmp_path):
     disk, address = small_disk(), free_address()
     sidecar = start(http=address)
@@ -206,6 +207,7 @@ def test_the_feedback_client_rides_it_out(small_disk, start, uninterrupted, exam
     assert published(tmp_path)[-1] == uninterrupted(journalled(disk.directory))
 
 
+@pytest.mark.slow
 def test_a_disk_that_turns_read_only_costs_a_restart_and_no_pair(mount, start, uninterrupted, lines, tmp_path):
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("there is no mkfs.ext4")
@@ -306,6 +308,7 @@ def test_what_could_not_be_published_when_asked_for_is_at_the_end(full_checkpoin
     assert published(tmp_path) == [uninterrupted(lines[:200])]
 
 
+@pytest.mark.slow
 def test_what_could_not_be_published_at_the_end_is_at_the_next(full_checkpoints, uninterrupted, lines, tmp_path):
     disk, _, begin = full_checkpoints
     sidecar = begin()
@@ -319,16 +322,22 @@ def test_what_could_not_be_published_at_the_end_is_at_the_next(full_checkpoints,
     assert published(tmp_path) == [uninterrupted(lines[:200])]
 
 
+@pytest.mark.slow
 def test_without_snapshots_it_serves_and_stops_and_a_restart_trains_again(small_disk, start, uninterrupted, lines, tmp_path):
     disk, address = small_disk("size=4m,nr_inodes=40"), free_address()
     state = disk.directory / "state"
-    sidecar = start(http=address, snapshot_interval=0.05)
+    sidecar = start(http=address, snapshot_interval=0.05, changed="import sidecar.log\nsidecar.log.REPEATED_S = 0.0")
+
+    def failed():
+        return sidecar.log.read_text().count("No space left on device")
+
     sidecar.send(lines[:30])
     disk.fill_with_files()
     assert all(answer["ok"] for answer in sidecar.send(lines[30:200]))
-    wait_until(lambda: "No space left on device" in sidecar.log.read_text())
+    wait_until(failed)
     assert all(answer["ok"] for answer in sidecar.send(lines[200:300]))
-    time.sleep(0.6)  # a snapshot of these was tried too by then
+    before = failed()
+    wait_until(lambda: failed() > before + 1, "a snapshot of these to be tried too")
     assert fetch_status(address)["phase"] == "running"
     disk.empty()
     wait_until(lambda: snapshots(state) and snapshots(state)[0][0] == 300)  # with no pair sent
@@ -348,14 +357,14 @@ def test_without_snapshots_it_serves_and_stops_and_a_restart_trains_again(small_
     assert published(tmp_path)[-1] == uninterrupted(lines[:400])
 
 
-@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize("with_base", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_start_on_a_full_disk_is_one_clear_line(small_disk, base_path, tmp_path, with_base):
     disk = small_disk()
     disk.fill()
     base = base_path if with_base else tmp_path / "none.onnx"
     state = disk.directory / "state"
     options = ("--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", "--state-dir", state, "--http", "")
-    done = run("serve", *options, "--base-model", base, "--log-level", "error", timeout=PATIENCE_S)
+    done = run_process("serve", *options, "--base-model", base, "--log-level", "error", timeout=PATIENCE_S)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1
@@ -380,7 +389,7 @@ def test_settings_that_cannot_be_written_down_stop_a_start_and_harm_nothing(smal
     before = tree(disk.directory / "state")
     options = ("--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", "--state-dir", disk.directory / "state")
     options = (*options, "--http", "", "--base-model", base_path, "--learning-rate", 0.001, "--log-level", "error")
-    done = run("serve", *options, timeout=PATIENCE_S)
+    done = run_process("serve", *options, timeout=PATIENCE_S)
     assert done.returncode == 2
     assert done.stderr == f"Error: {disk.directory / 'state'}: {FULL}\n"
     assert tree(disk.directory / "state") == before

@@ -1,6 +1,7 @@
 """Killed at random moments and started again, a sidecar ends where one that was never killed would have ended, byte for byte.
 
-Each test kills 25 times; `KILLS=500 python -m pytest tests/serve/test_serve_kill.py` is the longer run.
+Each test kills three times, and 25 times among the slow ones; `KILLS=500 python -m pytest tests/serve/test_serve_kill.py` is
+the longer run.
 """
 
 from __future__ import annotations
@@ -22,16 +23,21 @@ from sidecar.journal.segments import read_journal
 from tests.conftest import run
 from tests.running import PATIENCE_S, Sidecar, journalled, published
 
-KILLS = int(os.environ.get("KILLS", "25"))
+KILLS = os.environ.get("KILLS")
 PAIRS_A_LIFE = 90
 BUSY = {"snapshot_interval": 0.05, "checkpoint_interval": 0, "min_samples": 16, "keep_checkpoints": 1000}
 """A checkpoint and a snapshot are nearly always being written, once onnxruntime is there."""
 
 
-@pytest.fixture(scope="module")
-def stream(lines) -> list[bytes]:
+@pytest.fixture(params=[int(KILLS)] if KILLS else [3, pytest.param(25, marks=pytest.mark.slow)])
+def kills(request) -> int:
+    return request.param
+
+
+@pytest.fixture
+def stream(lines, kills) -> list[bytes]:
     """Real pairs, as many as all the lives take, each under a job_id and in a group of its own time."""
-    count, pairs = PAIRS_A_LIFE * (KILLS + 1), []
+    count, pairs = PAIRS_A_LIFE * (kills + 1), []
     for number in range(count):
         line, again = lines[number % len(lines)], number // len(lines)
         pairs.append(line.replace(b'"job_id": "', b'"job_id": "%d-' % again).replace(b'"group": "', b'"group": "%d-' % again))
@@ -97,11 +103,17 @@ class Watch:
         self._seen |= found
 
 
+LIVES = {"busy": 63, "at leisure": 27, "starting": 10}
+"""What a sidecar is at when it dies, the first three lives one of each, and how likely each is after them."""
+
+
 def live_and_die(
+    kills: int,
     start: Callable[[int], Sidecar],
     parts: list[list[bytes]],
     chance: random.Random,
     after_kill: Callable[[int], object] = lambda kill: None,
+    lives: dict[str, int] = LIVES,
 ) -> None:
     """Run sidecars one after the other over all pairs, and kill all but the last with SIGKILL.
 
@@ -110,20 +122,21 @@ def live_and_die(
     connections = [Connection(part) for part in parts]
     total = sum(len(part) for part in parts)
     watch = None
-    for kill in range(KILLS):
-        sidecar, lives_long = start(kill), chance.random() < 0.3
+    for kill in range(kills):
+        sidecar = start(kill)
+        life = [*lives][kill] if kill < len(lives) else chance.choices([*lives], [*lives.values()])[0]
         watch = watch or Watch(sidecar.checkpoint_dir)
-        if chance.random() < 0.1:  # in the middle of its start
+        if life == "starting":
             time.sleep(chance.random() * 0.4)
         else:
             sidecar.connect()
             for connection in connections:
                 connection.open(sidecar.socket_path)
-            goal = total * (kill + 1) // (KILLS + 1)
+            goal = total * (kill + 1) // (kills + 1)
             while sum(connection.answered for connection in connections) < goal:
                 connection = chance.choice(connections)
                 connection.send(chance.randrange(1, 40))
-                if lives_long:
+                if life == "at leisure":
                     time.sleep(chance.random() * 0.4)
             for connection in connections:
                 connection.begin_to_send(chance)
@@ -131,7 +144,7 @@ def live_and_die(
         assert sidecar.stop(signal.SIGKILL) == -signal.SIGKILL, sidecar.log.read_text()
         watch.look()
         after_kill(kill)
-    sidecar = start(KILLS).connect()
+    sidecar = start(kills).connect()
     for connection in connections:
         connection.open(sidecar.socket_path)
         connection.send(len(connection.lines))
@@ -152,7 +165,7 @@ def run_of(start: Callable[..., Sidecar], directory: Path, settings: dict, lines
 def check_that_checkpoints_can_be_made_again(directory: Path, tmp_path: Path, count: int = 3) -> None:
     state = directory / "checkpoints" / "state"
     newest = checkpoints(directory / "checkpoints")[-count:]
-    assert len(newest) == count
+    assert newest
     for checkpoint in newest:
         last = json.loads(checkpoint.description.read_text())["journal"]["last"]
         again = run("train-offline", "--stream", state, "--until", last, "--output", tmp_path / "again", "--json")
@@ -166,18 +179,22 @@ def killed(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("with_base", [True, False])
-def test_killed_at_random_moments_it_ends_where_it_would_have_ended(serve, base_path, stream, tmp_path, killed, with_base):
+def test_killed_at_random_moments_it_ends_where_it_would_have_ended(
+    serve, base_path, stream, tmp_path, killed, kills, with_base
+):
     settings = {"base_model": base_path if with_base else tmp_path / "none.onnx", **BUSY}
     run_of(serve, tmp_path / "whole", settings, stream)
-    live_and_die(lambda life: serve(killed, **settings), [stream], random.Random(5))
+    live_and_die(kills, lambda life: serve(killed, **settings), [stream], random.Random(5))
     assert journalled(killed) == stream
     assert published(killed)[-1] == published(tmp_path / "whole")[-1]
     check_that_checkpoints_can_be_made_again(killed, tmp_path)
 
 
-def test_pairs_over_four_connections_are_trained_on_in_the_order_of_the_journal(serve, base_path, stream, tmp_path, killed):
+def test_pairs_over_four_connections_are_trained_on_in_the_order_of_the_journal(
+    serve, base_path, stream, tmp_path, killed, kills
+):
     settings = {"base_model": base_path, **BUSY}
-    live_and_die(lambda life: serve(killed, **settings), [stream[part::4] for part in range(4)], random.Random(6))
+    live_and_die(kills, lambda life: serve(killed, **settings), [stream[part::4] for part in range(4)], random.Random(6))
     order = journalled(killed)
     assert order != stream
     assert sorted(order) == sorted(stream)
@@ -186,7 +203,9 @@ def test_pairs_over_four_connections_are_trained_on_in_the_order_of_the_journal(
     check_that_checkpoints_can_be_made_again(killed, tmp_path)
 
 
-def test_settings_changed_between_lives_count_from_the_pair_where_they_changed(serve, base_path, stream, tmp_path, killed):
+def test_settings_changed_between_lives_count_from_the_pair_where_they_changed(
+    serve, base_path, stream, tmp_path, killed, kills
+):
     changes = [
         {},
         {"learning_rate": 3e-4, "steps_per_batch": 2},
@@ -198,9 +217,12 @@ def test_settings_changed_between_lives_count_from_the_pair_where_they_changed(s
         return {"base_model": base_path, **BUSY, **changes[number]}
 
     def number_of(life: int) -> int:
-        return len(changes) * life // (KILLS + 1)
+        return len(changes) * life // (kills + 1)
 
-    live_and_die(lambda life: serve(killed, **settings(number_of(life))), [stream], random.Random(7))
+    # A life that dies as it starts may not have written down its settings, which some other of the same settings then does.
+    lives = LIVES if kills > 20 else {"busy": 2, "at leisure": 1}
+
+    live_and_die(kills, lambda life: serve(killed, **settings(number_of(life))), [stream], random.Random(7), lives=lives)
     assert journalled(killed) == stream
     runs = [(entry.position, entry.run["settings"]) for entry in read_journal(killed / "checkpoints" / "state") if entry.run]
     at = [position for (position, run), (_, before) in zip(runs[1:], runs, strict=False) if run != before]
@@ -211,20 +233,20 @@ def test_settings_changed_between_lives_count_from_the_pair_where_they_changed(s
     check_that_checkpoints_can_be_made_again(killed, tmp_path)
 
 
-def test_what_is_forgotten_between_lives_was_never_there(serve, base_path, stream, tmp_path, killed):
+def test_what_is_forgotten_between_lives_was_never_there(serve, base_path, stream, tmp_path, killed, kills):
     settings = {"base_model": base_path, **BUSY}
     forgotten: set[str] = set()
     chance = random.Random(8)
 
     def forget(kill: int) -> None:
-        if kill % 8 == 5:
+        if kill % 8 == min(5, kills - 2):
             names = {json.loads(line)["group"] for line in journalled(killed) if line is not None}
             group = chance.choice(sorted(names))
             done = run("forget", group, "--checkpoint-dir", killed / "checkpoints", "--json")
             assert json.loads(done.stdout)["pairs"][group] > 0
             forgotten.add(group)
 
-    live_and_die(lambda life: serve(killed, **settings), [stream], random.Random(9), forget)
+    live_and_die(kills, lambda life: serve(killed, **settings), [stream], random.Random(9), forget)
     assert forgotten
     again = [line for line in journalled(killed) if line is not None]
     assert len(set(again)) == len(again)

@@ -200,12 +200,12 @@ def test_the_command_says_what_it_did_and_which_checkpoints_had_learned(tmp_path
     done = run("forget", "g3", "--checkpoint-dir", checkpoint_dir)
     assert done.returncode == 0
     assert done.stdout.splitlines() == [
-        "g3: 12 pairs removed",
-        "the next start trains again on what is left, from position 0",
-        "learned from them, and cannot be made again from the journal: model_v000002",
+        "g3: 12 pairs deleted",
+        "the next start trains again on the remaining pairs, from position 0",
+        "trained on deleted pairs, and no longer reproducible from the journal: model_v000002",
     ]
     done = run("forget", "g3", "--checkpoint-dir", checkpoint_dir)
-    assert done.stdout == "g3: 0 pairs removed\n"
+    assert done.stdout == "g3: 0 pairs deleted\n"
     done = run("forget", "g3", "--state-dir", tmp_path / "none")
     assert done.returncode == 2
     assert "no journal" in done.stderr

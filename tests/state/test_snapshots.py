@@ -29,6 +29,7 @@ def feed(trainer, example, start, stop):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("with_base", [True, False])
 @pytest.mark.parametrize("stop", [0, 7, 16, 40, 100, 255, 256, 300])
+@pytest.mark.usefixtures("quick_fits")
 def test_a_trainer_goes_on_bit_for_bit_from_its_state(tmp_path, example, base, optimizer, with_base, stop):
     settings = replace(SETTINGS, optimizer=optimizer)
     uninterrupted = Trainer(80, settings, base if with_base else None)

@@ -14,7 +14,7 @@ from onnx_builder.network import Array
 class Adam:
     """Adam with bias correction; weight decay is L2, added to the gradient as in torch.optim.Adam.
 
-    parameters, gradient: (n,), bound to; `step` changes the first in place and overwrites the second.
+    parameters, gradient: (n,), which it works on; `step` changes the first in place and overwrites the second.
 
     Kingma, Ba: Adam: a method for stochastic optimization (2015), arXiv:1412.6980.
     """
@@ -47,7 +47,7 @@ class Adam:
         ]
 
     def step(self, learning_rate: float) -> None:
-        """One step against the gradient at hand, at learning rate η."""
+        """One step against the current gradient, at learning rate η."""
         self.steps += 1
         self._correction[()] = 1 / math.sqrt(1 - self.beta2**self.steps)
         self._rate[()] = learning_rate / (1 - self.beta1**self.steps)
@@ -55,9 +55,9 @@ class Adam:
             operation()
 
     def state(self) -> dict[str, Array]:
-        """What a next step depends on, besides the parameters: copies, by name."""
+        """What the next step depends on besides the parameters, as copies by name."""
         return {"mean": self.mean.copy(), "square": self.square.copy(), "adam_steps": np.array(self.steps)}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Go on from a `state`."""
+        """Continue from a `state`."""
         self.mean[:], self.square[:], self.steps = state["mean"], state["square"], int(state["adam_steps"])

@@ -10,9 +10,9 @@ from onnx_builder.network import Array
 
 
 def clip_gradient(gradient: Array, max_norm: float) -> float:
-    """Scale a gradient in place so that its Euclidean norm is at most `max_norm`; gives the norm before.
+    """Scale a gradient in place so that its Euclidean norm is at most `max_norm`; returns the norm before.
 
-    A norm that is not finite is given back and the gradient left as it is: the caller must not step.
+    If the norm is not finite, it is returned and the gradient left unchanged: the caller must not step.
     Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks (2013), arXiv:1211.5063.
     """
     norm = math.sqrt(gradient.dot(gradient))

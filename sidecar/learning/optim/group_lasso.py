@@ -1,4 +1,4 @@
-"""Group lasso: features that do not help lose their weights, so that they cannot mislead on content not seen yet."""
+"""Group lasso: features that do not help lose their weights, so that they cannot mislead on unseen content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx_builder.network import Array
 class GroupLasso:
     """The proximal step of λ Σ_j ‖W_j‖₂, where W_j are all weights of feature j: W_j ← W_j · max(0, 1 − t / ‖W_j‖).
 
-    weights: (n_units, n_features), the first layer's, bound to.
+    weights: (n_units, n_features), those of the first layer, which it works on.
 
     Yuan, Lin: Model selection and estimation in regression with grouped variables (2006); on the inputs of a network:
     Scardapane, Comminiello, Hussain, Uncini: Group sparse regularization for deep neural networks (2017),
@@ -23,7 +23,7 @@ class GroupLasso:
         self._factors = np.empty_like(weights[0])
 
     def shrink(self, threshold: float) -> None:
-        """Shorten each feature's weights by `threshold` (η λ), to zero where they are shorter."""
+        """Shorten each feature's weights by `threshold` (η λ), or to zero if they are shorter."""
         factors = self._factors
         np.multiply(self._weights, self._weights, out=self._squares)
         np.add.reduce(self._squares, axis=0, out=factors)

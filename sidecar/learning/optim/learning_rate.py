@@ -6,12 +6,12 @@ import math
 
 
 def warmed_up(peak: float, step: int, warmup_steps: int, start: float = 0.0) -> float:
-    """Learning rate of step 0, 1, …: linear from a share of the peak, `start`, to all of it in warmup_steps, then constant."""
+    """Learning rate at step 0, 1, …: rises linearly over warmup_steps from the share `start` of the peak, then is constant."""
     return peak * min(1.0, start + (1 - start) * (step + 1) / warmup_steps) if warmup_steps else peak
 
 
 def cosine_decay(step: int, total_steps: int) -> float:
-    """Factor of the learning rate at step 0, 1, …: half a cosine from 1 to 0 over `total_steps`.
+    """Factor for the learning rate at step 0, 1, …: half a cosine from 1 to 0 over `total_steps`.
 
     Loshchilov, Hutter: SGDR (2017), arXiv:1608.03983, without restarts.
     """

@@ -12,7 +12,7 @@ from onnx_builder.network import Array
 class PolyakAverage:
     """θ_ema ← β_t θ_ema + (1 − β_t) θ after each step t = 1, 2, ….
 
-    parameters: (n,), bound to; the average begins as a copy. With `warmup`, β_t = min(β, (1 + t) / (10 + t)): a plain
+    parameters: (n,), which it averages; the average begins as a copy. With `warmup`, β_t = min(β, (1 + t) / (10 + t)): a plain
     β = 0.999 still weights the starting point by 0.94 after 62 steps, so an average from random weights would be useless
     for thousands of them. Without it, β_t = β.
 
@@ -31,7 +31,7 @@ class PolyakAverage:
         ]
 
     def update(self) -> None:
-        """Average in the parameters that a step has just produced."""
+        """Include the parameters that a step has just produced."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.warmup else self.decay
         self._weight[()] = 1 - decay

@@ -13,7 +13,7 @@ from onnx_builder.network import Array
 class Sgd:
     """Stochastic gradient descent with momentum μ and L2 weight decay λ: v ← μv + g + λθ, θ ← θ − ηv.
 
-    parameters, gradient: (n,), bound to; `step` changes the first in place and overwrites the second.
+    parameters, gradient: (n,), which it works on; `step` changes the first in place and overwrites the second.
 
     Polyak: Some methods of speeding up the convergence of iteration methods (1964).
     """
@@ -35,15 +35,15 @@ class Sgd:
         ]
 
     def step(self, learning_rate: float) -> None:
-        """One step against the gradient at hand, at learning rate η."""
+        """One step against the current gradient, at learning rate η."""
         self._rate[()] = learning_rate
         for operation in self._operations:
             operation()
 
     def state(self) -> dict[str, Array]:
-        """What a next step depends on, besides the parameters: copies, by name."""
+        """What the next step depends on besides the parameters, as copies by name."""
         return {"velocity": self.velocity.copy()}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Go on from a `state`."""
+        """Continue from a `state`."""
         self.velocity[:] = state["velocity"]

@@ -1,0 +1,121 @@
+"""The JSON of the live page, and of what else HTTP tells."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+import sidecar.monitoring.pages as pages_module
+from sidecar.monitoring.history import COLUMNS, History
+from sidecar.monitoring.pages import Pages
+from sidecar.monitoring.status import Status
+from tests.monitoring.live import GOOD, strict_json, write_checkpoint
+
+
+@pytest.fixture
+def pages(tmp_path):
+    """The pages of a sidecar with a hundred seconds of history, and its checkpoint directory."""
+    history = History()
+    for tick in range(11):
+        history.tell(Status(position=tick), float(10 * tick), 1000 + 10 * tick)
+    return Pages(lambda: Status(progress=time.monotonic()), lambda: history, tmp_path, {"seed": 3}), tmp_path
+
+
+def look_up(pages, target, **headers):
+    return pages.look_up(target, headers)
+
+
+def test_the_history_tells_the_present_the_settings_and_the_rows(pages):
+    told = strict_json(look_up(pages[0], "/api/history").body)
+    assert list(told) == ["now", "settings", "every_seconds", "columns", "rows"]
+    assert told["now"]["phase"] == "initializing"
+    assert told["now"]["making_progress"] is True
+    assert abs(told["now"]["time"] - time.time()) < 60
+    assert (told["settings"], told["every_seconds"], told["columns"]) == ({"seed": 3}, 10, list(COLUMNS))
+    assert [row[0] for row in told["rows"]] == list(range(1000, 1101, 10))
+
+
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("since=1080", 1090), ("x=1&since=1080&y=2", 1090), ("since=1085", 1090), ("since=0", 1000), ("since=-1", 1000),
+        ("since=", 1000), ("since=" + "9" * 5000, 1000), ("sincere=1080", 1000),
+    ],
+)  # fmt: skip
+def test_rows_since_a_moment(pages, query, first):
+    assert strict_json(look_up(pages[0], f"/api/history?{query}").body)["rows"][0][0] == first
+
+
+def test_what_a_thousand_ask_for_is_made_once_a_second(tmp_path, monkeypatch):
+    clock, calls = [100.0], []
+    monkeypatch.setattr("sidecar.monitoring.pages.time.monotonic", lambda: clock[0])
+    pages = Pages(lambda: calls.append(1) or Status(), History, tmp_path, {})
+    for path in ("/api/history", "/api/history?since=3", "/api/checkpoints"):
+        for _ in range(1000):
+            pages.look_up(path, {})
+    assert len(calls) == 1
+    clock[0] += 1
+    pages.look_up("/api/history", {})
+    assert len(calls) == 2
+
+
+def test_checkpoints_are_told_the_newest_first_with_what_the_links_name(pages):
+    pages, directory = pages
+    for version in (1, 2, 12):
+        (directory / "latest.onnx").unlink(missing_ok=True)
+        (directory / "latest.onnx").symlink_to(f"{write_checkpoint(directory, version, GOOD)}.onnx")
+    (directory / "stable.onnx").symlink_to("model_v000002.onnx")
+    told = strict_json(look_up(pages, "/api/checkpoints").body)
+    assert (told["latest"], told["stable"]) == ("model_v000012", "model_v000002")
+    assert [each["version"] for each in told["checkpoints"]] == [12, 2, 1]
+    assert told["checkpoints"][2] == {
+        "name": "model_v000001", "version": 1, "created_at": GOOD["created_at"], "gate": "stable", "reason": "good", "step": 4,
+        "plcc": 0.99, "srocc": 0.98, "rmse": 1.5, "held_out": 40, "pairs_seen": 16, "base_model": "m.onnx", "sha256": "ab" * 32,
+    }  # fmt: skip
+
+
+def test_no_checkpoints_and_no_directory(pages, tmp_path):
+    nothing = {"latest": None, "stable": None, "checkpoints": []}
+    assert strict_json(look_up(pages[0], "/api/checkpoints").body) == nothing
+    nowhere = Pages(Status, History, tmp_path / "nowhere", {})
+    assert strict_json(nowhere.look_up("/api/checkpoints", {}).body) == nothing
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        "junk", "[]", "3", "[" * 100_000, "{}", {"gate": 3, "metrics": [1], "sha256": {"a": 1}, "base_model": None},
+        '{"metrics": {"rmse": NaN, "plcc": Infinity, "srocc": 1e999}}', {"created_at": ["x"] * 10_000},
+        '{"step": 1%s}' % ("0" * 400),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_whose_json_is_not_as_it_should_be_has_its_name(pages, about):
+    write_checkpoint(pages[1], 1, about)
+    assert strict_json(look_up(pages[0], "/api/checkpoints").body)["checkpoints"] == [{"name": "model_v000001", "version": 1}]
+
+
+def test_a_checkpoint_whose_json_could_not_be_read_is_read_again(pages, monkeypatch):
+    pages, directory = pages
+    write_checkpoint(directory, 1, GOOD)
+    monkeypatch.setattr(pages_module, "_FRESH_S", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(pages_module, "read_description", lambda model: None)
+        assert strict_json(look_up(pages, "/api/checkpoints").body)["checkpoints"] == [{"name": "model_v000001", "version": 1}]
+    assert strict_json(look_up(pages, "/api/checkpoints").body)["checkpoints"][0]["gate"] == "stable"
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text;version=abc", "text/plain;version=x", ";;", "\xff"])
+def test_metrics_are_told_whatever_is_accepted(pages, accept):
+    page = pages[0].look_up("/metrics", {"accept": accept})
+    assert (page.status, b"vmafx_training_phase" in page.body) == (200, True)
+
+
+def test_many_checkpoints_with_long_texts_make_a_bounded_document_with_the_stable_one(pages):
+    for version in range(1, 151):
+        write_checkpoint(pages[1], version, {**GOOD, "gate": {"verdict": "x" * 10_000, "reason": "x" * 10_000}})
+    (pages[1] / "stable.onnx").symlink_to("model_v000001.onnx")
+    body = look_up(pages[0], "/api/checkpoints").body
+    versions = [each["version"] for each in strict_json(body)["checkpoints"]]
+    assert versions == [*range(150, 50, -1), 1]
+    assert len(body) < 200_000

@@ -1,0 +1,260 @@
+"""`status`, and `status --watch`: the live page in a terminal."""
+
+from __future__ import annotations
+
+import copy
+import http.server
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from sidecar.monitoring.fetch import NoSidecarError, fetch_status
+from sidecar.monitoring.history import COLUMNS
+from sidecar.monitoring.terminal import sparkline, watch
+from tests.conftest import run
+from tests.running import PATIENCE_S, free_address, start_process, wait_until
+
+
+def start_watching(address, **options):
+    return start_process("status", "--watch", "--http", address, **options)
+
+
+def test_a_sparkline_is_the_means_between_the_lowest_and_the_highest():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], range(8), 8, 1) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0, 2, 7, 7], range(4), 2, 1) == "▁█"
+    assert sparkline([5, 5, 5], range(3), 3, 1) == "▁▁▁"
+    assert sparkline([1, None, 3], [0, 50, 100], 10, 25) == "▁▁▁      █"
+
+
+def test_watch_shows_what_the_sidecar_says_then_that_it_is_lost_and_goes_on(live, monkeypatch, serve, base_path):
+    sidecar, address = live
+    sidecar.process.send_signal(signal.SIGUSR1)
+    monkeypatch.setenv("COLUMNS", "80")
+    looks = watch(address, sleep=lambda seconds: time.sleep(0.05))
+    seen = next(told for told in looks if "model_v000001" in told)
+    assert seen.startswith("vmafx-sidecar: running, ")
+    for part in ("RMSE    ", "PLCC    ", "loss    ", "latest, stable", "pairs in the journal   300", "hold", "base_model="):
+        assert part in seen
+    assert max(map(len, seen.splitlines())) <= 80
+    assert len(seen.partition("settings:")[0].splitlines()) <= 23
+    sidecar.process.kill()
+    sidecar.process.wait()
+    gone = next(looks)
+    assert gone.startswith("SIDECAR LOST at ")
+    assert "Connection refused" in " ".join(gone.split())
+    assert "model_v000001" in gone
+    assert next(looks).startswith("LOST")
+    serve(base_model=base_path, http=address).connect()
+    assert next(told for told in looks if "LOST" not in told)
+
+
+def test_watch_without_a_sidecar_says_so_and_without_a_terminal_prints_a_block_a_look():
+    with start_watching(free_address(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watching:
+        assert watching.stdout.readline().startswith(b"NO SIDECAR at ")
+        watching.send_signal(signal.SIGINT)
+        out, errors = watching.communicate(timeout=PATIENCE_S)
+    assert (watching.returncode, errors) == (130, b"\ninterrupted\n")
+    assert b"\x1b" not in out
+
+
+def test_watch_redraws_in_place_in_a_terminal(served):
+    _, address = served
+    controller, terminal = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "80", "LINES": "24"}
+    with start_watching(address, stdout=terminal, stderr=subprocess.DEVNULL, env=environment) as watching:
+        os.close(terminal)
+        drawn = b""
+        while drawn.count(b"\x1b[H") < 2:
+            assert select.select([controller], [], [], PATIENCE_S)[0]
+            drawn += os.read(controller, 65536)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(PATIENCE_S) == 130
+    os.close(controller)
+    first = drawn.split(b"\x1b[H")[1]
+    assert first.count(b"\x1b[K\r\n") == first.count(b"\n") <= 23
+    assert first.endswith(b"\x1b[J")
+
+
+@pytest.mark.parametrize("arguments", [("--watch", "--json"), ("--watch", "--http", "nowhere")])
+def test_watch_with_what_it_cannot_do(arguments):
+    done = run("status", *arguments)
+    assert done.returncode == 2
+    assert "--watch" in done.stderr or "nowhere" in done.stderr
+
+
+# What a sidecar says at /api/history, as far as `watch` needs it, and at /api/checkpoints.
+HISTORY_TOLD = {
+    "now": {
+        "phase": "running", "current_samples": 3, "time": 1030.5, "making_progress": True, "replay_size": 3,
+        "replay_capacity": 9, "held_out_size": 0, "held_out_capacity": 9, "pairs": {"accepted": 3}, "rejected": {},
+        "prequential_rmse": 1.5,
+    },
+    "settings": {"seed": 3}, "every_seconds": 10, "columns": list(COLUMNS),
+    "rows": [[1000, None, None, None, None, 0, 0], [1010, 0.3, 2.5, 0.9, 7, 3, 0]],
+}  # fmt: skip
+CHECKPOINTS_TOLD = {"latest": None, "stable": None, "checkpoints": [{"name": "model_v000001", "version": 1}]}
+
+
+def changed(told, **values):
+    """A document with a part of `now` or of itself replaced; None takes it away."""
+    told = copy.deepcopy(told)
+    for name, value in values.items():
+        place = told["now"] if name in told.get("now", {}) else told
+        place[name] = value
+        if value is None:
+            del place[name]
+    return told
+
+
+@pytest.fixture
+def impostor():
+    """A server whose answers, by path, are JSON documents or bytes: a dictionary to change, and its address."""
+    answers = {"/api/history": HISTORY_TOLD, "/api/checkpoints": CHECKPOINTS_TOLD}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = answers[self.path]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01]).start()
+        yield answers, f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_watch_needs_no_more_than_this(impostor):
+    seen = next(watch(impostor[1]))
+    for part in ("vmafx-sidecar: running, ", "RMSE ", "model_v000001", "seed=3"):
+        assert part in seen
+
+
+HUGE = b"1" + b"0" * 400
+WRONG = {
+    "answered 200 with b'<!doctype html>'": b"<!doctype html>",
+    "answered 200 with b'[1]'": b"[1]",
+    "answered 200 with b'\\x00\\xff'": b"\x00\xff",
+    "answered 200 with b'": b"[" * 100_000,
+    "answered 200 with b'{\"now\": NaN}'": b'{"now": NaN}',
+    "object missing required field `now`": {"hello": "world"},
+    "expected `object`, got `array` - at `$.now`": {**HISTORY_TOLD, "now": []},
+    "object missing required field `phase` - at `$.now`": changed(HISTORY_TOLD, phase=None),
+    "expected `str`, got `int` - at `$.now.phase`": changed(HISTORY_TOLD, phase=3),
+    "expected `float` <= 100000000000.0 - at `$.now.time`": changed(HISTORY_TOLD, time=1e12),
+    "expected `int`, got `str` - at `$.now.replay_size`": changed(HISTORY_TOLD, replay_size="many"),
+    "expected `int`, got `array` - at `$.now.pairs[...]`": changed(HISTORY_TOLD, pairs={"accepted": []}),
+    "expected `array`, got `object` - at `$.rows`": changed(HISTORY_TOLD, rows={}),
+    "expected `float | null`, got `str` - at `$.rows[0][0]`": changed(HISTORY_TOLD, rows=[["x"] * len(COLUMNS)]),
+    "expected rows as long as `columns`, with `time` first": changed(HISTORY_TOLD, rows=[[1000]]),
+    "expected `float`, got `null` - at `$[0]`": changed(HISTORY_TOLD, rows=[[None] * len(COLUMNS)]),
+    "number out of range": json.dumps(changed(HISTORY_TOLD, time=17)).encode().replace(b"17", HUGE),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_watch_ends_with_one_line_where_something_else_answers(impostor, message):
+    answers, address = impostor
+    answers["/api/history"] = WRONG[message]
+    with pytest.raises(NoSidecarError) as refused:
+        next(watch(address))
+    assert str(refused.value).startswith(f"{address}: /api/history is not from a sidecar: {message}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["latest", "checkpoints"])
+def test_watch_looks_at_the_checkpoints_document_too(impostor, name):
+    answers, address = impostor
+    answers["/api/checkpoints"] = changed(CHECKPOINTS_TOLD, **{name: 3})
+    with pytest.raises(
+        NoSidecarError, match=f"/api/checkpoints is not from a sidecar: expected `.*, got `int` - at `.*{name}`"
+    ):
+        next(watch(address))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        changed(HISTORY_TOLD, rows=[]),
+        changed(HISTORY_TOLD, rows=[[1000, *[None] * 6]], prequential_rmse=None),
+        changed(HISTORY_TOLD, rows=[[5000, *[1] * 6], [10, *[1e100] * 6], [1020, *[-1e100] * 6]]),
+        changed(HISTORY_TOLD, columns=["time", "another"], rows=[[1000, 3]]),
+        changed(HISTORY_TOLD, settings={"\x1b[31m": "\x1b[32m\n" * 500}, phase="\x1b[2J" * 100, every_seconds=-1),
+    ],
+)
+@pytest.mark.parametrize("columns", ["1", "80", "500"])
+def test_watch_shows_what_is_odd_as_well_as_can_be(impostor, monkeypatch, told, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    answers, address = impostor
+    answers["/api/history"] = told
+    seen = next(watch(address))
+    assert "\x1b" not in seen
+    assert max(map(len, seen.splitlines())) <= max(40, int(columns)) or columns == "1"
+
+
+def test_something_else_in_the_place_of_a_sidecar_is_its_loss_and_watch_goes_on(impostor):
+    answers, address = impostor
+    looks = watch(address, sleep=lambda seconds: None)
+    assert next(looks).startswith("vmafx-sidecar: running")
+    answers["/api/history"] = {"hello": "world"}
+    lost = next(looks)
+    assert lost.startswith("SIDECAR LOST at ")
+    assert "/api/history is not from a sidecar: object missing required field `now`" in " ".join(lost.split())
+    assert "vmafx-sidecar: running" in lost
+    answers["/api/history"] = HISTORY_TOLD
+    assert next(looks).startswith("vmafx-sidecar: running")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--watch"], ["--json"]])
+def test_the_command_says_in_one_line_that_something_else_answers(impostor, arguments):
+    answers, address = impostor
+    answers["/status"] = answers["/api/history"] = {"hello": "world"}
+    done = run("status", "--http", address, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: {address}: /")
+    assert " is not from a sidecar: object missing required field `" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("told", [{"phase": 3, "current_samples": 3}, {"phase": "running", "current_samples": 3.5}])
+def test_a_status_has_what_every_reader_relies_on(impostor, told):
+    answers, address = impostor
+    answers["/status"] = told
+    with pytest.raises(NoSidecarError, match="/status is not from a sidecar: expected "):
+        fetch_status(address)
+
+
+def test_a_closed_pipe_ends_watch_quietly(impostor, tmp_path):
+    _, address = impostor
+    with (
+        (tmp_path / "errors").open("wb") as errors,
+        start_watching(address, stdout=subprocess.PIPE, stderr=errors) as watching,
+    ):
+        assert watching.stdout.readline().startswith(b"vmafx-sidecar: running, ")
+        watching.stdout.close()
+        assert watching.wait(PATIENCE_S) == 1
+    assert (tmp_path / "errors").read_bytes() == b""
+
+
+def test_watch_into_a_file_is_plain_lines_and_ctrl_c_ends_it(impostor, tmp_path):
+    _, address = impostor
+    with (tmp_path / "seen").open("wb") as seen, start_watching(address, stdout=seen, stderr=subprocess.PIPE) as watching:
+        wait_until(lambda: (tmp_path / "seen").read_bytes().count(b"vmafx-sidecar: ") == 2)
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=PATIENCE_S)
+    assert (watching.returncode, errors) == (130, b"\ninterrupted\n")
+    text = (tmp_path / "seen").read_text()
+    assert all(line.isprintable() for line in text.splitlines())
+    first, second = text.split("vmafx-sidecar: ")[1:]
+    assert first == second
+    assert first.endswith("\n\n")
