@@ -83,8 +83,8 @@ def inspect_command(model: Path, as_json: bool) -> None:
 def verify_command(paths: tuple[Path, ...], as_json: bool) -> int:
     """Check models, all checkpoints of a directory, or a sidecar's state directory.
 
-    Of a model: digest, JSON, onnx.checker, operators, parity with numpy. Of a state directory: the checksums of everything in it.
-    Nothing is changed.
+    Of a model: digest, JSON, onnx.checker, operators, parity with numpy. Of a state directory: the checksums of everything in
+    it. Nothing is changed.
 
     \b
     Example:

@@ -4,10 +4,10 @@
     {"job_id": "a1", "features": [0.97, …], "true_score": 42.7}
     …
 
-A block is what one write appended, or a part of it. Its header has the position of its first pair, how many positions it takes, how many bytes
-follow, their CRC-32 (over the position and the number too) and the CRC-32 of the header itself. So a reader knows of every byte
-whether it is as it was written. It can tell what a crash leaves of the last write (a whole header and too few bytes) from damage,
-and after damage finds the next whole block, with the positions of its pairs.
+A block is what one write appended, or a part of it. Its header has the position of its first pair, how many positions it takes,
+how many bytes follow, their CRC-32 (over the position and the number too) and the CRC-32 of the header itself. So a reader
+knows of every byte whether it is as it was written. It can tell what a crash leaves of the last write (a whole header and too
+few bytes) from damage, and after damage finds the next whole block, with the positions of its pairs.
 
 etcd, RocksDB and Prometheus frame the records of their logs in the same way, in binary.
 """
@@ -31,7 +31,7 @@ _LINES = 32
 
 
 class Block(NamedTuple):
-    """A whole block. lines: without their newlines, run records among them. position: of its first pair; end: after its last."""
+    """A whole block. lines: without their newlines, position: of its first pair; end: after its last."""
 
     position: int
     end: int

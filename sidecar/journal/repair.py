@@ -16,7 +16,8 @@ KeepAside = Callable[[Path, str], object]
 
 
 def find_end(state_directory: Path, keep_aside: KeepAside, known_end: Callable[[], int] = lambda: 0) -> End:
-    """Where a journal ends, the last segment repaired if it is damaged. Removes what a crash left. Raises OSError, JournalError.
+    """Where a journal ends, the last segment repaired if it is damaged. Removes what a crash left. Raises OSError,
+    JournalError.
 
     known_end: gives the position up to which a snapshot holds the pairs, which tells how many a damaged segment had. The caller
     holds the lock of the state directory.

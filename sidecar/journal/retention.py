@@ -49,8 +49,8 @@ class Retention:
 def compress_closed(state_directory: Path, spare_bytes: int) -> None:
     """Gzip all segments but the last, as long as that leaves room. Takes long; safe beside a `Journal` that is written to.
 
-    spare_bytes: the free space of the file system that is left to pairs. A segment that is damaged, or for which there is no room,
-    stays as it is. Raises OSError, having removed what it wrote.
+    spare_bytes: the free space of the file system that is left to pairs. A segment that is damaged, or for which there is no
+    room, stays as it is. Raises OSError, having removed what it wrote.
     """
     segments = journal_segments(state_directory)
     for segment, following in itertools.pairwise(segments):

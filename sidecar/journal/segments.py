@@ -1,11 +1,12 @@
 """The journal on disk: segments of accepted pairs, in order, and how they are read.
 
 `STATE/journal/` holds segments named by the position of their first pair, `000000000000.jsonl` and so on. The last one is
-written to; closed ones are gzipped. Each is a row of blocks (see `blocks.py`) of lines as they came. Lines that begin with `#` are
-the sidecar's own: `#run {…}` says with what the pairs after it are trained, and stands at the beginning of each segment; `#gone`
-stands where a pair was forgotten, `#lost` where damage has taken one; both keep its position.
+written to; closed ones are gzipped. Each is a row of blocks (see `blocks.py`) of lines as they came. Lines that begin with `#`
+are the sidecar's own: `#run {…}` says with what the pairs after it are trained, and stands at the beginning of each segment;
+`#gone` stands where a pair was forgotten, `#lost` where damage has taken one; both keep its position.
 
-A gzipped segment ends with an empty gzip member whose comment is the SHA-256 of all bytes before it. Programs that unzip ignore it.
+A gzipped segment ends with an empty gzip member whose comment is the SHA-256 of all bytes before it. Programs that unzip ignore
+it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class JournalError(ValueError):
 
 
 class Entry(NamedTuple):
-    """A pair at its position, None if it was forgotten or is lost; or a run record, which has the position of the pair after it."""
+    """A pair at its position, None if it was forgotten or is lost; or a run record, which has the position of the pair after
+    it.
+    """
 
     position: int
     line: bytes | None
@@ -88,9 +91,9 @@ def damaged(segment: Path, damage: Damage) -> object:
 def read_journal(state_directory: Path, start: int = 0, on_damage: OnDamage = damaged) -> Iterator[Entry]:
     """Entries from a position on, and all run records in the segments read for it.
 
-    on_damage: told of bytes that are not as they were written; then the pairs that were there are given as lost. What a crash left
-    of the last write was never answered, and is ignored. Raises JournalError if the journal begins after `start`, or a segment
-    cannot be read now.
+    on_damage: told of bytes that are not as they were written; then the pairs that were there are given as lost. What a crash
+    left of the last write was never answered, and is ignored. Raises JournalError if the journal begins after `start`, or a
+    segment cannot be read now.
     """
     segments = journal_segments(state_directory)
     if not segments:

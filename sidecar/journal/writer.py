@@ -29,8 +29,8 @@ _TRIAL_BYTES = 4096
 class End(NamedTuple):
     """Where a journal that is whole ends.
 
-    position: of the next pair. segment: the open one, None if the next pair begins another. size: of its whole blocks, in bytes.
-    last_run: the line of the last run record, without its newline; None if there is none in the last segment.
+    position: of the next pair. segment: the open one, None if the next pair begins another. size: of its whole blocks, in
+    bytes. last_run: the line of the last run record, without its newline; None if there is none in the last segment.
     """
 
     position: int = 0
@@ -45,14 +45,15 @@ END_OF_NOTHING = End()
 class Journal:
     """The writing end. One process at a time: the caller holds the lock of the state directory.
 
-    state_directory: its journal directory is made if it is missing. end: where the journal ends, see `find_end`. fsync: "always":
-    after each append; "everysec": the caller runs a `syncer` every second; "never": when the system decides. position: of the
-    next pair. last_run: the line of the last run record, None if there is none yet. error: why nothing can be appended at
-    present, else empty; `try_again` tries. errors: writes and fsyncs that failed.
+    state_directory: its journal directory is made if it is missing. end: where the journal ends, see `find_end`. fsync:
+    "always": after each append; "everysec": the caller runs a `syncer` every second; "never": when the system decides.
+    position: of the next pair. last_run: the line of the last run record, None if there is none yet. error: why nothing can be
+    appended at present, else empty; `try_again` tries. errors: writes and fsyncs that failed.
 
-    A write that fails is taken back to the last answered byte. What is not surely on disk is kept in memory: after an fsync that
-    failed, whoever called it, it is written again before anything else, because a later fsync would succeed without it (the
-    kernel calls a page clean once writing it has failed; Rebello et al.: Can applications recover from fsync failures?, 2020).
+    A write that fails is taken back to the last answered byte. What is not surely on disk is kept in memory: after an fsync
+    that failed, whoever called it, it is written again before anything else, because a later fsync would succeed without it
+    (the kernel calls a page clean once writing it has failed; Rebello et al.: Can applications recover from fsync failures?,
+    2020).
 
     Raises JournalError if the directory cannot be written.
     """

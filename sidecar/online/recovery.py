@@ -42,9 +42,9 @@ def rebuild(
 ) -> Learner | None:
     """Bring a learner to the end of the journal, or to the pair at position `until`; None if nothing says how to begin.
 
-    learner: as a snapshot has it, None to begin with the first pair kept, under the first run that is recorded, else under `run`
-    from `base`. start: the position from which `seen` wants to be told. progress: called with the number of pairs since the last
-    call. on_damage: as in `read_journal`.
+    learner: as a snapshot has it, None to begin with the first pair kept, under the first run that is recorded, else under
+    `run` from `base`. start: the position from which `seen` wants to be told. progress: called with the number of pairs since
+    the last call. on_damage: as in `read_journal`.
 
     Raises JournalError or StateError if the journal is damaged and `on_damage` raises, or does not hold what is needed.
     """
@@ -127,8 +127,8 @@ def _pair(state_directory: Path, entry: Entry, reader: PairReader, on_damage: On
 def newest_snapshot(state_directory: Path, position: int, damages: Damages) -> Learner | None:
     """The learner of the newest good snapshot that is not after `position`, the journal's end; None if there is none.
 
-    What is no good is moved aside; what cannot be read now is left where it is. Raises StateError for a newer program's state, and
-    if none can be read now.
+    What is no good is moved aside; what cannot be read now is left where it is. Raises StateError for a newer program's state,
+    and if none can be read now.
     """
     unreadable = ""
     for at, path in snapshots(state_directory):

@@ -36,13 +36,13 @@ class Forgotten:
 def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
     """Replace every pair of these groups by a tombstone that keeps its position, and remove what was made of them.
 
-    groups: as pairs name them; of a pair without a group, its job_id. Snapshots that hold such a pair go first, with all that is
-    in `damaged/` and what a crash left; then the anchor's pairs, then the journal's: stopped in the middle, it is finished by
-    running it again. The next start trains on what is left. Where retention has removed the journal's beginning, all snapshots
-    go: they may hold pairs from before.
+    groups: as pairs name them; of a pair without a group, its job_id. Snapshots that hold such a pair go first, with all that
+    is in `damaged/` and what a crash left; then the anchor's pairs, then the journal's: stopped in the middle, it is finished
+    by running it again. The next start trains on what is left. Where retention has removed the journal's beginning, all
+    snapshots go: they may hold pairs from before.
 
-    Raises StateError if a sidecar holds the directory, or there is no journal in it; JournalError if a segment cannot be read or
-    written, with the segments before it done.
+    Raises StateError if a sidecar holds the directory, or there is no journal in it; JournalError if a segment cannot be read
+    or written, with the segments before it done.
     """
     if not journal_segments(state_directory):
         raise StateError(f"{state_directory}: no journal; expected a sidecar's state directory")
@@ -83,7 +83,7 @@ def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
 
 
 def _groups(segment: Path) -> Iterator[tuple[int, str]]:
-    """Positions and groups of the pairs in a segment; of a pair without either name, nothing. Damage is for a start to repair."""
+    """Positions and groups of the pairs in a segment; of a pair without either name, nothing. A start repairs damage."""
     for block in whole_blocks(segment, None, lambda segment, damage: None):
         position = block.position
         for line in block.lines:

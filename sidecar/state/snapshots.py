@@ -1,7 +1,7 @@
 """Snapshots of the training state: the newest good one and the journal after it are the state after a restart.
 
-A snapshot is a numpy archive in a checked file, `snapshot_000000001234.npz`, named by the position up to which it holds the pairs.
-Two are kept, so that a damaged one costs no more than training again on the pairs between them.
+A snapshot is a numpy archive in a checked file, `snapshot_000000001234.npz`, named by the position up to which it holds the
+pairs. Two are kept, so that a damaged one costs no more than training again on the pairs between them.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ GOOD = parts(DATA)
 
 
 def test_blocks_are_read_as_they_were_written():
-    assert GOOD == [
+    assert parts(DATA) == [
         Block(0, 2, [b'#run {"seed":1}', b'{"a":1}', b'{"b":2}']),
         Block(2, 3, [b'{"c":3}']),
         Block(3, 6, [b'{"d":4}' * 50, b"#gone", b"#lost"]),
