@@ -65,7 +65,7 @@ def test_verify_says_no_to_what_was_spoilt(trained, tmp_path, spoil, check):
         (["evaluate", "{directory}/none.onnx", EXAMPLE], "none.onnx: no such file"),
         (["evaluate", "{directory}", EXAMPLE], "is a directory, not a model"),
         (["evaluate", "{junk}", EXAMPLE], "onnxruntime cannot load it"),
-        (["evaluate", "{directory}/latest.onnx", "{narrow}"], "takes 80 features; "),
+        (["evaluate", "{directory}/latest.onnx", "{narrow}"], "takes 80 features, but "),
         (["inspect", "{junk}"], "not an ONNX model"),
         (["inspect", "{directory}/none.onnx"], "no such file"),
         (["verify", "{empty}"], "no checkpoint (model_vNNNNNN.onnx) in this directory"),

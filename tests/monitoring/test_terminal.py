@@ -47,10 +47,10 @@ def test_watch_shows_what_the_sidecar_says_then_that_it_is_lost_and_goes_on(live
     sidecar.process.kill()
     sidecar.process.wait()
     gone = next(looks)
-    assert gone.startswith("LOST THE SIDECAR at ")
+    assert gone.startswith("SIDECAR LOST at ")
     assert "Connection refused" in " ".join(gone.split())
     assert "model_v000001" in gone
-    assert next(looks).startswith("LOST")
+    assert next(looks).startswith("SIDECAR LOST")
     serve(base_model=base_path, http=address).connect()
     assert next(told for told in looks if "LOST" not in told)
 
@@ -156,7 +156,7 @@ WRONG = {
     "expected `int`, got `array` - at `$.now.pairs[...]`": changed(HISTORY_TOLD, pairs={"accepted": []}),
     "expected `array`, got `object` - at `$.rows`": changed(HISTORY_TOLD, rows={}),
     "expected `float | null`, got `str` - at `$.rows[0][0]`": changed(HISTORY_TOLD, rows=[["x"] * len(COLUMNS)]),
-    "expected rows as long as `columns`, `time` first": changed(HISTORY_TOLD, rows=[[1000]]),
+    "expected rows as long as `columns`, with `time` first": changed(HISTORY_TOLD, rows=[[1000]]),
     "expected `float`, got `null` - at `$[0]`": changed(HISTORY_TOLD, rows=[[None] * len(COLUMNS)]),
     "number out of range": json.dumps(changed(HISTORY_TOLD, time=17)).encode().replace(b"17", HUGE),
 }
@@ -168,7 +168,7 @@ def test_watch_ends_with_one_line_where_something_else_answers(impostor, message
     answers["/api/history"] = WRONG[message]
     with pytest.raises(NoSidecarError) as refused:
         next(watch(address))
-    assert str(refused.value).startswith(f"{address}: /api/history is not a sidecar's: {message}")
+    assert str(refused.value).startswith(f"{address}: /api/history is not from a sidecar: {message}")
     assert "\n" not in str(refused.value)
 
 
@@ -176,7 +176,7 @@ def test_watch_ends_with_one_line_where_something_else_answers(impostor, message
 def test_watch_looks_at_the_checkpoints_document_too(impostor, name):
     answers, address = impostor
     answers["/api/checkpoints"] = changed(CHECKPOINTS_TOLD, **{name: 3})
-    with pytest.raises(NoSidecarError, match=f"/api/checkpoints is not a sidecar's: expected `.*, got `int` - at `.*{name}`"):
+    with pytest.raises(NoSidecarError, match=f"/api/checkpoints is not from a sidecar: expected `.*, got `int` - at `.*{name}`"):
         next(watch(address))
 
 
@@ -206,8 +206,8 @@ def test_something_else_in_the_place_of_a_sidecar_is_its_loss_and_watch_goes_on(
     assert next(looks).startswith("vmafx-sidecar: running")
     answers["/api/history"] = {"hello": "world"}
     lost = next(looks)
-    assert lost.startswith("LOST THE SIDECAR at ")
-    assert "/api/history is not a sidecar's: object missing required field `now`" in " ".join(lost.split())
+    assert lost.startswith("SIDECAR LOST at ")
+    assert "/api/history is not from a sidecar: object missing required field `now`" in " ".join(lost.split())
     assert "vmafx-sidecar: running" in lost
     answers["/api/history"] = HISTORY_TOLD
     assert next(looks).startswith("vmafx-sidecar: running")
@@ -220,7 +220,7 @@ def test_the_command_says_in_one_line_that_something_else_answers(impostor, argu
     done = run("status", "--http", address, *arguments)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: {address}: /")
-    assert " is not a sidecar's: object missing required field `" in done.stderr
+    assert " is not from a sidecar: object missing required field `" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -228,7 +228,7 @@ def test_the_command_says_in_one_line_that_something_else_answers(impostor, argu
 def test_a_status_has_what_every_reader_relies_on(impostor, told):
     answers, address = impostor
     answers["/status"] = told
-    with pytest.raises(NoSidecarError, match="/status is not a sidecar's: expected "):
+    with pytest.raises(NoSidecarError, match="/status is not from a sidecar: expected "):
         fetch_status(address)
 
 
