@@ -176,7 +176,8 @@ def test_watch_ends_with_one_line_where_something_else_answers(impostor, message
 def test_watch_looks_at_the_checkpoints_document_too(impostor, name):
     answers, address = impostor
     answers["/api/checkpoints"] = changed(CHECKPOINTS_TOLD, **{name: 3})
-    with pytest.raises(NoSidecarError, match=f"/api/checkpoints is not from a sidecar: expected `.*, got `int` - at `.*{name}`"):
+    said = f"/api/checkpoints is not from a sidecar: expected `.*, got `int` - at `.*{name}`"
+    with pytest.raises(NoSidecarError, match=said):
         next(watch(address))
 
 
