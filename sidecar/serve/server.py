@@ -98,7 +98,7 @@ class Server:
 
     def _start_http(self, address: str) -> Any:
         from sidecar.monitoring.pages import Pages  # imported here, since a sidecar without HTTP does not need them
-        from sidecar.network.http import start_http
+        from sidecar.network.http_server import start_http
 
         settings, board = self._settings, self._board
         pages = Pages(lambda: board.status, lambda: board.history, settings.checkpoint_dir, _told(settings))
