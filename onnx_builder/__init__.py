@@ -1,6 +1,6 @@
 """Regression networks as ONNX: the `Network` value, its writer, its reader and the onnxruntime parity check.
 
-Knows ONNX and numpy, nothing of training or sockets.
+It knows ONNX and numpy, and nothing of training or sockets.
 """
 
 from onnx_builder.network import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError, Port

@@ -1,6 +1,6 @@
-"""The constants of an ONNX file, which may be anybody's: parsed within limits, read from beside the file, folded.
+"""The constants of an ONNX file of unknown origin: parsed within limits, read from files beside it, folded.
 
-A file of a few bytes can ask for gigabytes (many empty messages, dimensions without data, a broadcast), so that everything is
+A file of a few bytes can ask for gigabytes (many empty messages, dimensions without data, a broadcast). So everything is
 bounded before it is made: the file, what is not weights in it, each tensor, and the sum of what folding makes.
 """
 
@@ -21,9 +21,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_builder.network import Array, NetworkError
 
 MAX_BYTES = 50_000_000
-"""Largest file, and largest sum of its constants, external data and folded ones included, as float32 or wider."""
+"""Largest file, and largest sum of its constants, including external data and folded ones, as float32 or wider."""
 MAX_STRUCTURE_BYTES = 500_000
-"""What a file may hold besides the numbers of its tensors: parsed, a byte of it can take a hundred."""
+"""What a file may hold besides the numbers of its tensors: each byte of it can take a hundred once it is parsed."""
 MAX_NODES = 10_000
 MAX_RANK = 8
 
@@ -34,7 +34,7 @@ _TYPES: dict[int, int] = {
 }  # fmt: skip
 """The element types that a regressor's constants may have, with their bytes."""
 
-# Where in a file messages nest that matter here, by field number: what a message of this kind holds.
+# Where the messages that matter here are nested in a file: what each kind of message holds, by field number.
 _NESTED = {
     "model": {7: "graph"},
     "graph": {1: "node", 5: "tensor"},
@@ -47,7 +47,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content. Raises NetworkError where it cannot be read, is no regular file or is larger than MAX_BYTES."""
+    """A file's content. Raises NetworkError if it cannot be read, is not a regular file or is larger than MAX_BYTES."""
     try:
         about = path.stat()
         if stat.S_ISREG(about.st_mode) and about.st_size <= MAX_BYTES:
@@ -62,7 +62,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse(data: bytes) -> onnx.ModelProto:
-    """A serialized ONNX model. Raises NetworkError for other bytes, and for a file beyond the limits."""
+    """A parsed ONNX model. Raises NetworkError for other bytes, and for a file beyond the limits."""
     if len(data) > MAX_BYTES:
         raise NetworkError(_size_refused(len(data)))
     structure = _structure_bytes(data)
@@ -78,11 +78,10 @@ def parse(data: bytes) -> onnx.ModelProto:
 
 
 class Constants:
-    """The named constants of a graph: initializers, Constant nodes, and arithmetic on these alone, worked out when asked for.
+    """The named constants of a graph: initializers, Constant nodes, and arithmetic on these alone, evaluated on demand.
 
-    opset: that of the graph; folder: where external data may lie, None where nothing is beside the model. `in` says
-    whether a name is constant, `[name]` gives its array, in the type that the file has. Raises NetworkError for what
-    cannot be read or worked out.
+    opset: that of the graph; folder: where external data may be, None if there is no such place. `in` says whether a name is
+    constant, `[name]` gives its array, in the type that the file has. Raises NetworkError for what cannot be read or evaluated.
     """
 
     def __init__(self, graph: onnx.GraphProto, opset: int, folder: Path | None) -> None:
@@ -91,7 +90,7 @@ class Constants:
         self._nodes: dict[str, onnx.NodeProto] = {}
         self._arrays: dict[str, Array] = {}
         self._bytes_left = MAX_BYTES
-        for node in graph.node:  # which are in the order of use, so that no constant is made from itself
+        for node in graph.node:  # nodes are in the order of use, so no constant is made from itself
             inputs = [name for name in node.input if name]
             folded = operator_of(node) in _FOLDED and inputs and all(name in self for name in inputs)
             if folded or (operator_of(node) == "Constant" and not inputs):
@@ -132,7 +131,7 @@ class Constants:
             data = self._external(where, {entry.key: entry.value for entry in tensor.external_data}, size)
             tensor = TensorProto(data_type=tensor.data_type, dims=shape, raw_data=data)
         elif tensor.HasField("raw_data") and len(tensor.raw_data) != size:
-            raise NetworkError(f"{where} needs {size} bytes, the file has {len(tensor.raw_data)}")
+            raise NetworkError(f"{where} needs {size} bytes, but the file has {len(tensor.raw_data)}")
         try:
             return _values(tensor).reshape(shape)
         except (ValueError, TypeError, OverflowError) as error:
@@ -140,9 +139,9 @@ class Constants:
 
     def _external(self, where: str, about: dict[str, str], size: int) -> bytes:
         location = about.get("location", "")
-        where = f"{where} lies in the file {location!r}"
+        where = f"{where} is in the file {location!r}"
         if self._folder is None:
-            raise NetworkError(f"{where}, and only the model's own bytes are at hand")
+            raise NetworkError(f"{where}, but only the model's own bytes were given")
         try:
             offset, length = int(about.get("offset") or 0), int(about.get("length") or size)
             folder = self._folder.resolve()
@@ -171,7 +170,7 @@ class Constants:
             arrays = [self._arrays[name] if name else None for name in node.input]
             return np.asarray(_FOLDED[node.op_type](self._require_room_for, arrays, attributes))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-            raise NetworkError(f"{described(node)}: cannot be worked out: {_first_line(error)}") from error
+            raise NetworkError(f"{described(node)}: cannot be evaluated: {_first_line(error)}") from error
 
     def _constant(self, attributes: dict[str, Any]) -> Array:
         for name, dtype in _CONSTANT_ATTRIBUTES.items():
@@ -182,7 +181,7 @@ class Constants:
         raise NetworkError(f"has none of value, {', '.join(_CONSTANT_ATTRIBUTES)}")
 
     def _require_room_for(self, *arrays: Array) -> None:
-        """That there is room for what arrays broadcast to."""
+        """Raises NetworkError if there is no room for what arrays broadcast to."""
         shape = np.broadcast_shapes(*(array.shape for array in arrays))
         self._require_room("it", _bytes_of(shape, max(array.dtype.itemsize for array in arrays)))
 
@@ -192,7 +191,7 @@ class Constants:
 
 
 def operator_of(node: onnx.NodeProto) -> str:
-    """A node's operator, with its domain where that is not ONNX's own."""
+    """A node's operator, with its domain if that is not ONNX's own."""
     return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
 
 
@@ -202,7 +201,7 @@ def described(node: onnx.NodeProto) -> str:
 
 
 def type_name(data_type: int) -> str:
-    """The name of an element type, its number where it has none."""
+    """The name of an element type, or its number if it has none."""
     known = data_type in TensorProto.DataType.values()
     return TensorProto.DataType.Name(data_type) if known else str(data_type)
 
@@ -210,7 +209,7 @@ def type_name(data_type: int) -> str:
 def attributes_of(node: onnx.NodeProto, opset: int) -> dict[str, Any]:
     """A node's attributes by name, each of the type that its operator declares.
 
-    Raises NetworkError where the operator is not one of the opset, or does not have these attributes or as many inputs.
+    Raises NetworkError if the opset does not have the operator, or the operator not these attributes or this many inputs.
     """
     schema = _schema(node.op_type, opset)
     if schema is None:
@@ -224,7 +223,7 @@ def attributes_of(node: onnx.NodeProto, opset: int) -> dict[str, Any]:
         if declared is None:
             raise NetworkError(f"{described(node)}: has no attribute {attribute.name!r} in opset {opset}")
         if attribute.type != declared.type.value or attribute.ref_attr_name:
-            raise NetworkError(f"{described(node)}: attribute {attribute.name!r} is of another type than {declared.type.name}")
+            raise NetworkError(f"{described(node)}: attribute {attribute.name!r} has another type than {declared.type.name}")
         values[attribute.name] = helper.get_attribute_value(attribute)
     return values
 
@@ -241,12 +240,12 @@ _CONSTANT_ATTRIBUTES = {"value_float": np.float32, "value_floats": np.float32, "
 
 
 def _bytes_of(shape: Sequence[int], item_size: int) -> int:
-    """What a constant counts for: half precision as float32, which it becomes."""
+    """The bytes that a constant counts as; half precision counts as float32, which it becomes."""
     return math.prod(shape) * max(item_size, 4)
 
 
 def _values(tensor: onnx.TensorProto) -> Array:
-    """The numbers of a tensor. Those of a field are taken one by one: a list of many would need 32 bytes for each."""
+    """The numbers of a tensor. Those in a field are taken one by one, since a list would need 32 bytes for each."""
     if not tensor.HasField("raw_data") and tensor.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE):
         numbers = tensor.float_data if tensor.data_type == TensorProto.FLOAT else tensor.double_data
         return np.fromiter(numbers, dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type), count=len(numbers))
@@ -279,21 +278,21 @@ def _squeeze(require_room: Callable[..., None], arrays: list[Array], attributes:
 
 
 def integers(array: Array) -> list[int]:
-    """The numbers of a shape or of axes. Raises NetworkError where they are not whole, or more than a shape has."""
+    """The numbers of a shape or of axes. Raises NetworkError if they are not whole, or more than a shape may have."""
     if array.dtype.kind != "i" or array.size > MAX_RANK:
         raise NetworkError(f"expected up to {MAX_RANK} whole numbers, got {array.size} of type {array.dtype}")
     return [int(number) for number in array.reshape(-1)]
 
 
 def axes_of(arrays: Sequence[Array | None], attributes: dict[str, Any]) -> list[int] | None:
-    """The axes of Squeeze and Unsqueeze: an attribute below opset 13, an input from there."""
+    """The axes of Squeeze and Unsqueeze: an attribute below opset 13, an input from then on."""
     if len(arrays) > 1 and arrays[1] is not None:
         return integers(arrays[1])
     return attributes.get("axes")
 
 
 def unsqueezed(shape: tuple[int, ...], axes: list[int] | None) -> tuple[int, ...]:
-    """A shape with ones put in at the given axes of the result. Raises NetworkError for axes that it does not have."""
+    """A shape with ones inserted at the given axes of the result. Raises NetworkError for axes that it does not have."""
     rank = len(shape) + len(axes or ())
     places = {axis % rank for axis in axes or () if -rank <= axis < rank}
     if not axes or rank > MAX_RANK or len(places) < len(axes):
@@ -303,7 +302,7 @@ def unsqueezed(shape: tuple[int, ...], axes: list[int] | None) -> tuple[int, ...
 
 
 def reshaped(shape: tuple[int, ...], target: list[int], attributes: dict[str, Any]) -> list[int]:
-    """The target of Reshape with its zeros, which stand for the dimension at their place, replaced; -1 stays."""
+    """The target of Reshape with each zero replaced by the dimension in its place; -1 stays."""
     if attributes.get("allowzero", 0):
         return target
     if any(size == 0 and place >= len(shape) for place, size in enumerate(target)):
@@ -330,13 +329,13 @@ _FOLDED: dict[str, Callable[..., Any]] = {
         unsqueezed(arrays[0].shape, axes_of(arrays, attributes))
     ),
 }
-"""What is worked out where all inputs are constants."""
+"""The operators that are evaluated if all their inputs are constants."""
 
 
 def _structure_bytes(data: bytes) -> int:
-    """Bytes of a serialized model that are not the numbers of a tensor, without parsing it; stops counting at the limit.
+    """Counts the bytes of a serialized model that are not the numbers of a tensor, without parsing it, up to the limit.
 
-    Raises NetworkError for bytes that are no protocol buffer.
+    Raises NetworkError for bytes that are not a protocol buffer.
     """
     structure, waiting = 0, [("model", 0, len(data))]
     while waiting and structure <= MAX_STRUCTURE_BYTES:
@@ -361,7 +360,7 @@ def _structure_bytes(data: bytes) -> int:
             else:
                 raise NetworkError("not an ONNX model: not a protocol buffer")
             if position > end:
-                raise NetworkError("not an ONNX model: it ends early, or is no protocol buffer")
+                raise NetworkError("not an ONNX model: it ends early, or is not a protocol buffer")
             structure += position - start
     return structure
 
@@ -376,7 +375,7 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-    raise NetworkError("not an ONNX model: it ends early, or is no protocol buffer")
+    raise NetworkError("not an ONNX model: it ends early, or is not a protocol buffer")
 
 
 def _size_refused(size: int) -> str:

@@ -1,4 +1,4 @@
-"""The error function in numpy, which has none: needed by GELU."""
+"""The error function, which GELU needs and numpy does not have."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _exact = np.vectorize(math.erf, otypes=[np.float64])
 def erf(x: Array, out: Array | None = None, scratch: Array | None = None) -> Array:
     """The error function, elementwise.
 
-    x: any shape. float32 goes through a polynomial with absolute error under 6e-7 and allocates nothing when `out` and
-    `scratch` (both shaped as x, distinct from it and from each other) are given; float64 is exact and slow, for checks.
+    x: any shape. For float32 it is a polynomial with absolute error under 6e-7 that allocates nothing if `out` and
+    `scratch` (both shaped like x, distinct from it and from each other) are given; float64 is exact and slow, for checks.
     """
     out = np.empty_like(x) if out is None else out
     if x.dtype == np.float64:
@@ -38,7 +38,7 @@ def erf(x: Array, out: Array | None = None, scratch: Array | None = None) -> Arr
         np.add(out, coefficient, out=out)
         np.multiply(out, t, out=out)
     np.minimum(x, _SATURATED, out=t)
-    np.maximum(t, -_SATURATED, out=t)  # whose square does not overflow
+    np.maximum(t, -_SATURATED, out=t)  # the square of this does not overflow
     np.multiply(t, t, out=t)
     np.negative(t, out=t)
     np.exp(t, out=t)

@@ -1,7 +1,7 @@
 """`Network`: a regression network as a chain of steps.
 
-It is the one value that readers make, the writer turns into a graph, and the trainer starts from and gives back. Each
-step is one idea of the graph (a scaling constant, a dense layer, an activation), so that reading and writing lose nothing.
+Readers make this value, the writer turns it into a graph, and the trainer starts from it and returns it. Each step is one
+element of the graph (a scaling constant, a dense layer, an activation), so that reading and writing lose nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LEAKY_RELU_SLOPE = 0.01
 
 
 class NetworkError(ValueError):
-    """A network or model file that cannot be used; the message says which part and why."""
+    """A network or model file cannot be used; the message says which part and why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +78,10 @@ Step = Elementwise | Clip | Dense | Activation | LayerNormalization
 
 @dataclass(frozen=True)
 class Port:
-    """An input or the output of a graph, as it is declared: its name and shape, dimensions as numbers or names.
+    """An input or the output of a graph, as declared: its name and its shape, with dimensions as numbers or names.
 
-    An input's first dimension is the batch, the product of the others its width. type: of its numbers, as a file has it;
-    what is written is always float32.
+    An input's first dimension is the batch, the product of the others its width. type: that of the numbers in the file that
+    was read; written files are always float32.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Port:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The number of rows that the graph takes at a time; None where that is open."""
+        """The number of rows that the graph takes at a time; None if any number is allowed."""
         return self.shape[0] if self.shape and isinstance(self.shape[0], int) else None
 
 
@@ -115,10 +115,10 @@ _ACTIVATIONS: dict[str, Callable[[Array, float], Array]] = {
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Features (n, n_features) in, one score a row out.
+    """Takes features (n, n_features) and gives one score per row.
 
-    inputs, output: what a graph of it declares; by default one input `features` (batch, n_features) and one output `score`
-    (batch, 1). Several inputs share the features out in their order.
+    inputs, output: what its graph declares; by default one input `features` (batch, n_features) and one output `score`
+    (batch, 1). Several inputs take the features one after the other, in order.
 
     Raises NetworkError if the widths of the steps do not fit together, a number is not finite, or the last width is
     not 1.
@@ -134,34 +134,34 @@ class Network:
             object.__setattr__(self, "inputs", (Port("features", ("batch", self.n_features)),))
         widths = [port.width for port in self.inputs]
         if sum(widths) != self.n_features:
-            raise NetworkError(f"inputs of {' + '.join(map(str, widths))} values do not make {self.n_features} features")
+            raise NetworkError(f"inputs of {' + '.join(map(str, widths))} values do not add up to {self.n_features} features")
         width = self.n_features
         for position, step in enumerate(self.steps):
             where = f"step {position} ({type(step).__name__})"
             if isinstance(step, Dense):
                 if step.weight.ndim != 2 or step.weight.shape[1] != width or step.bias.shape != step.weight.shape[:1]:
                     raise NetworkError(
-                        f"{where}: {width} values come in; weight {step.weight.shape} and bias {step.bias.shape} do not fit"
+                        f"{where}: it gets {width} values; weight {step.weight.shape} and bias {step.bias.shape} do not fit"
                     )
                 _require_finite(where, step.weight, step.bias)
                 width = step.weight.shape[0]
             elif isinstance(step, Elementwise):
                 if step.value.shape not in ((), (width,)):
-                    raise NetworkError(f"{where}: {width} values come in; a constant of shape {step.value.shape} does not fit")
+                    raise NetworkError(f"{where}: it gets {width} values; a constant of shape {step.value.shape} does not fit")
                 _require_finite(where, step.value)
             elif isinstance(step, LayerNormalization):
                 if step.scale.shape != (width,) or step.bias.shape != (width,):
                     raise NetworkError(
-                        f"{where}: {width} values come in; scale {step.scale.shape} and bias {step.bias.shape} do not fit"
+                        f"{where}: it gets {width} values; scale {step.scale.shape} and bias {step.bias.shape} do not fit"
                     )
                 _require_finite(where, step.scale, step.bias)
             elif isinstance(step, Clip):
                 if not step.low <= step.high:
                     raise NetworkError(f"{where}: low {step.low} is above high {step.high}")
             elif step.name not in _ACTIVATIONS:
-                raise NetworkError(f"{where}: activation {step.name!r} is none of {', '.join(_ACTIVATIONS)}")
+                raise NetworkError(f"{where}: activation {step.name!r} is not one of {', '.join(_ACTIVATIONS)}")
         if width != 1:
-            raise NetworkError(f"the last step gives {width} values a row; a score is one")
+            raise NetworkError(f"the last step gives {width} values per row; expected one, the score")
 
     @property
     def dense_widths(self) -> tuple[int, ...]:
@@ -173,7 +173,7 @@ class Network:
         return Network(self.n_features, self.steps)
 
     def forward(self, features: Array) -> Float32:
-        """Scores (n,) of features (n, n_features), computed in float32 as the graph does: the plain reference."""
+        """Scores (n,) of features (n, n_features), computed in float32 like the graph: the plain reference."""
         x: Array = np.asarray(features, dtype=np.float32)
         if x.ndim != 2 or x.shape[1] != self.n_features:
             raise NetworkError(f"features: expected shape (n, {self.n_features}), got {x.shape}")
@@ -184,7 +184,7 @@ class Network:
 
 
 def apply(step: Step, x: Array) -> Array:
-    """What a step makes of rows x (n, width), in their type."""
+    """The result of a step for rows x (n, width), in their type."""
     match step:
         case Elementwise():
             return _ELEMENTWISE[step.operator](x, step.value)
@@ -204,7 +204,7 @@ def activate(step: Activation, x: Array) -> Array:
 
 
 def layer_normalization(x: Array, step: LayerNormalization) -> Array:
-    """Of rows (n, width)."""
+    """The layer normalisation of rows (n, width)."""
     centred = x - x.mean(axis=1, keepdims=True)
     deviation = np.sqrt((centred * centred).mean(axis=1, keepdims=True) + x.dtype.type(step.epsilon))
     return np.asarray(centred / deviation * step.scale + step.bias)

@@ -1,8 +1,8 @@
-"""An ONNX file as a `Network`: its graph is followed from the output back to the inputs, then turned into steps.
+"""Reads an ONNX file as a `Network`: follows its graph from the output back to the inputs, then turns it into steps.
 
-What fits is a chain: every node has one input that is not constant, the operators are those of an MLP regressor, and what
-changes the shape moves only the batch or dimensions of 1. Everything else is refused with the node, its operator and the
-reason. Opsets 7 to the newest that `onnx` has. Whatever the precision in the file, the network computes in float32.
+The graph must be a chain: every node has one input that is not constant, the operators are those of an MLP regressor, and
+changes of shape move only the batch or dimensions of 1. Everything else is refused, with the node, its operator and the reason.
+Opsets 7 to the newest that `onnx` has can be read. Whatever the precision in the file, the network computes in float32.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ from onnx_builder.network import (
 OLDEST_OPSET, NEWEST_OPSET = 7, onnx.defs.onnx_opset_version()
 MAX_STEPS = 500
 MAX_VALUES = (MAX_BYTES - MAX_STRUCTURE_BYTES) // 4
-"""What the steps may hold in all: the file that a network is written to is within the limits of reading, too."""
+"""The most values that all steps may have together, so that a file written from the network can be read again."""
 BATCH = -1
-"""Stands for the batch in a shape, where that is not fixed at 1."""
+"""Stands for the batch in a shape, if that is not fixed at 1."""
 _HALF_PRECISION = 2e-4
-"""How far off √2 may be in a GELU: what float16 makes of it."""
+"""How far off √2 may be in a GELU, since float16 rounds it."""
 
 Shape = tuple[int, ...]
 
 
 def read(path: Path) -> Network:
-    """The network of an ONNX file; external data is read from the file's folder and nowhere else.
+    """The network in an ONNX file; external data is read from the file's folder and nowhere else.
 
-    Raises NetworkError naming the file and the reason, as `from_bytes`.
+    Raises NetworkError, which names the file and the reason, like `from_bytes`.
     """
     try:
         return from_bytes(read_bytes(path), path.parent)
@@ -74,14 +74,14 @@ def read(path: Path) -> Network:
 
 
 def from_bytes(data: bytes, folder: Path | None = None) -> Network:
-    """The network of a serialized ONNX model. folder: where its external data lies, where it has such.
+    """The network in a serialized ONNX model. folder: where its external data is, if it has any.
 
-    Weights of any float type become float32. Raises NetworkError naming the node, its operator and the reason where the
-    graph is not a chain of what a regressor is made of, and for bytes that are no ONNX model.
+    Weights of any float type become float32. Raises NetworkError, which names the node, its operator and the reason, if the
+    graph is not a chain of what a regressor is made of, or the bytes are not an ONNX model.
     """
     try:
         model = parse(data)
-        del data  # of up to MAX_BYTES, held by nobody where it was read from a file
+        del data  # up to MAX_BYTES, which nobody else holds if they were read from a file
         return _Reader(model, folder).network()
     except NetworkError as error:
         raise NetworkError(_printable(str(error))) from error
@@ -91,7 +91,7 @@ def from_bytes(data: bytes, folder: Path | None = None) -> Network:
 class _Link:
     """A node of the chain and the name of the one input that is not constant.
 
-    gelu_factor: where the node ends a GELU of that input, what that is multiplied by.
+    gelu_factor: if the node ends a GELU of that input, what the GELU is multiplied by.
     """
 
     node: onnx.NodeProto
@@ -120,7 +120,7 @@ class _Reader:
         for node in graph.node:
             for name in filter(None, node.output):
                 if name in initializers or name in self.inputs or name in self.producers:
-                    raise NetworkError(f"{described(node)}: {name!r} is there already")
+                    raise NetworkError(f"{described(node)}: {name!r} exists already")
                 self.producers[name] = node
         self.constants = Constants(graph, self.opset, folder)
 
@@ -145,14 +145,14 @@ class _Reader:
         for link in links:
             chain.follow(link)
         if math.prod(abs(size) for size in chain.shape) != 1 or (BATCH not in chain.shape and batch != 1):
-            raise NetworkError(f"output {self.output!r} has {_shown(chain.shape)} values; a score is one a row")
+            raise NetworkError(f"output {self.output!r} has {_shown(chain.shape)} values; expected one score per row")
         output = tuple(batch if size == BATCH else size for size in chain.shape)
         columns = _columns(ports, sources)
         steps = chain.steps if columns is None else _with_columns(chain.steps, columns)
         return Network(n_features, tuple(steps), tuple(ports), Port(self.output, output))
 
     def _require_known_operators(self) -> None:
-        """All that the output depends on is known: said before anything else, since it says what kind of model this is."""
+        """Raises NetworkError for unknown operators. This comes first, since it shows what kind of model this is."""
         unknown: dict[str, onnx.NodeProto] = {}
         seen, waiting = set(), [self.output]
         while waiting:
@@ -171,7 +171,7 @@ class _Reader:
             raise NetworkError(f"{', '.join(names[:6])}{more} {verb} not part of an MLP regressor")
 
     def _chain(self) -> tuple[list[_Link], list[str]]:
-        """The nodes from input to output, and the names of the inputs that go in, in order."""
+        """The nodes from input to output, and the names of the graph's inputs that they take, in order."""
         links: list[_Link] = []
         name = self.output
         while name not in self.inputs:
@@ -204,7 +204,7 @@ class _Reader:
                 raise NetworkError(f"{described(node)}: weight {name!r} is an input, not constant")
         if len(data) > 1:
             joined = " and ".join(repr(name) for name in data[:3])
-            raise NetworkError(f"branch joins at {described(node)}: {joined} are both not constant")
+            raise NetworkError(f"branch joins at {described(node)}: {joined} are not constant")
         return data[0]
 
     def _concatenated(self, node: onnx.NodeProto) -> list[str]:
@@ -218,14 +218,14 @@ class _Reader:
         return names
 
     def _gelu(self, node: onnx.NodeProto) -> _Link | None:
-        """Is this the last Mul of `x · (1 + erf(x / √2)) · ½`, its factors in any order?
+        """Is this the last Mul of `x · (1 + erf(x / √2)) · ½`, with its factors in any order?
 
-        A constant that comes last and is not what makes it a GELU is left to a step of its own.
+        A constant that comes last and is not needed for the GELU becomes a step of its own.
         """
         if node.op_type != "Mul":
             return None
         arguments = [self._erf_argument(factor) for factor in self._factors(node.output[0])]
-        for x in filter(None, arguments):  # several where x is a GELU, too
+        for x in filter(None, arguments):  # several if x is a GELU, too
             factors = list(self._factors(node.output[0], x))
             others = [factor for factor in factors if factor not in self.constants]
             if len(others) == 2 and x in others and x in map(self._erf_argument, others):
@@ -236,7 +236,7 @@ class _Reader:
         return None
 
     def _factors(self, name: str, x: str = "", depth: int = 3) -> Iterator[str]:
-        """What is multiplied to give `name`, through so many nodes; x is not taken apart."""
+        """The factors of `name`, through at most `depth` nodes; x is not taken apart."""
         product = self.producers.get(name)
         if product is None or product.op_type != "Mul" or len(product.input) != 2 or name == x or not depth:
             yield name
@@ -245,7 +245,7 @@ class _Reader:
                 yield from self._factors(factor, x, depth - 1)
 
     def _erf_argument(self, name: str) -> str | None:
-        """The x of `1 + erf(x / √2)`; None where `name` is anything else."""
+        """The x of `1 + erf(x / √2)`; None if `name` is anything else."""
         erf = self._operand(name, "Add", 1, tolerance=0)
         scaled = self.producers.get(erf) if erf else None
         if scaled is None or scaled.op_type != "Erf" or len(scaled.input) != 1:
@@ -254,7 +254,7 @@ class _Reader:
         return x or self._operand(scaled.input[0], "Mul", math.sqrt(0.5))
 
     def _operand(self, name: str, operator: str, constant: float, tolerance: float = _HALF_PRECISION) -> str | None:
-        """The other operand, where `name` is made by an operator from about this constant and what is not constant."""
+        """The other operand, if `name` is the result of this operator on about this constant and a tensor."""
         node = self.producers.get(name)
         if node is None or node.op_type != operator or len(node.input) != 2:
             return None
@@ -263,7 +263,7 @@ class _Reader:
         return a if fits and a not in self.constants else None
 
     def _number(self, name: str) -> float:
-        """A constant of one element as a number; not a number for others."""
+        """A constant with one element as a number; NaN for others."""
         array = self.constants[name]
         return float(array.reshape(-1)[0]) if array.size == 1 and array.ndim < 2 else math.nan
 
@@ -279,7 +279,7 @@ class _Reader:
         if not known or not 1 <= len(widths) < MAX_RANK or sum(size != 1 for size in widths) > 1:
             shown = "(" + ", ".join(str(size) or "?" for size in sizes[: MAX_RANK + 1]) + ")"
             raise NetworkError(
-                f"input {value.name!r} has shape {shown}; expected (batch, features) with a known number of them"
+                f"input {value.name!r} has shape {shown}; expected (batch, features) with a known number of features"
             )
         batch = sizes[0] or "batch"
         if isinstance(batch, int) and batch < 1:
@@ -288,7 +288,7 @@ class _Reader:
 
 
 class _Chain:
-    """Steps so far, and the shape of what comes out of them; `follow` takes a link to the next step."""
+    """The steps so far, and the shape of their result; `follow` turns a link into the next step."""
 
     def __init__(self, constants: Constants, opset: int, shape: Shape) -> None:
         self.constants, self.opset, self.shape = constants, opset, shape
@@ -306,7 +306,7 @@ class _Chain:
             if link.gelu_factor is not None:
                 _gelu(self, link.gelu_factor)
             elif node.op_type not in _HANDLERS:
-                raise NetworkError("is known only as a part of GELU")
+                raise NetworkError("is supported only as part of a GELU")
             elif node.input[0] != link.data and node.op_type not in _EITHER_ORDER:
                 raise NetworkError("the features are not its first input")
             else:
@@ -318,38 +318,38 @@ class _Chain:
         self.bias_is_open = node.op_type == "MatMul" or (self.bias_is_open and node.op_type in _KEEP_BIAS_OPEN)
 
     def add(self, step: Step) -> None:
-        """Append a step. Raises NetworkError where there are more than a network may have."""
+        """Append a step. Raises NetworkError if there are more than a network may have."""
         if len(self.steps) == MAX_STEPS:
             raise NetworkError(f"is beyond step {MAX_STEPS}, the last that a network may have")
         self.steps.append(step)
 
     def require_room(self, count: int) -> None:
-        """For so many values of steps, before they are made. Raises NetworkError where there is none."""
+        """Reserve room for the values of a step before they are made. Raises NetworkError if there is none."""
         self._values_left -= count
         if self._values_left < 0:
             raise NetworkError(f"takes {count} values; a network has at most {MAX_VALUES} in all")
 
     def input(self, link: _Link, place: int) -> Array | None:
-        """A constant input of a node, None where it is absent."""
+        """A constant input of a node, None if it is absent."""
         names = link.node.input
         return self.constants[names[place]] if place < len(names) and names[place] else None
 
     def finite(self, link: _Link, place: int) -> Float32:
-        """A constant input of a node as float32. Raises NetworkError where it is absent or not finite in float32."""
+        """A constant input of a node as float32. Raises NetworkError if it is absent or not finite in float32."""
         value = self.input(link, place)
         if value is None:
             raise NetworkError(f"input {place} is missing")
         return _finite(link.node.input[place], value)
 
     def row(self, link: _Link, place: int, width: int) -> Float32:
-        """As `finite`, one number for each of a row's values."""
+        """Like `finite`, with one number for each of a row's values."""
         value = self.finite(link, place)
         if value.size not in (1, width) or value.shape[-1:] not in ((), (value.size,)):
             raise NetworkError(f"{link.node.input[place]!r} has shape {value.shape}; expected ({width},)")
         return np.broadcast_to(value.reshape(-1), (width,)).copy()
 
     def bias(self, link: _Link, width: int) -> Float32:
-        """The third input of Gemm or LayerNormalization, zeros where it is absent."""
+        """The third input of Gemm or LayerNormalization, zeros if it is absent."""
         return np.zeros(width, dtype=np.float32) if self.input(link, 2) is None else self.row(link, 2, width)
 
     def weight(self, link: _Link) -> Float32:
@@ -360,7 +360,7 @@ class _Chain:
         return weight
 
     def number(self, link: _Link, place: int, default: float) -> float:
-        """A constant input of a node as a float32 number. Raises NetworkError where it has other than one element."""
+        """A constant input of a node as a float32 number. Raises NetworkError if it does not have one element."""
         value = self.input(link, place)
         if value is None:
             return default
@@ -372,7 +372,7 @@ class _Chain:
 
 def _gemm(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
     if attributes.get("transA", 0):
-        raise NetworkError("transA is 1; expected 0, a row for each encode")
+        raise NetworkError("transA is 1; expected 0, with a row for each encode")
     if len(chain.shape) != 2 or chain.shape[0] not in (BATCH, 1):
         raise NetworkError(f"takes (batch, width), gets {_shown(chain.shape)}")
     weight = chain.weight(link)
@@ -499,7 +499,7 @@ def _flatten(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
 
 
 def _merged(sizes: Shape) -> int:
-    """The product of dimensions. Raises NetworkError where it would mix the batch with features."""
+    """The product of dimensions. Raises NetworkError if it would mix the batch with features."""
     product = math.prod(size for size in sizes if size != BATCH)
     if BATCH in sizes and product != 1:
         raise NetworkError(f"mixes the batch with features: {_shown(sizes)} become one dimension")
@@ -523,7 +523,7 @@ def _reshape(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
 
 
 def _columns(ports: list[Port], order: list[str]) -> NDArray[np.intp] | None:
-    """Where the features, in the order of the inputs, stand in their concatenation; None where that order is the same."""
+    """For each feature in the order of the inputs, its column in their concatenation; None if the order is the same."""
     if [port.name for port in ports] == order:
         return None
     widths = {port.name: port.width for port in ports}
@@ -532,8 +532,8 @@ def _columns(ports: list[Port], order: list[str]) -> NDArray[np.intp] | None:
 
 
 def _with_columns(steps: list[Step], columns: NDArray[np.intp]) -> list[Step]:
-    """The steps for features in another order: what has a number for each feature is put in that order, up to the first
-    layer that mixes them."""
+    """The steps for features in another order: values for each feature are put in that order, up to the first layer that
+    mixes features."""
     moved = list(steps)
     for place, step in enumerate(steps):
         match step:
@@ -574,12 +574,12 @@ _KEEP_BIAS_OPEN = {"Identity", "Dropout", "Cast", "Squeeze", "Unsqueeze", "Flatt
 
 
 def _broadcast(name: str, value: Float32, shape: Shape) -> tuple[Float32, Shape]:
-    """A constant as one number or one a feature, and the shape that it gives: ones may be put in front, nothing else."""
+    """A constant as one number or one per feature, and the shape of the result: only leading ones may be added."""
     rank = max(value.ndim, len(shape))
     sizes = (1,) * (rank - len(shape)) + shape
     others = (1,) * (rank - value.ndim) + value.shape
     if any(other not in (1, size) for size, other in zip(sizes, others, strict=True)):
-        raise NetworkError(f"constant {name!r} of shape {value.shape} does not go with {_shown(shape)}")
+        raise NetworkError(f"constant {name!r} of shape {value.shape} does not fit {_shown(shape)}")
     width = math.prod(size for size in shape if size != BATCH)
     return value.reshape(-1) if value.ndim and value.size == width else value.reshape(()), sizes
 
@@ -594,7 +594,7 @@ def _finite(name: str, value: Array) -> Float32:
 
 
 def _scaled(value: Float32, name: str, attributes: dict[str, Any]) -> Float32:
-    """Multiplied by an attribute, which is 1 where it is absent. Raises NetworkError where that is not finite."""
+    """A value multiplied by an attribute, which is 1 if it is absent. Raises NetworkError if the result is not finite."""
     factor = attributes.get(name, 1.0)
     if factor == 1:
         return value
@@ -610,7 +610,7 @@ def _shown(shape: Shape) -> str:
 
 
 def _printable(message: str) -> str:
-    """A message whose names are a file's, without control characters and not much longer than a screen."""
+    """A message with names from a file, without control characters and not much longer than a screen."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message[:1000])
 
 

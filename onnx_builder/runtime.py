@@ -1,4 +1,4 @@
-"""Scores of any ONNX regressor under onnxruntime, the independent judge of what the graph computes."""
+"""Scores of any ONNX regressor in onnxruntime, which judges independently what a graph computes."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ class _Input(NamedTuple):
 class Scorer:
     """An onnxruntime session on one CPU thread that takes features as one matrix.
 
-    A model with several inputs gets the columns in the order of its inputs; a model with a fixed batch gets that many
+    A model with several inputs gets the columns in the order of its inputs; a model with a fixed batch size gets that many
     rows at a time.
 
-    model: the path of an ONNX file, or its bytes. Raises NetworkError where onnxruntime does not load it, or where its
-    inputs are not floats of shape (batch, width).
+    model: the path of an ONNX file, or its bytes. Raises NetworkError if onnxruntime cannot load it, or if its inputs are
+    not floats of shape (batch, width).
     """
 
     def __init__(self, model: Path | bytes) -> None:
-        onnxruntime.disable_telemetry_events()  # its wheels send usage figures unless told not to
+        onnxruntime.disable_telemetry_events()  # its wheels report usage data unless told not to
         name = "model" if isinstance(model, bytes) else str(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.enable_cpu_mem_arena = False  # a graph this small needs none, and what an arena has it keeps
+        options.enable_cpu_mem_arena = False  # a graph this small needs no arena, and an arena never gives memory back
         options.log_severity_level = _ERRORS_ONLY
         try:
             self._session = onnxruntime.InferenceSession(
@@ -64,7 +64,7 @@ class Scorer:
             batches.add(node.shape[0] if isinstance(node.shape[0], int) else 0)
         outputs = self._session.get_outputs()
         if not self._inputs or len(outputs) != 1 or len(batches) != 1:
-            raise NetworkError(f"{name}: {len(self._inputs)} inputs and {len(outputs)} outputs; expected one score a row")
+            raise NetworkError(f"{name}: {len(self._inputs)} inputs and {len(outputs)} outputs; expected one score per row")
         self._output = outputs[0].name
         self._fixed_batch = batches.pop()
         self._name = name
@@ -75,7 +75,7 @@ class Scorer:
         return sum(each.width for each in self._inputs)
 
     def predict(self, features: NDArray[Any]) -> NDArray[np.float32]:
-        """Scores (n,) of features (n, n_features). Raises NetworkError for another width, or where the run fails."""
+        """Scores (n,) of features (n, n_features). Raises NetworkError if the width differs or the run fails."""
         features = np.ascontiguousarray(features, dtype=np.float32)
         if features.ndim != 2 or features.shape[1] != self.n_features:
             widths = " + ".join(str(each.width) for each in self._inputs)
@@ -101,7 +101,7 @@ class Scorer:
         except Exception as error:  # as above
             raise NetworkError(f"{self._name}: onnxruntime cannot run it: {_first_line(error)}") from error
         if output.size != len(rows):
-            raise NetworkError(f"{self._name}: output of shape {output.shape} for {len(rows)} rows; expected one score a row")
+            raise NetworkError(f"{self._name}: output of shape {output.shape} for {len(rows)} rows; expected one score per row")
         return np.asarray(output, dtype=np.float32).reshape(-1)
 
 

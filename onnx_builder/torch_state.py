@@ -1,9 +1,10 @@
 """A PyTorch state-dict (`.pt`, `.pth`, `.ckpt`) or `.safetensors` file as a `Network`, without torch.
 
-The form is told from the content: the zip that torch.save writes, the stream that it wrote before torch 1.6, or
-safetensors. float16, bfloat16 and float64 become float32. What is no chain of Linear layers is refused by name.
+The format is recognised by its content: the zip that torch.save writes, the stream that it wrote before torch 1.6, or
+safetensors. float16, bfloat16 and float64 become float32. Anything but a chain of Linear layers is refused, and the error names
+what does not fit.
 
-Nothing in a file is ever executed: `unpickle` says how.
+Nothing in a file is ever executed: `unpickle` explains how.
 """
 
 from __future__ import annotations
@@ -43,19 +44,19 @@ _SAFETENSORS: dict[str, DType] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-# What the readers raise, beside errors of their own, for bytes that are not what they should be.
+# What the readers raise, besides their own errors, for bytes that are not what they should be.
 _DAMAGE = (EOFError, LookupError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
 
 
 def is_state_dict(data: bytes) -> bool:
-    """Do these bytes begin as a zip archive, a pickle or a safetensors file does? An ONNX model begins as none of them."""
+    """Do these bytes begin like a zip archive, a pickle or a safetensors file? An ONNX model begins like none of these."""
     return data[:4] == b"PK\x03\x04" or data[:1] == b"\x80" or data[8:9] == b"{"
 
 
 def from_bytes(data: bytes, activation: ActivationName = "relu") -> Network:
-    """The network of the bytes of a state-dict file, with `activation` after each dense layer but the last.
+    """The network in the bytes of a state-dict file, with `activation` after each dense layer except the last.
 
-    Raises NetworkError saying what is wrong in the file.
+    Raises NetworkError, which says what is wrong with the file.
     """
     layers = list(dense_layers(data).values())
     steps = [step for layer in layers for step in (layer, Activation(activation))]
@@ -63,14 +64,14 @@ def from_bytes(data: bytes, activation: ActivationName = "relu") -> Network:
 
 
 def dense_layers(data: bytes) -> dict[str, Dense]:
-    """The dense layers of the bytes of a state-dict file by the key of their weight, in the order in which they run.
+    """The dense layers in the bytes of a state-dict file by the key of their weight, in the order in which they run.
 
-    Raises NetworkError naming the key or global, and the reason.
+    Raises NetworkError, which names the key or global, and the reason.
     """
     if len(data) > MAX_BYTES:
         raise NetworkError(f"more than {MAX_BYTES:,} bytes; a regressor is smaller")
     try:
-        if data[8:9] == b"{":  # asked first: the length before it may begin like a pickle
+        if data[8:9] == b"{":  # checked first: the length before it may begin like a pickle
             return _chain(_linear(_read_safetensors(data)), in_order_of_definition=False)
         if data.startswith(b"PK\x03\x04"):
             return _chain(_linear(_read_zip(data)), in_order_of_definition=True)
@@ -84,7 +85,7 @@ def dense_layers(data: bytes) -> dict[str, Dense]:
     raise NetworkError("neither a PyTorch state-dict nor safetensors")
 
 
-# The three forms, each giving its tensors by key.
+# The three formats; each reader returns the tensors by key.
 
 
 def _read_zip(data: bytes) -> dict[str, Array]:
@@ -111,7 +112,7 @@ def _read_zip(data: bytes) -> dict[str, Array]:
 
 
 def _read_legacy(data: bytes) -> dict[str, Array]:
-    """The form before torch 1.6: five pickles, then of each storage its length (int64) and values, in little endian."""
+    """The format before torch 1.6: five pickles, then the length (int64) and values of each storage, little-endian."""
     stream = io.BytesIO(data)
     if unpickle(stream, {}) != _LEGACY_MAGIC:
         raise NetworkError("a pickle that torch.save did not write")
@@ -138,11 +139,11 @@ class _SafetensorsEntry(msgspec.Struct):
 
 
 def _read_safetensors(data: bytes) -> dict[str, Array]:
-    """Header length (uint64), JSON header, values, all in little endian."""
+    """Header length (uint64), JSON header, values, all little-endian."""
     (length,) = struct.unpack_from("<Q", data)
     if length > min(MAX_PICKLE_BYTES, len(data) - 8):
         raise NetworkError(
-            f"the safetensors header has {length:,} bytes; the file or the limit {MAX_PICKLE_BYTES:,} ends before"
+            f"the safetensors header has {length:,} bytes, more than the file or the limit of {MAX_PICKLE_BYTES:,}"
         )
     header = msgspec.json.decode(data[8 : 8 + length], type=dict[str, msgspec.Raw])
     header.pop("__metadata__", None)
@@ -155,13 +156,15 @@ def _read_safetensors(data: bytes) -> dict[str, Array]:
             raise NetworkError(f"{quote(key)} has dtype {quote(entry.dtype)}; expected one of {', '.join(_SAFETENSORS)}")
         dtype, (start, stop) = _SAFETENSORS[entry.dtype], entry.data_offsets
         if not 0 <= start <= stop <= len(values):
-            raise NetworkError(f"{quote(key)} lies at bytes {start} to {stop} of {len(values)}")
+            raise NetworkError(f"{quote(key)} is at bytes {start} to {stop} of {len(values)}")
         state[key] = _view(key, dtype, values[start:stop], entry.shape)
         if state[key].nbytes != stop - start:
-            raise NetworkError(f"{quote(key)} has shape {entry.shape}, {state[key].nbytes} bytes, but lies in {stop - start}")
+            raise NetworkError(
+                f"{quote(key)} has shape {entry.shape}, {state[key].nbytes} bytes, but is stored in {stop - start}"
+            )
         end = max(end, stop)
     if end != len(values):
-        raise NetworkError(f"the safetensors header describes {end} bytes of values; there are {len(values)}")
+        raise NetworkError(f"the safetensors header describes {end} bytes of values, but there are {len(values)}")
     return state
 
 
@@ -169,14 +172,14 @@ def _read_safetensors(data: bytes) -> dict[str, Array]:
 
 
 def _state_dict(saved: Any) -> dict[str, Tensor]:
-    """The tensors of a state-dict, or of the one that a training checkpoint holds."""
+    """The tensors of a state-dict, or of the state-dict inside a training checkpoint."""
     if not isinstance(saved, dict):
         raise NetworkError(f"holds a {type(saved).__name__.lstrip('_')}; expected a state-dict")
     inner = next((saved[name] for name in WRAPPERS if isinstance(saved.get(name), dict)), saved)
     state = {key: value for key, value in inner.items() if isinstance(value, Tensor)}
     if not state:
         found = ", ".join(quote(key) for key in list(saved)[:8]) or "nothing"
-        raise NetworkError(f"no tensors, neither directly nor in a dict {', '.join(WRAPPERS)}; it holds {found}")
+        raise NetworkError(f"no tensors, neither directly nor in a dict named {', '.join(WRAPPERS)}; it holds {found}")
     for key in state:
         if not isinstance(key, str):
             raise NetworkError(f"a tensor has the key {key!r}; expected text")
@@ -199,21 +202,21 @@ def _view(
     offset: int = 0,
     strides: tuple[int, ...] | None = None,
 ) -> Array:
-    """A window into the content, without a copy; offset and strides count values, and none means that they are contiguous.
+    """A window into the content, without a copy. offset and strides count values; without strides, values are contiguous.
 
-    Raises NetworkError if a value would lie outside, or there are more values than any file holds (stride 0 repeats).
+    Raises NetworkError if a value would be outside, or there are more values than any file holds (stride 0 repeats).
     """
     if len(shape) > MAX_DIMENSIONS:
         raise NetworkError(f"{quote(key)} has {len(shape)} dimensions")
     if strides is None:
         strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     if len(strides) != len(shape) or not all(isinstance(n, int) and 0 <= n < 2**63 for n in (offset, *shape, *strides)):
-        raise NetworkError(f"{quote(key)}: its shape, offset and strides are not natural numbers, a stride for each dimension")
+        raise NetworkError(f"{quote(key)}: its shape, offset and strides are not natural numbers, one stride per dimension")
     if min(shape, default=1) < 1 or math.prod(shape) > MAX_VALUES:
         raise NetworkError(f"{quote(key)} has shape {shape}; expected 1 to {MAX_VALUES:,} values")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if (last + 1) * dtype.itemsize > len(content):
-        raise NetworkError(f"{quote(key)}: shape {shape}, offset {offset} and strides {strides} reach out of its storage")
+        raise NetworkError(f"{quote(key)}: shape {shape}, offset {offset} and strides {strides} reach beyond its storage")
     byte_strides = [stride * dtype.itemsize if size > 1 else 0 for size, stride in zip(shape, strides, strict=True)]
     return np.ndarray(shape, dtype, content, offset * dtype.itemsize, byte_strides)
 
@@ -271,7 +274,7 @@ def _linear(state: dict[str, Array]) -> dict[str, Dense]:
 def _chain(layers: dict[str, Dense], in_order_of_definition: bool) -> dict[str, Dense]:
     """The layers in the order in which they run.
 
-    That is the order of their numbers where the keys differ in nothing else (`net.2` before `net.10`), else the order of
+    That is the order of their numbers if the keys differ in nothing else (`net.2` before `net.10`), else the order of
     definition, which a pickled dict keeps. safetensors sorts by name, so there the widths decide.
     Raises NetworkError if the widths do not fit together in that order, or fit in several.
     """
@@ -286,7 +289,7 @@ def _chain(layers: dict[str, Dense], in_order_of_definition: bool) -> dict[str, 
             raise NetworkError(f"{quote(key)} gives {n_out} values, but {quote(following)}, the next, takes {n_in}")
     if layers[keys[-1]].weight.shape[0] != 1:
         raise NetworkError(
-            f"{quote(keys[-1])}, the last, gives {layers[keys[-1]].weight.shape[0]} values a row; a score is one"
+            f"{quote(keys[-1])}, the last, gives {layers[keys[-1]].weight.shape[0]} values per row; expected one, the score"
         )
     return {key: layers[key] for key in keys}
 

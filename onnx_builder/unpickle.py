@@ -1,8 +1,8 @@
-"""The pickle inside a PyTorch file: what tensors need of it, and nothing else.
+"""Reads the pickle inside a PyTorch file: what tensors need of it, and nothing else.
 
-Nothing is ever executed: a global is only a name on a short list. The standard library's Unpickler would not do even with
-such a list, since no hook of it sees dict keys and the memo: one key of nested tuples crashes the process or hangs it, and
-five bytes ask for gigabytes.
+Nothing is ever executed: a global is only a name on a short list. The standard library's Unpickler would not be safe even with
+such a list, since it has no hook for dict keys and the memo: one key of nested tuples can crash the process or hang it, and
+five bytes can ask for gigabytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from onnx_builder.network import NetworkError
 
 MAX_PICKLE_BYTES = 1_000_000
-"""A pickle holds names and shapes, some hundred bytes a tensor; the numbers lie beside it."""
+"""A pickle holds names and shapes, about a hundred bytes per tensor; the numbers are stored beside it."""
 
 DType = np.dtype[Any]
 _T = TypeVar("_T")
@@ -57,7 +57,7 @@ class _Global:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Storage:
-    """`count` values of one type that lie beside the pickle."""
+    """`count` values of one type that are stored beside the pickle."""
 
     dtype: DType
     key: str
@@ -74,7 +74,7 @@ class Tensor:
     strides: tuple[Any, ...]
 
 
-# What belongs to an opcode: its value, the bytes of its integer or of the length of its text, the length of its tuple.
+# For each opcode: its value, the bytes of its integer or of the length of its text, or the length of its tuple.
 _CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
 _INTEGER_BYTES = {pickle.BININT1: 1, pickle.BININT2: 2}
 _LENGTH_BYTES = {pickle.SHORT_BINUNICODE: 1, pickle.BINUNICODE: 4}
@@ -83,10 +83,10 @@ _TUPLE_LENGTHS = {pickle.EMPTY_TUPLE: 0, pickle.TUPLE1: 1, pickle.TUPLE2: 2, pic
 
 
 def unpickle(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
-    """One pickled object, made of dict, list, tuple, text, numbers and Tensor; adds what storages it names.
+    """One pickled object, made of dict, list, tuple, text, numbers and Tensor; adds the storages that it names.
 
     Work and memory are linear in the bytes read. Raises NetworkError for anything that a state-dict does not need, by name;
-    IndexError, KeyError, struct.error and UnicodeDecodeError where the bytes are damaged.
+    IndexError, KeyError, struct.error and UnicodeDecodeError if the bytes are damaged.
     """
     end = stream.tell() + MAX_PICKLE_BYTES
     stack: list[Any] = []
@@ -118,7 +118,7 @@ def unpickle(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
     def set_items(items: list[Any]) -> None:
         target = expect(dict, stack[-1])
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Other keys may be slow to hash, and so may integers that are made to collide.
+            # Other keys may be slow to hash, and so may integers that are chosen to collide.
             if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < 2**60):
                 raise NetworkError(f"a dict has a key of type {type(key).__name__}; expected text")
             target[key] = value
@@ -172,7 +172,7 @@ def unpickle(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
             case pickle.REDUCE:
                 function, arguments = pop(2)
                 stack.append(_call(expect(_Global, function), expect(tuple, arguments)))
-            case pickle.BUILD:  # OrderedDict._metadata, or hooks: attributes, of which a network needs none
+            case pickle.BUILD:  # attributes (OrderedDict._metadata, or hooks), which a network does not need
                 pop(1)
                 expect(dict, stack[-1])
             case pickle.BINPERSID:
@@ -189,7 +189,7 @@ def _global(name: str) -> _Global:
     elif re.match(r"torch\.(_utils\._rebuild_qtensor|q\w+|Q\w+Storage|per_\w+_affine)$", name):
         reason = "quantized tensors are not supported"
     else:
-        reason = "a state-dict needs no such thing: save model.state_dict() alone"
+        reason = "a state-dict does not need this: save model.state_dict() alone"
     raise NetworkError(f"the pickle names {quote(name)}: {reason}; nothing was executed")
 
 
@@ -210,9 +210,7 @@ def _call(function: _Global, arguments: tuple[Any, ...]) -> Any:
             return Tensor(storage, offset, shape, strides)
         case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (Tensor() as tensor, *_):
             return tensor
-    raise NetworkError(
-        f"the pickle calls {function.name} with {len(arguments)} arguments of other kinds than torch.save writes"
-    )
+    raise NetworkError(f"the pickle calls {function.name} with {len(arguments)} arguments that torch.save would not write")
 
 
 def _storage(saved: Any, storages: dict[str, Storage]) -> Storage:
@@ -220,7 +218,7 @@ def _storage(saved: Any, storages: dict[str, Storage]) -> Storage:
         case ("storage", _Global(name), str(key), str(), int(count), *view) if view in ([], [None]):
             storage = Storage(_STORAGES[name], key, count)
         case _:
-            raise NetworkError("the pickle refers to a storage in another way than torch.save does")
+            raise NetworkError("the pickle refers to a storage in a way that torch.save does not use")
     first = storages.setdefault(key, storage)
     if (first.dtype, first.count) != (storage.dtype, storage.count):
         raise NetworkError(f"storage {quote(key)} has two types or lengths")

@@ -31,7 +31,7 @@ _ACTIVATION_OPERATORS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 def to_bytes(network: Network) -> bytes:
     """The serialized ONNX model of a network, checked: the same network gives the same bytes.
 
-    Raises NetworkError where `onnx.checker` in full mode (with shape inference) does not accept the graph.
+    Raises NetworkError if `onnx.checker` in full mode (with shape inference) does not accept the graph.
     """
     model = to_model(network)
     try:
@@ -78,7 +78,7 @@ def to_model(network: Network) -> onnx.ModelProto:
 
 
 class _Graph:
-    """Nodes and initializers of a chain; `result` names the tensor that the next node reads; `taken`: names not to use."""
+    """The nodes and initializers of a chain. result: the tensor that the next node reads; taken: names that are in use."""
 
     def __init__(self, taken: set[str]) -> None:
         self.taken = taken
@@ -87,7 +87,7 @@ class _Graph:
         self.result = ""
 
     def begin(self, network: Network) -> None:
-        """Bring the inputs to one matrix (batch, n_features)."""
+        """Turn the inputs into one matrix (batch, n_features)."""
         self.result = network.inputs[0].name
         if len(network.inputs) > 1:
             self.append("Concat", [port.name for port in network.inputs], axis=1)
@@ -95,7 +95,7 @@ class _Graph:
             self.add("Reshape", self.shape(-1, network.n_features))
 
     def end(self, network: Network) -> None:
-        """Bring the scores (batch, 1) to the shape and name of the output."""
+        """Give the scores (batch, 1) the shape and name of the output."""
         shape = network.output.shape
         if len(shape) == 1 and len(network.inputs[0].shape) == 2:
             self.add("Squeeze", self.shape(1))
@@ -106,7 +106,7 @@ class _Graph:
         self.nodes[-1].output[0] = network.output.name
 
     def name(self, role: str) -> str:
-        """The position of the node that comes next, and what there is named."""
+        """A name made from the position of the next node and a role."""
         name = f"{len(self.nodes)}.{role}"
         while name in self.taken:
             name += "_"
@@ -133,7 +133,7 @@ class _Graph:
 
 
 def _add_gelu(graph: _Graph) -> None:
-    """x · (1 + erf(x / √2)) / 2, spelled as torch exports it below opset 20, which has the operator."""
+    """x · (1 + erf(x / √2)) / 2, written as torch exports it below opset 20, the first with the operator."""
     x = graph.result
     graph.add("Div", graph.constant("sqrt2", np.float32(math.sqrt(2))))
     graph.add("Erf")

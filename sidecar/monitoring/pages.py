@@ -53,10 +53,11 @@ _ASSETS = {
     "/plot.js": ("plot.js", "text/javascript; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
 }
-_POLICY = (
-    "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+_DIRECTIVES = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_POLICY = ("Content-Security-Policy", _DIRECTIVES)
 _NOT_HERE = b"not found; available: /, /status, /metrics, /healthz, /readyz, /api/history and /api/checkpoints\n"
 
 
@@ -156,12 +157,12 @@ def _probe(good: bool, line: str) -> Page:
 
 
 def _json_page(body: bytes) -> Page:
-    return Page(body, JSON, headers=("Cache-Control: no-store", _POLICY))
+    return Page(body, JSON, headers=(("Cache-Control", "no-store"), _POLICY))
 
 
 def _asset_page(path: str, known: str) -> Page:
     body, tag = _asset(path)
-    headers = ("Cache-Control: no-cache", f"ETag: {tag}", _POLICY)
+    headers = (("Cache-Control", "no-cache"), ("ETag", tag), _POLICY)
     return Page(body, _ASSETS[path][1], HTTPStatus.NOT_MODIFIED if known == tag else HTTPStatus.OK, headers)
 
 

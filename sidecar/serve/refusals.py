@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from sidecar.log import Complaints
 from sidecar.monitoring.status import one_line
-from sidecar.pairs.line_protocol import Answer
+from sidecar.pairs.line_protocol import Answer, LineTooLongError, refused
 
 _log = logging.getLogger(__name__)
 _MOST_KINDS = 16
@@ -28,6 +28,13 @@ class Refusals:
                 kind = str(answer.error).partition(":")[0].partition("[")[0]
                 self._complaints.warn(kind, "a pair was refused: %s", answer.error)
                 kind = one_line(kind)[:_KIND_CHARACTERS]
-                if kind not in self.counts and len(self.counts) == _MOST_KINDS:
-                    kind = "other"
-                self.counts[kind] = self.counts.get(kind, 0) + 1
+                self._count(kind if kind in self.counts or len(self.counts) < _MOST_KINDS else "other")
+
+    def too_long(self, error: LineTooLongError) -> Answer:
+        """Count and log a line over the limit; returns its answer."""
+        self._complaints.warn("too long", "a pair was refused: %s", error)
+        self._count("line too long")
+        return refused(str(error))
+
+    def _count(self, kind: str) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1

@@ -21,7 +21,8 @@ from sidecar.journal.segments import JournalError
 from sidecar.log import event
 from sidecar.models.base_model import BaseModel
 from sidecar.monitoring.history import read_history
-from sidecar.network.connections import MAX_CONNECTIONS, Connections
+from sidecar.network.lines import BOUNDS, LineConversation
+from sidecar.network.loop import Loop
 from sidecar.network.unix_socket import ListenError, identity_of, listen, remove
 from sidecar.online.start import where_to_start
 from sidecar.online.training import OnlineTraining
@@ -85,19 +86,19 @@ class Server:
             stack.callback(online.close)
             listener = listen(settings.socket, settings.socket_mode)
             stack.callback(remove, settings.socket, listener, identity_of(settings.socket))
-            allow_descriptors(MAX_CONNECTIONS + 64)
-            self._connections = connections = Connections(listener, self._answer)
-            stack.callback(connections.close)
-            stack.enter_context(woken_by_signals(connections.wake_descriptor))
-            self._checkpointing = Checkpointing(settings, base, online, worker, connections.wake)
+            allow_descriptors(BOUNDS.connections + 64)
+            self._loop = loop = Loop(listener, lambda: LineConversation(self._answer, self._refusals.too_long), BOUNDS)
+            stack.callback(loop.close)
+            stack.enter_context(woken_by_signals(loop.wake_descriptor))
+            self._checkpointing = Checkpointing(settings, base, online, worker, loop.wake)
             self._maintenance = Maintenance(settings, online, self._board.history, worker, syncer)
             gc.freeze()  # what exists now stays; collecting the oldest generation need not look at it again
             self._serve()
             self._finish()
 
     def _start_http(self, address: str) -> Any:
-        from sidecar.monitoring.pages import Pages  # imported here, since a sidecar without HTTP does not need it
-        from sidecar.network.http import start_http
+        from sidecar.monitoring.pages import Pages  # imported here, since a sidecar without HTTP does not need them
+        from sidecar.network.http_server import start_http
 
         settings, board = self._settings, self._board
         pages = Pages(lambda: board.status, lambda: board.history, settings.checkpoint_dir, _told(settings))
@@ -132,7 +133,7 @@ class Server:
         self._update_status(accepting=True)
         event(_log, "listening", socket=str(self._settings.socket), phase=self._board.status.phase)
         while not self._signals.stop:
-            self._connections.turn(0.0 if backlog.has_work else _TICK_S)
+            self._loop.turn(0.0 if backlog.has_work else _TICK_S)
             if backlog.has_work or backlog.busy:
                 self._timer.catch_up(self._online)
             if self._signals.publish:
@@ -148,7 +149,7 @@ class Server:
         """Answer what was read, publish what was trained on since the last checkpoint, write the state."""
         event(_log, "stopping")
         self._update_status(accepting=False)
-        self._connections.finish()
+        self._loop.finish()
         self._online.backlog.wait()
         self._checkpointing.finish()
         self._maintenance.finish()
@@ -169,13 +170,12 @@ class Server:
         return answers
 
     def _update_status(self, accepting: bool) -> None:
-        too_long = self._connections.too_long
         self._board.update(
             self._online,
             accepting=accepting,
             failed=self._failed,
-            connections=len(self._connections),
-            rejected=self._refusals.counts | ({"line too long": too_long} if too_long else {}),
+            connections=len(self._loop),
+            rejected=self._refusals.counts,
             step_seconds=self._timer.seconds,
             checkpoints=self._checkpointing.as_status(),
         )

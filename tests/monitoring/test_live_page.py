@@ -13,7 +13,8 @@ import pytest
 from sidecar.monitoring.history import COLUMNS, HISTORY, History
 from sidecar.monitoring.pages import JSON, Pages
 from sidecar.monitoring.status import Status
-from sidecar.network.http import Page, start_http
+from sidecar.network.http import Page
+from sidecar.network.http_server import start_http
 from tests.conftest import EXAMPLE, ROOT, run
 from tests.monitoring.live import MARKUP, ask, ask_json, write_checkpoint
 from tests.running import free_address, wait_until

@@ -1,8 +1,11 @@
-"""The JSON of the live page, and of what else HTTP tells."""
+"""What there is to see over HTTP: paths and their codes, and the JSON of the live page."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +13,10 @@ import sidecar.monitoring.pages as pages_module
 from sidecar.monitoring.history import COLUMNS, History
 from sidecar.monitoring.pages import Pages
 from sidecar.monitoring.status import Status
-from tests.monitoring.live import GOOD, strict_json, write_checkpoint
+from sidecar.monitoring.status_document import status_document
+from sidecar.network.http_server import start_http
+from tests.monitoring.live import GOOD, ask, strict_json, write_checkpoint
+from tests.monitoring.statuses import FULL
 
 
 @pytest.fixture
@@ -119,3 +125,98 @@ def test_many_checkpoints_with_long_texts_make_a_bounded_document_with_the_stabl
     versions = [each["version"] for each in strict_json(body)["checkpoints"]]
     assert versions == [*range(150, 50, -1), 1]
     assert len(body) < 200_000
+
+
+# Over a real connection
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A server of a sidecar without checkpoints; `set_status` changes what it tells."""
+    board = SimpleNamespace(status=dataclasses.replace(FULL, progress=time.monotonic()))
+    server = start_http("127.0.0.1:0", Pages(lambda: board.status, History, tmp_path, {"seed": 3}).look_up)
+    server.set_status = lambda status: setattr(board, "status", status)
+    yield server
+    server.close()
+
+
+def test_the_status_is_json_whatever_the_query(server):
+    code, headers, body = ask(server.address, "/status?pretty=1")
+    assert (code, headers["Content-Type"]) == (200, "application/json")
+    assert json.loads(body) == status_document(FULL)
+
+
+def test_metrics_in_the_open_metrics_format(server):
+    _, headers, body = ask(server.address, "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert headers["Content-Type"].startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "code", "body"),
+    [
+        ("/healthz", {}, 200, b"making progress (running)\n"),
+        ("/healthz", {"progress": -1e9}, 503, b"no progress for more than 10 s (running)\n"),
+        ("/readyz", {}, 200, b"accepting pairs (running)\n"),
+        ("/readyz", {"accepting": False, "phase": "paused"}, 503, b"not accepting pairs (paused)\n"),
+    ],
+)
+def test_probes(server, path, change, code, body):
+    server.set_status(dataclasses.replace(FULL, **{"progress": time.monotonic(), **change}))
+    assert ask(server.address, path)[::2] == (code, body)
+
+
+@pytest.mark.parametrize("path", ["/status", "/metrics", "/healthz", "/readyz", "/nowhere"])
+def test_head_is_get_without_the_body(server, path):
+    got, head = ask(server.address, path), ask(server.address, path, "HEAD")
+    assert head[0] == got[0]
+    assert head[2] == b""
+    for headers in (got[1], head[1]):
+        assert sorted(headers) == [
+            "Cache-Control",
+            "Connection",
+            "Content-Length",
+            "Content-Type",
+            "Date",
+            "X-Content-Type-Options",
+        ]
+        assert int(headers["Content-Length"]) == len(got[2])
+        assert (headers["Cache-Control"], headers["X-Content-Type-Options"]) == ("no-store", "nosniff")
+        assert headers["Connection"] == "close"
+    assert got[1]["Content-Type"] == head[1]["Content-Type"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//",
+        "/status/",
+        "/Status",
+        "/statusx",
+        "/%73tatus",
+        "/../status",
+        "/./status",
+        "/static",
+        "/web/live.html",
+        "/live.html",
+        "/api",
+        "/api/history/",
+        "*",
+    ],
+)
+def test_other_paths_are_not_there(server, path):
+    code, _, body = ask(server.address, path)
+    assert (code, body) == (
+        404,
+        b"not found; available: /, /status, /metrics, /healthz, /readyz, /api/history and /api/checkpoints\n",
+    )
+
+
+@pytest.mark.parametrize("path", ["/status", "/metrics", "/healthz", "/readyz"])
+def test_a_status_that_cannot_be_read_is_an_error_of_that_request_alone(server, path, caplog):
+    server.set_status(None)
+    code, _, body = ask(server.address, path)
+    assert (code, body) == (500, b"Internal Server Error\n")
+    assert "AttributeError" in caplog.text
+    server.set_status(dataclasses.replace(FULL, progress=time.monotonic()))
+    assert ask(server.address, path)[0] == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import http.server
 import json
 import os
@@ -17,13 +18,64 @@ import pytest
 
 from sidecar.monitoring.fetch import NoSidecarError, fetch_status
 from sidecar.monitoring.history import COLUMNS
-from sidecar.monitoring.terminal import sparkline, watch
+from sidecar.monitoring.status_document import status_document
+from sidecar.monitoring.terminal import format_status, sparkline, watch
 from tests.conftest import run
+from tests.monitoring.statuses import FULL
 from tests.running import PATIENCE_S, free_address, start_process, wait_until
 
 
 def start_watching(address, **options):
     return start_process("status", "--watch", "--http", address, **options)
+
+
+def test_status_for_a_person():
+    told = status_document(dataclasses.replace(FULL, reason="no space left on device, so nothing is accepted until a restart"))
+    assert format_status(told).splitlines() == [
+        "phase                  running",
+        "pairs in the journal   123,456",
+        "last checkpoint        2025-12-31T23:59:59Z",
+        "newest model           model_v000042",
+        "reason                 no space left on device, so nothing is accepted until a",
+        "                       restart",
+        "accepts pairs          yes",
+        "stable model           model_v000041",
+        "gate verdict           unstable",
+        "gradient steps         30,000",
+        "loss                   3.25 score points squared",
+        "RMSE, last 1000 pairs  1.5 score points",
+        "PLCC, last 1000 pairs  0.998",
+        "feature drift          0.25 standard deviations",
+        "pairs since the start  accepted 117,000, held out 6,456, duplicate 3, rejected 1",
+        "replay buffer          9,000 pairs",
+        "replay capacity        10,000 pairs",
+        "replay evictions       7 pairs",
+        "held out               1,000 pairs",
+        "held-out capacity      1,000 pairs",
+        "checkpoints            stable 40, unstable 2, unverified 0",
+        "failed checkpoints     build 0, parity 1, write 0",
+        "journal                12.35 MB",
+        "journal errors         4",
+        "connections            2",
+        "time per step          29 µs",
+        "skipped steps          5",
+        "features per pair      80",
+        "rejected, by reason    features 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "lines"),
+    [
+        ({}, []),
+        ({"phase": "\x1b[2Jrun\nning"}, ["phase  [2Jrun ning"]),
+        ({"phase": "", "pairs": {}, "a_new\n_field": None}, ["phase                  –"]),
+        ({"x" * 100: 1}, ["x" * 24 + "  1"]),
+        ({"reason": "x" * 200}, ["reason  " + "x" * 72, "        " + "x" * 72, "        " + "x" * 56]),
+    ],
+)
+def test_statuses_of_another_make_are_told_as_well_as_can_be(document, lines):
+    assert format_status(document).splitlines()[: len(lines)] == lines
 
 
 def test_a_sparkline_is_the_means_between_the_lowest_and_the_highest():
@@ -50,7 +102,7 @@ def test_watch_shows_what_the_sidecar_says_then_that_it_is_lost_and_goes_on(live
     assert gone.startswith("SIDECAR LOST at ")
     assert "Connection refused" in " ".join(gone.split())
     assert "model_v000001" in gone
-    assert next(looks).startswith("LOST")
+    assert next(looks).startswith("SIDECAR LOST")
     serve(base_model=base_path, http=address).connect()
     assert next(told for told in looks if "LOST" not in told)
 

@@ -120,13 +120,13 @@ def test_reading_what_was_written_gives_the_same_network(network):
     ("steps", "message"),
     [
         ((Dense(ones(4, 3), ones(4)),), "the last step gives 4 values"),
-        ((Dense(ones(1, 2), ones(1)),), r"step 0 \(Dense\): 3 values come in"),
+        ((Dense(ones(1, 2), ones(1)),), r"step 0 \(Dense\): it gets 3 values"),
         ((Dense(ones(1, 3), ones(2)),), r"bias \(2,\) do not fit"),
         ((Elementwise("Mul", ones(2)), Dense(ones(1, 3), ones(1))), r"step 0 \(Elementwise\)"),
         ((Dense(ones(1, 3) * np.nan, ones(1)),), "3 of 3 values are not finite"),
         ((Dense(ones(1, 3), ones(1) * np.inf),), "1 of 1 values are not finite"),
         ((Dense(ones(1, 3), ones(1)), Clip(1, 0)), "low 1 is above high 0"),
-        ((Dense(ones(1, 3), ones(1)), Activation("softplus")), "activation 'softplus' is none of relu"),
+        ((Dense(ones(1, 3), ones(1)), Activation("softplus")), "activation 'softplus' is not one of relu"),
     ],
 )
 def test_a_network_that_does_not_fit_together_is_refused(steps, message):

@@ -429,10 +429,10 @@ def test_what_was_written_reads_as_the_same_bytes(make_network):
         ("s = Softmax(x) [c] c_ = Conv(s, w34) y = Gemm(c_, w41)", r"Softmax \(node 's'\), Conv \(node 'c'\) are not part of"),
         ("h = com.microsoft.Gelu(x) y = Gemm(h, w31)", r"com.microsoft.Gelu \(node 'h'\) is not part"),
         ("k = com.microsoft.Add(c, c) h = Mul(x, k) y = Gemm(h, w31)", r"com.microsoft.Add \(node 'k'\) is not part"),
-        ("h = Erf(x) y = Gemm(h, w31)", r"node 'h' \(Erf\): is known only as a part of GELU"),
+        ("h = Erf(x) y = Gemm(h, w31)", r"node 'h' \(Erf\): is supported only as part of a GELU"),
         ("[fc] y = Gemm(x, w)", r"node 'fc' \(Gemm\): 'w' is neither an input, a constant nor made by a node"),
         ("y = Relu(ghost)", r"node 'y' \(Relu\): 'ghost' is neither an input, a constant nor made by a node"),
-        ("w = Relu(z) z = Relu(x) y = Gemm(x, w)", r"branch joins at node 'y' \(Gemm\): 'x' and 'w' are both not constant"),
+        ("w = Relu(z) z = Relu(x) y = Gemm(x, w)", r"branch joins at node 'y' \(Gemm\): 'x' and 'w' are not constant"),
         ("y = Add(c, c)", "output 'y' comes from the constant 'y', not from an input"),
         ("h = Relu(x) z = Identity(y)", "output 'y' is not made by a node"),
         ("a = Relu(b_) b_ = Relu(a) y = Gemm(b_, w31)", r"\(Relu\): the graph has a cycle"),
@@ -440,8 +440,8 @@ def test_what_was_written_reads_as_the_same_bytes(make_network):
         ("y = Relu(x, c)", r"node 'y' \(Relu\): has 2 inputs; expected 1 to 1"),
         ("y = Gemm(x, w31, b1, b1)", "has 4 inputs; expected 2 to 3"),
         ("y = Gemm <transC = 1> (x, w31)", r"node 'y' \(Gemm\): has no attribute 'transC' in opset 17"),
-        ("y = Gemm <transB = 1.0> (x, w31)", "attribute 'transB' is of another type than INT"),
-        ('y = Gemm <alpha = "1"> (x, w31)', "attribute 'alpha' is of another type than FLOAT"),
+        ("y = Gemm <transB = 1.0> (x, w31)", "attribute 'transB' has another type than INT"),
+        ('y = Gemm <alpha = "1"> (x, w31)', "attribute 'alpha' has another type than FLOAT"),
         ("h = Gemm(x, w31) y = Clip <min = 0.0> (h)", "has no attribute 'min' in opset 17"),
         ("h = Gelu(x) y = Gemm(h, w31)", r"node 'h' \(Gelu\): opset 17 has no such operator"),
         # Gemm and MatMul
@@ -458,17 +458,17 @@ def test_what_was_written_reads_as_the_same_bytes(make_network):
         ("h = Gemm(x, w34, w41) y = Gemm(h, w41)", r"'w41' has shape \(4, 1\); expected \(4,\)"),
         ("y = Gemm(x, nan3)", r"^node 'y' \(Gemm\): weight 'nan3' has 3 values that are not finite$"),
         ("y = Gemm <alpha = 1e30> (x, huge31)", r"alpha is 1.*e\+30: not all of what it multiplies stays finite"),
-        ("y = Gemm(x, w34)", r"output 'y' has \(batch, 4\) values; a score is one a row"),
+        ("y = Gemm(x, w34)", r"output 'y' has \(batch, 4\) values; expected one score per row"),
         ("y = Relu(x)", r"output 'y' has \(batch, 3\) values"),
         # elementwise
         ("h = Div(c3, x) y = Gemm(h, w31)", r"node 'h' \(Div\): the features are not its first input"),
         ("h = Div(x, zero) y = Gemm(h, w31)", "divides by 'zero', which has zeros"),
         ("h = Mul(x, huge) y = Gemm(h, w31)", "weight 'huge' has 1 values that are not finite"),
-        ("h = Add(x, c4) y = Gemm(h, w31)", r"constant 'c4' of shape \(4,\) does not go with \(batch, 3\)"),
-        ("h = Add(x, c31) y = Gemm(h, w31)", r"constant 'c31' of shape \(3, 1\) does not go with"),
-        ("h = Gemm(x, w31) y = Add(h, c5)", r"constant 'c5' of shape \(5,\) does not go with \(batch, 1\)"),
-        ("h = Mul(x, x) y = Gemm(h, w31)", r"branch joins at node 'h' \(Mul\): 'x' and 'x' are both not constant"),
-        ("a = Relu(x) b_ = Tanh(x) h = Add(a, b_) y = Gemm(h, w31)", "branch joins at node 'h'.*'a' and 'b_' are both not"),
+        ("h = Add(x, c4) y = Gemm(h, w31)", r"constant 'c4' of shape \(4,\) does not fit \(batch, 3\)"),
+        ("h = Add(x, c31) y = Gemm(h, w31)", r"constant 'c31' of shape \(3, 1\) does not fit"),
+        ("h = Gemm(x, w31) y = Add(h, c5)", r"constant 'c5' of shape \(5,\) does not fit \(batch, 1\)"),
+        ("h = Mul(x, x) y = Gemm(h, w31)", r"branch joins at node 'h' \(Mul\): 'x' and 'x' are not constant"),
+        ("a = Relu(x) b_ = Tanh(x) h = Add(a, b_) y = Gemm(h, w31)", "branch joins at node 'h'.*'a' and 'b_' are not constant"),
         ("h = Gemm(x, w31) y = Clip(h, two, one)", r"node 'y' \(Clip\): low 2.0 is above high 1.0"),
         ("h = Gemm(x, w31) y = Clip(h, c3)", r"'c3' has shape \(3,\); expected one number"),
         ("y = Clip(one, x)", "the features are not its first input"),
@@ -511,15 +511,15 @@ def test_what_was_written_reads_as_the_same_bytes(make_network):
         ("c_ = Concat <axis = 0> (x) y = Gemm(c_, w31)", r"node 'c_' \(Concat\): expected each input once, along axis 1"),
         ("c_ = Concat <axis = 1> (x, x) y = Gemm(c_, w31)", r"expected each input once, .* got \['x', 'x'\] along 1"),
         # constants
-        ("k = Constant() h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Constant\): cannot be worked out: has none of value"),
+        ("k = Constant() h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Constant\): cannot be evaluated: has none of value"),
         ("r = Relu(x) k = Constant <value_float = 1.0> (r) h = Mul(x, k) y = Gemm(h, w31)", "Constant .* is not part"),
         ('k = Constant <value_string = "a"> () h = Mul(x, k) y = Gemm(h, w31)', "has none of value, value_float"),
-        ("k = Sub(c3, c4) h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Sub\): cannot be worked out: .*broadcast"),
+        ("k = Sub(c3, c4) h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Sub\): cannot be evaluated: .*broadcast"),
         ("k = Div(whole, i2) f = Cast <to = 1> (k) h = Add(x, f) y = Gemm(h, w31)", r"node 'k' \(Div\): .*whole numbers"),
-        ("k = Cast <to = 8> (c3) h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Cast\): cannot be worked out: to type STRING"),
-        ("k = Add( , c3) h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Add\): cannot be worked out"),
-        ("k = Transpose <perm = [0, 2]> (w31) y = Gemm(x, k)", r"node 'k' \(Transpose\): cannot be worked out"),
-        ("k = Reshape(w31, swapped) y = Gemm(x, k)", r"node 'k' \(Reshape\): cannot be worked out: cannot reshape"),
+        ("k = Cast <to = 8> (c3) h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Cast\): cannot be evaluated: to type STRING"),
+        ("k = Add( , c3) h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Add\): cannot be evaluated"),
+        ("k = Transpose <perm = [0, 2]> (w31) y = Gemm(x, k)", r"node 'k' \(Transpose\): cannot be evaluated"),
+        ("k = Reshape(w31, swapped) y = Gemm(x, k)", r"node 'k' \(Reshape\): cannot be evaluated: cannot reshape"),
         ("k = Reshape(w31, copy_fourth) y = Gemm(x, k)", r"node 'k' \(Reshape\): .* to \[-1, 3, 0, 0\] from 2"),
     ],
 )  # fmt: skip
@@ -560,9 +560,9 @@ def set_input(model, name, elem_type=TensorProto.FLOAT, shape=("batch", 3)):
     [
         (lambda m: m.graph.ClearField("output"), r"^0 outputs \(\); expected one, the score$"),
         (lambda m: with_output(m, "z"), r"^2 outputs \('y', 'z'\); expected one, the score$"),
-        (lambda m: m.graph.node.add(op_type="Relu", input=["x"], output=["y"]), r"node 'y' \(Relu\): 'y' is there already"),
-        (lambda m: m.graph.node.add(op_type="Relu", input=["x"], output=["x"]), r"node 'x' \(Relu\): 'x' is there already"),
-        (lambda m: m.graph.node.add(op_type="Relu", input=["x"], output=["b1"]), r"node 'b1' \(Relu\): 'b1' is there already"),
+        (lambda m: m.graph.node.add(op_type="Relu", input=["x"], output=["y"]), r"node 'y' \(Relu\): 'y' exists already"),
+        (lambda m: m.graph.node.add(op_type="Relu", input=["x"], output=["x"]), r"node 'x' \(Relu\): 'x' exists already"),
+        (lambda m: m.graph.node.add(op_type="Relu", input=["x"], output=["b1"]), r"node 'b1' \(Relu\): 'b1' exists already"),
         (lambda m: with_initializer(m, "b1"), "two initializers or two inputs have the same name"),
         (lambda m: m.graph.input.append(m.graph.input[0]), "two inputs have the same name"),
         (lambda m: setattr(m.graph.input[0], "name", ""), "or an input has none"),
@@ -573,7 +573,7 @@ def set_input(model, name, elem_type=TensorProto.FLOAT, shape=("batch", 3)):
         (lambda m: setattr(m.opset_import[0], "version", 6), f"^opset 6; expected 7 to {NEWEST_OPSET}$"),
         (lambda m: setattr(m.opset_import[0], "version", 99), f"opset 99; expected 7 to {NEWEST_OPSET}"),
         (lambda m: m.ClearField("opset_import"), "opset 0; expected 7"),
-        (with_reference, "attribute 'transB' is of another type than INT"),
+        (with_reference, "attribute 'transB' has another type than INT"),
         (lambda m: set_input(m, "x", TensorProto.INT64), "input 'x' is of type INT64; features are floats"),
         (lambda m: set_input(m, "x", 99), "input 'x' is of type 99"),
         (lambda m: m.graph.input[0].ClearField("type"), "input 'x' is of type UNDEFINED"),
@@ -585,8 +585,8 @@ def set_input(model, name, elem_type=TensorProto.FLOAT, shape=("batch", 3)):
         (lambda m: set_input(m, "x", shape=["n", -3]), r"input 'x' has shape \(n, -3\)"),
         (lambda m: set_input(m, "x", shape=["n", 2, 3]), r"input 'x' has shape \(n, 2, 3\)"),
         (lambda m: set_input(m, "x", shape=["n", 3] + [1] * 9), r"input 'x' has shape \(n, 3, 1, 1, 1, 1, 1, 1, 1\); expected"),
-        (lambda m: set_tensor(m, raw_data=b"1234"), r"'w31' of shape \[3, 1\] needs 12 bytes, the file has 4"),
-        (lambda m: set_tensor(m, raw_data=b""), "needs 12 bytes, the file has 0"),
+        (lambda m: set_tensor(m, raw_data=b"1234"), r"'w31' of shape \[3, 1\] needs 12 bytes, but the file has 4"),
+        (lambda m: set_tensor(m, raw_data=b""), "needs 12 bytes, but the file has 0"),
         (lambda m: m.graph.initializer[0].ClearField("raw_data"), r"'w31' of shape \[3, 1\]: cannot reshape array of size 0"),
         (lambda m: set_tensor(m, data_type=TensorProto.INT8), "constant 'w31' is of type INT8; a regressor's are float32"),
         (lambda m: set_tensor(m, data_type=0), "constant 'w31' is of type UNDEFINED"),
@@ -617,7 +617,11 @@ def test_a_graph_that_is_not_whole_is_refused(change, message):
         ("float[N,3] a, float[3,1] b", "y = Gemm(a, b)", r"node 'y' \(Gemm\): weight 'b' is an input, not constant"),
         ("float[N,3] a, float[3,1] b", "h = Relu(a) y = MatMul(h, b)", "weight 'b' is an input, not constant"),
         ("float[N,3] a, float[1] b", "y = Gemm(a, w31, b)", "weight 'b' is an input, not constant"),
-        ("float[N,3] a, float[N,3] b", "h = Add(a, b) y = Gemm(h, w31)", "branch joins at node 'h'.*'a' and 'b' are both not"),
+        (
+            "float[N,3] a, float[N,3] b",
+            "h = Add(a, b) y = Gemm(h, w31)",
+            "branch joins at node 'h'.*'a' and 'b' are not constant",
+        ),
         (
             "float[N,1] a, float[N,2] b",
             "c_ = Mul(a, c) x = Concat <axis = 1> (c_, b) y = Gemm(x, w31)",
@@ -687,10 +691,10 @@ def test_weights_in_a_folder_below_the_model_and_through_a_link_within_it_are_re
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"location": "absent.bin"}, r"'w' of shape \[3, 1\] lies in the file 'absent.bin', which is not beside the model"),
-        ({"location": "../outside.bin"}, r"lies in the file '../outside.bin', which is not in the model's folder"),
+        ({"location": "absent.bin"}, r"'w' of shape \[3, 1\] is in the file 'absent.bin', which is not beside the model"),
+        ({"location": "../outside.bin"}, r"is in the file '../outside.bin', which is not in the model's folder"),
         ({"location": "x/../../outside.bin"}, "which is not in the model's folder"),
-        ({"location": "/etc/passwd"}, r"lies in the file '/etc/passwd', which is not in the model's folder"),
+        ({"location": "/etc/passwd"}, r"is in the file '/etc/passwd', which is not in the model's folder"),
         ({"location": "link.bin"}, "which is not in the model's folder"),
         ({"location": "folder/outside.bin"}, "which is not in the model's folder"),
         ({"location": "loop"}, "loop|not beside"),
@@ -721,7 +725,7 @@ def test_external_data_that_is_not_there_or_elsewhere_is_refused(external, entri
 
 
 def test_external_data_needs_a_folder(external):
-    with pytest.raises(NetworkError, match=r"lies in the file 'data.bin', and only the model's own bytes are at hand"):
+    with pytest.raises(NetworkError, match=r"is in the file 'data.bin', but only the model's own bytes were given"):
         from_bytes(external().read_bytes())
 
 
@@ -892,7 +896,7 @@ def test_published_models(name):
     ("name", "message"),
     [
         ("vmaf_tiny_v3.int8", r"MatMulInteger.*DynamicQuantizeLinear.* are not part of an MLP regressor"),
-        ("vmaf_tiny_v1_medium", r"lies in the file 'mlp_medium_final.onnx.data', which is not beside the model"),
+        ("vmaf_tiny_v1_medium", r"is in the file 'mlp_medium_final.onnx.data', which is not beside the model"),
         ("nr_metric_v1", r"Conv .* not part of an MLP regressor"),
     ],
 )

@@ -1,0 +1,60 @@
+"""The HTTP server beside the training: one thread for all connections, since the training wants the interpreter too."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+from sidecar.network.address import parse_address
+from sidecar.network.conversation import Bounds
+from sidecar.network.http import BOUNDS, HttpConversation, LookUp
+from sidecar.network.loop import Loop
+
+
+def start_http(address: str, look_up: LookUp, bounds: Bounds = BOUNDS) -> HttpServer:
+    """Answer GET and HEAD with what `look_up` gives, on a thread of its own, until `close()`.
+
+    address: see `parse_address`. Raises ValueError for a bad address, and OSError that names the address where nobody can
+    listen on it.
+    """
+    return HttpServer(_listen(address), look_up, bounds)
+
+
+class HttpServer:
+    """What `start_http` returns. address: where it listens, with the port that a port 0 became."""
+
+    def __init__(self, listener: socket.socket, look_up: LookUp, bounds: Bounds) -> None:
+        host, port = listener.getsockname()[:2]
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._listener, self._closing = listener, False
+        self._loop = Loop(listener, lambda: HttpConversation(look_up, time.time), bounds)
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        """Open connections."""
+        return len(self._loop)
+
+    def close(self) -> None:
+        """Stop listening and drop the open connections. May be called again."""
+        self._closing = True
+        self._loop.wake()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._loop.turn(60.0)
+        self._loop.close()
+        self._listener.close()
+
+
+def _listen(address: str) -> socket.socket:
+    host, port = parse_address(address)
+    both = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128, dualstack_ipv6=both)
+    except OSError as error:
+        why = str(error.strerror or error).partition(" (while attempting")[0]
+        raise OSError(error.errno, f"HTTP address {address}: cannot listen: {why}") from error

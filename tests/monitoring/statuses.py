@@ -1,0 +1,36 @@
+"""What a sidecar may say of itself, for tests."""
+
+from __future__ import annotations
+
+from sidecar.monitoring.status import Status
+
+FULL = Status(
+    phase="running",
+    accepting=True,
+    n_features=80,
+    position=123456,
+    step=30000,
+    pairs={"accepted": 117000, "held_out": 6456, "duplicate": 3, "rejected": 1},
+    rejected={"features": 1},
+    loss=3.25,
+    prequential_rmse=1.5,
+    prequential_plcc=0.998,
+    feature_drift=0.25,
+    step_seconds=29e-6,
+    replay_size=9000,
+    replay_capacity=10000,
+    replay_evictions=7,
+    held_out_size=1000,
+    held_out_capacity=1000,
+    connections=2,
+    journal_bytes=12_345_678,
+    journal_errors=4,
+    skipped_steps=5,
+    version=42,
+    stable_version=41,
+    checkpoint_time=1767225599.9,
+    checkpoint_gate="unstable",
+    checkpoints={"stable": 40, "unstable": 2},
+    checkpoint_failures={"parity": 1},
+)
+UNKNOWN_AT_FIRST = ("loss", "prequential_rmse", "prequential_plcc", "feature_drift", "step_seconds")

@@ -1,0 +1,148 @@
+"""What /status, /healthz and /readyz say of a status."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from sidecar.monitoring.status import Status
+from sidecar.monitoring.status_document import STALL_SECONDS, encode_status, health, readiness, status_document
+from tests.monitoring.statuses import FULL, UNKNOWN_AT_FIRST
+
+
+def encoded(status):
+    """The document as a client gets it: one line, of a size that is bounded."""
+    body = encode_status(status_document(status))
+    assert len(body) <= 4096
+    assert body.count(b"\n") == 1
+    assert body.endswith(b"\n")
+    return json.loads(body)
+
+
+def test_status_of_a_fresh_sidecar_leaves_out_what_has_no_value():
+    assert status_document(Status()) == {
+        "phase": "initializing",
+        "current_samples": 0,
+        "accepting": False,
+        "step": 0,
+        "pairs": {"accepted": 0, "held_out": 0, "duplicate": 0, "rejected": 0},
+        "replay_size": 0,
+        "replay_capacity": 0,
+        "replay_evictions": 0,
+        "held_out_size": 0,
+        "held_out_capacity": 0,
+        "checkpoints": {"stable": 0, "unstable": 0, "unverified": 0},
+        "checkpoint_failures": {"build": 0, "parity": 0, "write": 0},
+        "journal_bytes": 0,
+        "journal_errors": 0,
+        "connections": 0,
+        "skipped_steps": 0,
+        "n_features": 0,
+        "rejected": {},
+    }
+
+
+def test_the_status_tells_all():
+    document = encoded(dataclasses.replace(FULL, phase="paused", reason="journal: no space left on device"))
+    assert document == {
+        "phase": "paused",
+        "current_samples": 123456,
+        "last_checkpoint_time": "2025-12-31T23:59:59Z",
+        "model_version": "model_v000042",
+        "reason": "journal: no space left on device",
+        "accepting": True,
+        "stable_version": "model_v000041",
+        "last_checkpoint_gate": "unstable",
+        "step": 30000,
+        "loss": 3.25,
+        "prequential_rmse": 1.5,
+        "prequential_plcc": 0.998,
+        "feature_drift": 0.25,
+        "pairs": {"accepted": 117000, "held_out": 6456, "duplicate": 3, "rejected": 1},
+        "replay_size": 9000,
+        "replay_capacity": 10000,
+        "replay_evictions": 7,
+        "held_out_size": 1000,
+        "held_out_capacity": 1000,
+        "checkpoints": {"stable": 40, "unstable": 2, "unverified": 0},
+        "checkpoint_failures": {"build": 0, "parity": 1, "write": 0},
+        "journal_bytes": 12_345_678,
+        "journal_errors": 4,
+        "connections": 2,
+        "step_seconds": 29e-6,
+        "skipped_steps": 5,
+        "n_features": 80,
+        "rejected": {"features": 1},
+    }
+    # Nothing of the value is forgotten: every field is told, or has its own endpoint.
+    assert len(dataclasses.fields(Status)) == len(document) + len(["progress"])
+
+
+LONGEST = {
+    field.name: 2**63 if field.type == "int" else -1.2345678901234567e-300
+    for field in dataclasses.fields(Status)
+    if field.type in ("int", "float | None") and field.name != "checkpoint_time"
+}
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ('a "quoted" \\ path', 'a "quoted" \\ path'),
+        ("two\nlines\r\n\x1b[31mred\x00", "two lines   [31mred "),
+        ("x" * 500, "x" * 500),
+        ("x" * 501, "x" * 499 + "…"),
+        ("x" * 100_000, "x" * 499 + "…"),
+        ('"' * 100_000, '"' * 499 + "…"),
+        ("\U0001f600" * 100_000, "\U0001f600" * 499 + "…"),
+        ("\x01" * 100_000, " " * 499 + "…"),
+        ("\udcff caf\u00e9 \u2028\u202e", "  café   "),
+    ],
+)
+def test_hostile_text_neither_breaks_the_status_nor_drives_a_figure_out(reason, told):
+    document = encoded(dataclasses.replace(FULL, **LONGEST, phase="failed", reason=reason))
+    assert document["reason"] == told
+    assert document["n_features"] == 2**63
+
+
+def test_the_status_never_exceeds_its_size_and_keeps_what_readers_rely_on():
+    many = {f"\udcff{i}" * 50: i for i in range(1000)}
+    document = encoded(dataclasses.replace(FULL, pairs=many, checkpoints=many, checkpoint_gate="\udcff" * 100_000))
+    assert list(document)[:4] == ["phase", "current_samples", "last_checkpoint_time", "model_version"]
+    exact = {"phase": "running", "rest": "x" * (4096 - len('{"phase": "running", "rest": ""}\n'))}
+    assert len(encode_status(exact)) == 4096
+    assert json.loads(encode_status({**exact, "rest": exact["rest"] + "x"})) == {"phase": "running"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_absent(value):
+    status = dataclasses.replace(FULL, **dict.fromkeys(UNKNOWN_AT_FIRST, value))
+    assert not set(UNKNOWN_AT_FIRST) & set(status_document(status))
+
+
+@pytest.mark.parametrize(
+    ("silent", "healthy", "line"),
+    [
+        (0, True, "making progress (running)"),
+        (STALL_SECONDS, True, "making progress (running)"),
+        (STALL_SECONDS + 0.01, False, "no progress for more than 10 s (running)"),
+    ],
+)
+def test_health(silent, healthy, line):
+    assert health(dataclasses.replace(FULL, progress=5000.0), 5000 + silent) == (healthy, line)
+
+
+@pytest.mark.parametrize(
+    ("phase", "accepting", "line"),
+    [
+        ("initializing", False, "not accepting pairs (initializing)"),
+        ("initializing", True, "accepting pairs (initializing)"),
+        ("failed", True, "accepting pairs (failed)"),
+        ("paused", False, "not accepting pairs (paused)"),
+    ],
+)
+def test_readiness_is_whether_the_socket_accepts(phase, accepting, line):
+    assert readiness(Status(phase=phase, accepting=accepting)) == (accepting, line)
