@@ -32,8 +32,6 @@ _log = logging.getLogger(__name__)
 LATEST, STABLE = "latest.onnx", "stable.onnx"
 _LOCK, _NEXT_VERSION = ".lock", ".next_version"
 _MOST_DIGEST_BYTES = 4096
-_LOCK_S = 2.0
-"""Another process that holds the lock is waited for so long."""
 _MODEL = re.compile(r"model_v(\d{6,})\.onnx")
 _PART = re.compile(r"model_v(\d{6,})\.(onnx\.sha256|json)")
 
@@ -118,19 +116,28 @@ def trained_after(checkpoint_directory: Path, state_directory: Path, position: i
     return names
 
 
-def publish(directory: Path, model: bytes, description: dict[str, Any], *, stable: bool = False, keep: int = 0) -> Checkpoint:
+def publish(
+    directory: Path,
+    model: bytes,
+    description: dict[str, Any],
+    *,
+    stable: bool = False,
+    keep: int = 0,
+    lock_s: float = 60.0,
+) -> Checkpoint:
     """Add a model as the next version and point `latest.onnx` at it.
 
     model: a serialized, checked ONNX graph. description: what the JSON says about it; name, version, sha256 and parent (the
     version published before it) are filled in here. stable: point `stable.onnx` at it too. keep: how many checkpoints to keep;
-    the oldest are deleted, but never the stable one; 0 keeps all.
+    the oldest are deleted, but never the stable one; 0 keeps all. lock_s: how long to wait, in seconds, for another process
+    that holds the lock of the directory; then LockedError.
 
     Creates the directory if needed. Raises CheckpointError if it cannot write. What it wrote of this version is then removed,
     and earlier checkpoints and links are unchanged.
     """
     try:
         make_directories(directory)
-        with _locked(directory):
+        with _locked(directory, lock_s):
             _remove_leftovers(directory)
             version, parent = _take_version(directory)
             checkpoint = Checkpoint(directory, version)
@@ -189,11 +196,11 @@ def read_digest(model: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(directory: Path, lock_s: float = 60.0) -> Iterator[None]:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(directory / _LOCK, flags, 0o644)
     try:
-        until = time.monotonic() + _LOCK_S
+        until = time.monotonic() + lock_s
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,7 +208,7 @@ def _locked(directory: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= until:
                     raise LockedError(f"{directory}: another process holds the lock {_LOCK}") from None
-                time.sleep(0.02)
+                time.sleep(0.003)
         yield
     finally:
         os.close(descriptor)

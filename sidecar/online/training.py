@@ -35,6 +35,7 @@ from sidecar.state.base_models import keep_base
 from sidecar.state.damage import Damages
 from sidecar.state.directory import StateError, locked
 from sidecar.state.snapshots import snapshots, write_snapshot
+from sidecar.state.verify import move_damaged_aside
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class OnlineTraining:
         try:
             remove_leftovers(state_directory)
             self.damages = Damages(state_directory)
+            move_damaged_aside(state_directory, self.damages)
             end = find_end(state_directory, self._keep_aside, lambda: snapshot_end(state_directory))
             self.journal = Journal(state_directory, end, fsync)
             if base is not None:

@@ -13,7 +13,7 @@ from sidecar.journal.blocks import Damage
 from sidecar.journal.segments import JournalError, first_position, journal_segments, read_journal, whole_blocks, with_ends
 from sidecar.state.base_models import base_path
 from sidecar.state.checked import DamagedError, NewerFormatError, read_checked
-from sidecar.state.damage import ASIDE
+from sidecar.state.damage import ASIDE, Damages
 from sidecar.state.directory import StateError
 from sidecar.state.snapshots import read_snapshot, snapshots
 
@@ -55,6 +55,17 @@ def check_state(state_directory: Path) -> list[Finding]:
     if aside.is_dir():
         found += [Finding(path, "was moved aside because it was damaged") for path in sorted(aside.iterdir())]
     return found
+
+
+def move_damaged_aside(state_directory: Path, damages: Damages) -> None:
+    """Move the small files that are damaged aside: anchor, history, counter. Training goes on without them."""
+    for name, kind in _CHECKED.items():
+        try:
+            read_checked(state_directory / name, kind)
+        except DamagedError as error:
+            damages.move_aside(state_directory / name, kind, str(error))
+        except (OSError, NewerFormatError):  # not there, or not readable now: who needs it will say so
+            continue
 
 
 def _segments(state_directory: Path) -> Iterator[Finding]:
