@@ -3,16 +3,21 @@
     model_v000042.onnx          the model
     model_v000042.onnx.sha256   its SHA-256
     model_v000042.json          what it is
-    latest.onnx, stable.onnx    symbolic links
+    latest.onnx, latest.json    symbolic links to the newest
+    stable.onnx, stable.json    symbolic links to the newest that passed the gate
 
 Every change is made under one lock on the directory, so that several writers can share it. The next version number is
 written down durably before anything else and is never used again. Then the JSON, the digest and the model are each
 written to a temporary file, fsynced and renamed, in this order: whoever sees a model finds the other two complete beside it.
+Only then are the links moved, one after the other, each to a file of a complete checkpoint: whoever resolves one of them once
+and takes the files beside its target has one checkpoint. A link to a JSON follows the link to the model; where a crash came
+between the two, the next writer moves it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -30,6 +35,8 @@ from sidecar.models.description import DescriptionError, read_description
 
 _log = logging.getLogger(__name__)
 LATEST, STABLE = "latest.onnx", "stable.onnx"
+_LINKS = {LATEST: "latest.json", STABLE: "stable.json"}
+"""The link to the JSON that belongs to each link to a model."""
 _LOCK, _NEXT_VERSION = ".lock", ".next_version"
 _MOST_DIGEST_BYTES = 4096
 _MODEL = re.compile(r"model_v(\d{6,})\.onnx")
@@ -70,7 +77,7 @@ class Checkpoint:
 
 def belongs_to_one(name: str) -> bool:
     """Whether a file of this name in a checkpoint directory belongs to a checkpoint, or is a link to one."""
-    return name in (LATEST, STABLE) or bool(_MODEL.fullmatch(name) or _PART.fullmatch(name))
+    return name in _LINKS or name in _LINKS.values() or bool(_MODEL.fullmatch(name) or _PART.fullmatch(name))
 
 
 def check_writable(directory: Path) -> None:
@@ -121,16 +128,18 @@ def publish(
     model: bytes,
     description: dict[str, Any],
     *,
+    latest: bool = True,
     stable: bool = False,
     keep: int = 0,
     lock_s: float = 60.0,
 ) -> Checkpoint:
-    """Add a model as the next version and point `latest.onnx` at it.
+    """Add a model as the next version and point `latest.onnx` and `latest.json` at it.
 
     model: a serialized, checked ONNX graph. description: what the JSON says about it; name, version, sha256 and parent (the
-    version published before it) are filled in here. stable: point `stable.onnx` at it too. keep: how many checkpoints to keep;
-    the oldest are deleted, but never the stable one; 0 keeps all. lock_s: how long to wait, in seconds, for another process
-    that holds the lock of the directory; then LockedError.
+    version published before it) are filled in here. latest: False leaves those links where they are. stable: point
+    `stable.onnx` and `stable.json` at it too. keep: how many checkpoints to keep; the oldest are deleted, but never one that a
+    link points to; 0 keeps all. lock_s: how long to wait, in seconds, for another process that holds the lock of the directory;
+    then LockedError.
 
     Creates the directory if needed. Raises CheckpointError if it cannot write. What it wrote of this version is then removed,
     and earlier checkpoints and links are unchanged.
@@ -143,12 +152,12 @@ def publish(
             checkpoint = Checkpoint(directory, version)
             digest = hashlib.sha256(model).hexdigest()
             about = {"name": checkpoint.name, "version": version, "sha256": digest, **parent, **description}
-            links = [LATEST, STABLE] if stable else [LATEST]
+            links = [link for link, moves in ((LATEST, latest), (STABLE, stable)) if moves]
             try:
                 write_whole(checkpoint.description, (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
                 write_whole(checkpoint.digest, f"{digest}\n".encode())
                 for link in links:  # made before the model, so that a full disk is noticed before anything is published
-                    (directory / f"{TEMPORARY}{link}").symlink_to(checkpoint.model.name)
+                    _prepare_links(checkpoint, link)
                 write_whole(checkpoint.model, model)
                 sync_directory(directory)
             except BaseException:
@@ -156,8 +165,9 @@ def publish(
                 _remove_leftovers(directory)
                 raise
             for link in links:
-                os.replace(directory / f"{TEMPORARY}{link}", directory / link)
+                _move_links(directory, link)
             try:
+                _mend_links(directory)
                 _prune(directory, keep)
                 sync_directory(directory)
             except OSError as error:  # the checkpoint is published; what could not be deleted is tried again with the next
@@ -168,7 +178,10 @@ def publish(
 
 
 def promote(directory: Path, version: int) -> Checkpoint:
-    """Point `stable.onnx` at a published version, forward or back. Raises CheckpointError if there is no such version."""
+    """Point `stable.onnx` and `stable.json` at a published version, forward or back.
+
+    Raises CheckpointError if there is no such version.
+    """
     checkpoint = Checkpoint(directory, version)
     try:
         if not directory.is_dir():
@@ -177,10 +190,13 @@ def promote(directory: Path, version: int) -> Checkpoint:
             if not checkpoint.model.is_file():
                 known = ", ".join(str(each.version) for each in checkpoints(directory)[-10:]) or "none"
                 raise CheckpointError(f"{directory}: no checkpoint {version}; available: {known}")
-            temporary = directory / f"{TEMPORARY}{STABLE}"
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(checkpoint.model.name)
-            os.replace(temporary, directory / STABLE)
+            try:
+                _prepare_links(checkpoint, STABLE)
+            except BaseException:
+                _remove_leftovers(directory)
+                raise
+            _move_links(directory, STABLE)
+            _mend_links(directory)
             sync_directory(directory)
     except OSError as error:
         raise CheckpointError(f"{directory}: {error.strerror or error}") from error
@@ -228,11 +244,45 @@ def _take_version(directory: Path) -> tuple[int, dict[str, int]]:
     return version, {"parent": newest} if newest else {}
 
 
+def _prepare_links(checkpoint: Checkpoint, link: str) -> None:
+    """Make a link to a checkpoint's model, and the one to its JSON, under temporary names. Raises OSError."""
+    for name, target in ((link, checkpoint.model.name), (_LINKS[link], checkpoint.description.name)):
+        place, temporary = checkpoint.directory / name, checkpoint.directory / f"{TEMPORARY}{name}"
+        if (
+            place.is_dir() and not place.is_symlink()
+        ):  # nothing can be renamed over it: better to know before the first link moves
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+
+
+def _move_links(directory: Path, link: str) -> None:
+    """Put the two prepared links in their place, that to the model first. Raises OSError."""
+    for name in (link, _LINKS[link]):
+        os.replace(directory / f"{TEMPORARY}{name}", directory / name)
+
+
+def _mend_links(directory: Path) -> None:
+    """Let each link to a JSON follow the link to its model, where a crash or an older program left them apart."""
+    for link, other in _LINKS.items():
+        checkpoint, place = linked(directory, link), directory / other
+        try:
+            target = os.readlink(place) if place.is_symlink() else None
+            if checkpoint is None:
+                if target is not None and _PART.fullmatch(target):
+                    place.unlink()
+            elif target != checkpoint.description.name:
+                _prepare_links(checkpoint, link)
+                _move_links(directory, link)
+        except OSError as error:
+            _log.warning("%s: %s", place, error.strerror or error)
+
+
 def _prune(directory: Path, keep: int) -> None:
-    stable = linked(directory, STABLE)
+    in_use = [linked(directory, link) for link in _LINKS]
     failed: OSError | None = None
     for checkpoint in checkpoints(directory)[: -keep or None] if keep else []:
-        if checkpoint != stable:
+        if checkpoint not in in_use:
             try:
                 for path in (checkpoint.model, checkpoint.digest, checkpoint.description):
                     path.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from sidecar.checkpoints.directory import (
     check_writable,
     checkpoints,
     linked,
+    promote,
     publish,
     read_digest,
 )
@@ -37,13 +38,24 @@ def versions(directory):
 
 def assert_whole(directory):
     """Every model has its digest and JSON, and nothing else lies about."""
-    names = {name for name in os.listdir(directory) if not name.startswith(".")} - {LATEST, STABLE}
+    names = {name for name in os.listdir(directory) if not name.startswith(".")} - {
+        LATEST,
+        STABLE,
+        "latest.json",
+        "stable.json",
+    }
     for checkpoint in checkpoints(directory):
         digest = hashlib.sha256(checkpoint.model.read_bytes()).hexdigest()
         assert checkpoint.digest.read_text() == digest + "\n"
         assert json.loads(checkpoint.description.read_text())["sha256"] == digest
         names -= {checkpoint.model.name, checkpoint.digest.name, checkpoint.description.name}
     return names
+
+
+def links(directory):
+    """Where the four links point; None for one that is not there."""
+    places = (directory / name for name in (LATEST, "latest.json", STABLE, "stable.json"))
+    return [os.readlink(place) if place.is_symlink() else None for place in places]
 
 
 def test_a_checkpoint_and_its_siblings(tmp_path):
@@ -53,6 +65,8 @@ def test_a_checkpoint_and_its_siblings(tmp_path):
     assert (first.version, second.version, first.name) == (1, 2, "model_v000001")
     assert os.readlink(directory / LATEST) == "model_v000002.onnx"
     assert os.readlink(directory / STABLE) == "model_v000001.onnx"
+    assert os.readlink(directory / "latest.json") == "model_v000002.json"
+    assert os.readlink(directory / "stable.json") == "model_v000001.json"
     assert (linked(directory, LATEST), linked(directory, STABLE)) == (second, first)
     assert not assert_whole(directory)
     assert read_digest(second.model) == hashlib.sha256(b"two").hexdigest()
@@ -86,11 +100,77 @@ def test_pruning_keeps_the_newest_and_the_stable_one(tmp_path):
 
 def test_what_a_crash_left_is_removed_by_the_next_writer(tmp_path):
     publish(tmp_path, b"one", {})
-    for name in (".tmp-model_v000002.onnx", ".tmp-latest.onnx", "model_v000002.json", "model_v000003.onnx.sha256"):
+    halves = (
+        ".tmp-model_v000002.onnx",
+        ".tmp-latest.onnx",
+        ".tmp-latest.json",
+        "model_v000002.json",
+        "model_v000003.onnx.sha256",
+    )
+    for name in halves:
         (tmp_path / name).write_bytes(b"half")
     (tmp_path / "notes.json").write_bytes(b"not ours")
     publish(tmp_path, b"two", {})
     assert assert_whole(tmp_path) == {"notes.json"}
+
+
+def test_a_checkpoint_that_moves_no_link_is_there_and_no_link_ever_leads_nowhere(tmp_path):
+    publish(tmp_path, b"one", {}, stable=True)
+    publish(tmp_path, b"two", {})
+    before = links(tmp_path)
+    for _ in range(4):
+        publish(tmp_path, b"other", {}, latest=False, keep=2)
+    assert links(tmp_path) == before == ["model_v000002.onnx", "model_v000002.json", "model_v000001.onnx", "model_v000001.json"]
+    assert versions(tmp_path) == [1, 2, 5, 6]
+    promote(tmp_path, 6)
+    assert links(tmp_path) == [*before[:2], "model_v000006.onnx", "model_v000006.json"]
+    promote(tmp_path, 1)
+    assert links(tmp_path) == before
+    assert not assert_whole(tmp_path)
+
+
+@pytest.mark.parametrize("write", [lambda d: publish(d, b"three", {}, latest=False, keep=1), lambda d: promote(d, 2)])
+def test_links_that_a_crash_or_an_older_program_left_apart_are_brought_together(tmp_path, write):
+    publish(tmp_path, b"one", {}, stable=True)
+    publish(tmp_path, b"two", {}, stable=True)
+    (tmp_path / "latest.json").unlink()
+    (tmp_path / "stable.json").unlink()
+    (tmp_path / "stable.json").symlink_to("model_v000001.json")
+    write(tmp_path)
+    assert links(tmp_path) == ["model_v000002.onnx", "model_v000002.json"] * 2
+    (tmp_path / STABLE).unlink()  # withdrawn by hand
+    publish(tmp_path, b"four", {})
+    assert links(tmp_path)[2:] == [None, None]
+
+
+def test_a_folder_where_a_link_belongs_is_told_before_anything_is_published(tmp_path):
+    publish(tmp_path, b"one", {})
+    (tmp_path / "stable.json").mkdir()
+    for write in (lambda: publish(tmp_path, b"two", {}, stable=True), lambda: promote(tmp_path, 1)):
+        with pytest.raises(CheckpointError, match="Is a directory"):
+            write()
+    assert links(tmp_path) == ["model_v000001.onnx", "model_v000001.json", None, None]
+    assert assert_whole(tmp_path) == set()
+    assert versions(tmp_path) == [1]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_reader_of_any_link_always_finds_one_whole_checkpoint(tmp_path):
+    publish(tmp_path, b"one", {}, stable=True)
+    writer, seen = start_writer(tmp_path, 60), 0
+    while writer.poll() is None:
+        for name in (LATEST, "latest.json", STABLE, "stable.json"):
+            target = tmp_path / os.readlink(tmp_path / name)
+            try:
+                about = json.loads(target.with_suffix(".json").read_bytes())
+                model = target.with_suffix(".onnx").read_bytes()
+            except FileNotFoundError:  # pruned since: only where no link names it any more
+                assert os.readlink(tmp_path / name) != target.name
+                continue
+            assert about["sha256"] == hashlib.sha256(model).hexdigest()
+            seen += 1
+    writer.communicate()
+    assert seen
 
 
 @pytest.mark.parametrize("step", range(7))
@@ -167,6 +247,8 @@ def test_killed_writers_leave_only_whole_checkpoints_and_no_number_twice(tmp_pat
             assert checkpoint.digest.exists()
             assert checkpoint.description.exists()
         assert linked(tmp_path, LATEST) is not None
+        for place in (tmp_path / name for name in (LATEST, "latest.json", STABLE, "stable.json")):
+            assert place.exists() or not place.is_symlink()
     assert len(set(seen)) == len(seen)
     assert publish(tmp_path, b"last", {}).version > max(seen)
     assert not assert_whole(tmp_path)
