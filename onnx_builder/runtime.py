@@ -21,10 +21,12 @@ _TYPES: dict[str, type[np.floating[Any]]] = {
 }
 
 
-class _Input(NamedTuple):
+class Input(NamedTuple):
+    """An input of a graph. shape: of one row."""
+
     name: str
     dtype: type[np.floating[Any]]
-    shape: tuple[int, ...]  # of one row
+    shape: tuple[int, ...]
 
     @property
     def width(self) -> int:
@@ -37,7 +39,8 @@ class Scorer:
     A model with several inputs gets the columns in the order of its inputs; a model with a fixed batch size gets that many
     rows at a time.
 
-    model: the path of an ONNX file, or its bytes. Raises NetworkError if onnxruntime cannot load it, or if its inputs are
+    model: the path of an ONNX file, or its bytes. inputs, output: as the graph declares them; fixed_batch: 0 if it takes any
+    number of rows. Raises NetworkError if onnxruntime cannot load it, or if its inputs are
     not floats of shape (batch, width).
     """
 
@@ -54,50 +57,51 @@ class Scorer:
             )
         except Exception as error:  # onnxruntime raises bare subclasses of Exception
             raise NetworkError(f"{name}: onnxruntime cannot load it: {_first_line(error)}") from error
-        self._inputs: list[_Input] = []
+        inputs = []
         batches = set()
         for node in self._session.get_inputs():
             shape = node.shape[1:]
             if node.type not in _TYPES or not shape or not all(isinstance(size, int) and size > 0 for size in shape):
                 raise NetworkError(f"{name}: input {node.name!r} is {node.type} {node.shape}; expected floats [batch, width]")
-            self._inputs.append(_Input(node.name, _TYPES[node.type], tuple(shape)))
+            inputs.append(Input(node.name, _TYPES[node.type], tuple(shape)))
             batches.add(node.shape[0] if isinstance(node.shape[0], int) else 0)
         outputs = self._session.get_outputs()
-        if not self._inputs or len(outputs) != 1 or len(batches) != 1:
-            raise NetworkError(f"{name}: {len(self._inputs)} inputs and {len(outputs)} outputs; expected one score per row")
-        self._output = outputs[0].name
-        self._fixed_batch = batches.pop()
+        if not inputs or len(outputs) != 1 or len(batches) != 1:
+            raise NetworkError(f"{name}: {len(inputs)} inputs and {len(outputs)} outputs; expected one score per row")
+        self.inputs = tuple(inputs)
+        self.output = outputs[0].name
+        self.fixed_batch = batches.pop()
         self._name = name
 
     @property
     def n_features(self) -> int:
         """Sum of the widths of all inputs."""
-        return sum(each.width for each in self._inputs)
+        return sum(each.width for each in self.inputs)
 
     def predict(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """Scores (n,) of features (n, n_features). Raises NetworkError if the width differs or the run fails."""
         features = np.ascontiguousarray(features, dtype=np.float32)
         if features.ndim != 2 or features.shape[1] != self.n_features:
-            widths = " + ".join(str(each.width) for each in self._inputs)
+            widths = " + ".join(str(each.width) for each in self.inputs)
             raise NetworkError(f"{self._name}: expected {widths} features, got shape {features.shape}")
         scores = np.empty(len(features), dtype=np.float32)
-        size = self._fixed_batch or _CHUNK
+        size = self.fixed_batch or _CHUNK
         for start in range(0, len(features), size):
             rows = features[start : start + size]
             scores[start : start + size] = self._run(rows)[: len(rows)]
         return scores
 
     def _run(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        missing = max(0, self._fixed_batch - len(rows))
+        missing = max(0, self.fixed_batch - len(rows))
         if missing:
             rows = np.vstack([rows, np.repeat(rows[-1:], missing, axis=0)])
         feed, column = {}, 0
-        for each in self._inputs:
+        for each in self.inputs:
             values = rows[:, column : column + each.width].reshape(len(rows), *each.shape)
             feed[each.name] = np.ascontiguousarray(values, dtype=each.dtype)
             column += each.width
         try:
-            (output,) = self._session.run([self._output], feed)
+            (output,) = self._session.run([self.output], feed)
         except Exception as error:  # as above
             raise NetworkError(f"{self._name}: onnxruntime cannot run it: {_first_line(error)}") from error
         if output.size != len(rows):

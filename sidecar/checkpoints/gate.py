@@ -13,8 +13,10 @@ from sidecar.learning.metrics import plcc, rmse
 
 MINIMUM_PAIRS = 30
 PLCC_WITHOUT_REFERENCE = 0.9
+RMSE_WITHOUT_REFERENCE = 0.5
+"""As a share of the standard deviation of the true scores."""
 
-Verdict = Literal["stable", "unstable", "unverified"]
+Verdict = Literal["stable", "unstable", "unverified", "incompatible"]
 
 
 class Gate(NamedTuple):
@@ -35,8 +37,9 @@ def judge(
     """Judge a checkpoint's predictions (n,) of held-out pairs against their true scores (n,).
 
     references: (name, predictions (n,)) of the models it has to stand up to. The reference PLCC is the highest of theirs
-    and the reference RMSE the lowest; without any, PLCC 0.9 and no RMSE. Stable: PLCC at least the reference's less
-    `plcc_delta` and RMSE at most the reference's times `rmse_ratio`. Unverified: fewer than 30 pairs, or none that vary.
+    and the reference RMSE the lowest. Stable: PLCC at least the reference's less `plcc_delta` and RMSE at most the reference's
+    times `rmse_ratio`. Without any reference: PLCC at least 0.9, and RMSE at most half the standard deviation of the true
+    scores. Unverified: fewer than 30 pairs, or none that vary.
     """
     if len(true) < MINIMUM_PAIRS:
         return Gate("unverified", f"{len(true)} held-out pairs, fewer than {MINIMUM_PAIRS}")
@@ -44,14 +47,23 @@ def judge(
         return Gate("unverified", f"all {len(true)} held-out pairs have score {true[0]:g}")
     own_plcc, own_rmse = plcc(predicted, true), rmse(predicted, true)
     known = [(value, name) for name, scores in references if not math.isnan(value := plcc(scores, true))]
-    reference_plcc, plcc_name = max(known, default=(PLCC_WITHOUT_REFERENCE, "no reference model"))
     reasons = []
-    if not own_plcc >= reference_plcc - plcc_delta:
-        reasons.append(f"PLCC {own_plcc:.4f} is under {reference_plcc:.4f} ({plcc_name}) − {plcc_delta:g}")
+    if known:
+        reference_plcc, plcc_name = max(known)
+        if not own_plcc >= reference_plcc - plcc_delta:
+            reasons.append(f"PLCC {own_plcc:.4f} is under {reference_plcc:.4f} ({plcc_name}) − {plcc_delta:g}")
+    elif not own_plcc >= PLCC_WITHOUT_REFERENCE:
+        why = "no PLCC of a reference model" if references else "no reference model"
+        reasons.append(f"PLCC {own_plcc:.4f} is under {PLCC_WITHOUT_REFERENCE:g} ({why})")
     if references:
         reference_rmse, rmse_name = min((rmse(scores, true), name) for name, scores in references)
         if not own_rmse <= reference_rmse * rmse_ratio:
             reasons.append(f"RMSE {own_rmse:.3f} is over {reference_rmse:.3f} ({rmse_name}) × {rmse_ratio:g}")
+    else:
+        deviation = float(np.std(true, dtype=np.float64))
+        if not own_rmse <= deviation * RMSE_WITHOUT_REFERENCE:
+            limit = f"{deviation:.3f} (deviation of the true scores, no reference model) × {RMSE_WITHOUT_REFERENCE:g}"
+            reasons.append(f"RMSE {own_rmse:.3f} is over {limit}")
     if reasons:
         return Gate("unstable", f"on {len(true)} held-out pairs, " + "; ".join(reasons))
     return Gate("stable", f"PLCC {own_plcc:.4f} and RMSE {own_rmse:.3f} on {len(true)} held-out pairs")

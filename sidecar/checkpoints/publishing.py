@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from onnx_builder.network import Array, Network, NetworkError
 from onnx_builder.parity import parity
 from onnx_builder.write import OPSET, to_bytes
+from sidecar.checkpoints.compatibility import differences, interface_of
 from sidecar.checkpoints.directory import Checkpoint, publish
 from sidecar.checkpoints.gate import Evidence, Gate, judge_on_each
-from sidecar.checkpoints.references import references
+from sidecar.checkpoints.references import references, stable_model
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import Metrics, metrics
 from sidecar.models.base_model import BaseModel, ExportIo
@@ -80,8 +81,10 @@ def publish_network(
     """Publish a trained network. If there is a base model, the network has its architecture.
 
     sets: what it is judged on, the held-out pairs first. parity_features: (n, n_features), n ≥ 1, raw, from real pairs.
-    description: what the JSON says besides what is known here. Raises ParityError, NetworkError (the graph cannot be built) or
-    CheckpointError (it cannot be written); then nothing is published.
+    description: what the JSON says besides what is known here, the score range among its settings.
+
+    A model that does not fit the stable one's consumers is published all the same, but no link moves. Raises ParityError,
+    NetworkError (the graph cannot be built) or CheckpointError (it cannot be written); then nothing is published.
     """
     started = time.monotonic()
     from onnx_builder.runtime import Scorer  # imported here: loading onnxruntime takes longer than starting a sidecar
@@ -100,11 +103,15 @@ def publish_network(
         raise ParityError(
             f"parity: the graph differs from the trainer by {difference:g} score points; at most {allowed:g} is allowed"
         )
-    predicted = [predict(evidence.features) for evidence in sets]
-    base = (f"base model {terms.base.path.name}", terms.base_scorer) if terms.base else None
-    gate = judge_on_each(
-        predicted, sets, references(terms.directory, base, sets), plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio
-    )
+    stable = stable_model(terms.directory)
+    other = differences(interface_of(scorer, description), stable.interface, stable.name) if stable else ""
+    if other:
+        gate = Gate("incompatible", other)
+    else:
+        predicted = [predict(evidence.features) for evidence in sets]
+        base = (f"base model {terms.base.path.name}", terms.base_scorer) if terms.base else None
+        compared = references(base, stable, sets)
+        gate = judge_on_each(predicted, sets, compared, plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio)
     measured = metrics(head.predict(sets[0].features), sets[0].true) if len(sets[0].true) else None
     about = {
         "kind": "fr",
@@ -122,5 +129,8 @@ def publish_network(
     }
     if terms.base and terms.export_io == "base" and terms.base.scaling:
         about |= scaling_as_json(terms.base.scaling)
-    checkpoint = publish(terms.directory, model, about, stable=gate.verdict == "stable", keep=terms.keep, lock_s=terms.lock_s)
+    checkpoint = publish(
+        terms.directory, model, about, latest=gate.verdict != "incompatible", stable=gate.verdict == "stable",
+        keep=terms.keep, lock_s=terms.lock_s,
+    )  # fmt: skip
     return Published(checkpoint, hashlib.sha256(model).hexdigest(), gate, measured, difference, time.monotonic() - started)

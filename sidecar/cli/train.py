@@ -184,7 +184,7 @@ def train_offline_command(
 
         published = train_stream(pairs, output, until=until, base=base, export_io=export_io, holdout=holdout)
         print_published(published, as_json)
-        return exit_codes.CHECK_SAYS_NO if published.gate.verdict == "unstable" else 0
+        return exit_codes.of_gate(published.gate.verdict)
     if base is None and recipe["epochs"] == 0:
         raise click.UsageError("--epochs 0 publishes the base model unchanged, but there is no base model")
     if holdout is None:
@@ -216,7 +216,7 @@ def train_offline_command(
         _write_report(report, result, pairs, asked)
         if not as_json:
             click.echo(f"report: {report}")
-    return exit_codes.CHECK_SAYS_NO if result.gate.verdict == "unstable" else 0
+    return exit_codes.of_gate(result.gate.verdict)
 
 
 def _write_report(report: Path, result: Result, pairs: tuple[str, ...], asked: dict[str, Any]) -> None:

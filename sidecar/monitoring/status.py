@@ -55,7 +55,7 @@ class Status:
     version: int | None = None
     stable_version: int | None = None
     checkpoint_time: float | None = None  # seconds since the epoch
-    checkpoint_gate: str | None = None  # of the last one: stable, unstable, unverified
+    checkpoint_gate: str | None = None  # of the last one: stable, unstable, unverified, incompatible
     checkpoints: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by gate
     checkpoint_failures: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by stage: build, parity, write
 

@@ -15,7 +15,7 @@ STATUS_BYTES = 4096
 _MOST_DEGRADED = 6
 
 RESULTS = ("accepted", "held_out", "duplicate", "rejected")
-GATES = ("stable", "unstable", "unverified")
+GATES = ("stable", "unstable", "unverified", "incompatible")
 DAMAGED = ("journal", "snapshot", "base", "anchor", "published", "history")
 STAGES = ("build", "parity", "write", "lock")
 

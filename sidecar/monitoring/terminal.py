@@ -107,11 +107,11 @@ def _checkpoint_lines(told: Mapping[str, Any], width: int) -> list[str]:
     found = told["checkpoints"]
     if not found:
         return ["no checkpoints yet"]
-    lines = [f"{'checkpoint':15} {'gate':10} {'RMSE':>7} {'PLCC':>8} {'pairs':>6}  SHA-256"]
+    lines = [f"{'checkpoint':15} {'gate':12} {'RMSE':>7} {'PLCC':>8} {'pairs':>6}  SHA-256"]
     for each in found[:_SHOWN_CHECKPOINTS]:
         name, marks = each["name"], ", ".join(mark for mark in ("latest", "stable") if told[mark] == each["name"])
         figures = f"{_figure(each.get('rmse')):>7} {_figure(each.get('plcc')):>8} {each.get('held_out', '–'):>6}"
-        line = f"{name:15} {each.get('gate', '–'):10} {figures}  {each.get('sha256', '–')[:12]:12}  {marks}"
+        line = f"{name:15} {each.get('gate', '–'):12} {figures}  {each.get('sha256', '–')[:10]:10}  {marks}"
         lines.append(one_line(line).rstrip()[:width])
     if len(found) > _SHOWN_CHECKPOINTS:
         lines.append(f"and {len(found) - _SHOWN_CHECKPOINTS} older")

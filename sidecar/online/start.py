@@ -16,7 +16,7 @@ from onnx_builder.network import Network
 from sidecar.checkpoints.directory import LATEST, linked
 from sidecar.journal.run import Run
 from sidecar.learning.training_settings import TrainingSettings
-from sidecar.models.base_model import BaseModel, load
+from sidecar.models.base_model import BaseModel, load, require_features
 from sidecar.online.recovery import newest_run
 from sidecar.settings import Settings, env_of
 from sidecar.state.base_models import base_path, digest_of
@@ -91,7 +91,10 @@ def _base_of(settings: Settings, last: Run) -> BaseModel | None:
         path = latest.model
     try:
         scaler = settings.base_scaler if as_published else "none"
-        return load(path, scaler=scaler, export_io=settings.export_io) if path else None
+        base = load(path, scaler=scaler, export_io=settings.export_io) if path else None
+        if base is not None:
+            require_features(base, last.n_features, str(settings.state))
+        return base
     except ValueError as error:
         _log.warning("%s", error)
         return None

@@ -47,6 +47,7 @@ class Checkpointing:
         self._published: dict[str, int] = {}
         self._failures: dict[str, int] = {}
         self._gate: str | None = None
+        self._warned = ""
         self._time = _time_of_latest(settings.checkpoint_dir)
 
     def request(self) -> None:
@@ -117,9 +118,12 @@ class Checkpointing:
         self._published[verdict] = self._published.get(verdict, 0) + 1
         self._gate, self._time = verdict, time.time()
         figures: dict[str, Any] = published.metrics.as_json() if published.metrics else {}
+        warn = verdict == "incompatible" and published.gate.reason != self._warned  # once, not with each checkpoint
+        self._warned = published.gate.reason if verdict == "incompatible" else ""
         event(
-            _log, "checkpoint published", version=published.checkpoint.name, gate=verdict, reason=published.gate.reason,
-            **figures, parity_max_abs_diff=published.parity_max_abs_diff, seconds=round(published.seconds, 4),
+            _log, "checkpoint published", logging.WARNING if warn else logging.INFO,
+            version=published.checkpoint.name, gate=verdict, reason=published.gate.reason, **figures,
+            parity_max_abs_diff=published.parity_max_abs_diff, seconds=round(published.seconds, 4),
         )  # fmt: skip
         return str(published.checkpoint.model)
 

@@ -175,7 +175,7 @@ function checkpointRows(each, marks) {
   digest.title = each.sha256 ?? "";
   const row = [
     name,
-    element("td", each.gate ?? "–", each.gate === "stable" ? "good" : each.gate === "unstable" ? "bad" : "quiet"),
+    element("td", each.gate ?? "–", each.gate === "stable" ? "good" : ["unstable", "incompatible"].includes(each.gate) ? "bad" : "quiet"),
     ...[each.rmse, each.plcc, each.srocc].map((figure) => element("td", number(figure, 5), "number")),
     ...[each.held_out, each.pairs_seen].map((pairs) => element("td", count(pairs), "number")),
     element("td", Number.isNaN(published.getTime()) ? each.created_at ?? "–" : published.toLocaleString()),

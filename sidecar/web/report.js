@@ -50,7 +50,7 @@
   const drawnPart = points.length < judged.pairs
     ? ` The chart shows ${count(points.length)} of ${count(judged.pairs)} pairs, including the twenty worst.` : "";
   const gate = said.gate?.verdict ?? report.model.gate;
-  const gateKind = gate === "stable" ? "good" : gate === "unstable" ? "bad" : "";
+  const gateKind = gate === "stable" ? "good" : ["unstable", "incompatible"].includes(gate) ? "bad" : "";
 
   const sections = {
     result() {

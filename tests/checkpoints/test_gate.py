@@ -15,18 +15,37 @@ NOISE = np.random.default_rng(1).normal(size=200)
     ("predicted", "references", "verdict", "reason"),
     [
         (TRUE + NOISE, [], "stable", "PLCC 0.99"),
-        (TRUE + 40 * NOISE, [], "unstable", "is under 0.9000 (no reference model) − 0.005"),
+        (TRUE + 40 * NOISE, [], "unstable", "is under 0.9 (no reference model)"),
+        (TRUE + 22, [], "unstable", "RMSE 22.000 is over 30.1"),
+        (0.5 * TRUE + 10, [], "unstable", "(deviation of the true scores, no reference model) × 0.5"),
+        (TRUE + 5, [], "stable", "PLCC 1.0000 and RMSE 5.000"),
         (TRUE + NOISE, [("model_v000001", TRUE + 1.05 * NOISE)], "stable", "200 held-out pairs"),
         (TRUE + 2 * NOISE, [("model_v000001", TRUE + NOISE)], "unstable", "is over 0.9"),
         (TRUE + 5, [("model_v000001", TRUE + NOISE)], "unstable", "RMSE 5.000 is over"),
         (TRUE + NOISE, [("old", TRUE + 9 * NOISE), ("base", TRUE + 0.5 * NOISE)], "unstable", "(base) × 1.1"),
-        (TRUE * 0, [("old", TRUE * 0 + 3)], "unstable", "PLCC nan is under 0.9000"),
+        (TRUE * 0, [("old", TRUE * 0 + 3)], "unstable", "PLCC nan is under 0.9 (no PLCC of a reference model)"),
     ],
 )
 def test_verdicts(predicted, references, verdict, reason):
     gate = judge(predicted, TRUE, references)
     assert gate.verdict == verdict
     assert reason in gate.reason
+
+
+def test_nothing_is_taken_off_what_is_asked_where_there_is_no_reference():
+    noise = NOISE - NOISE.mean() - (TRUE - TRUE.mean()) * np.cov(NOISE, TRUE)[0, 1] / np.var(TRUE, ddof=1)  # uncorrelated
+
+    def with_plcc(wanted):
+        return (
+            TRUE.mean() + wanted**2 * (TRUE - TRUE.mean()) + wanted * np.sqrt(1 - wanted**2) * noise * TRUE.std() / noise.std()
+        )
+
+    assert judge(with_plcc(0.901), TRUE, [], plcc_delta=0.005).verdict == "stable"
+    gate = judge(with_plcc(0.899), TRUE, [], plcc_delta=0.005, rmse_ratio=9)
+    assert gate == ("unstable", "on 200 held-out pairs, PLCC 0.8990 is under 0.9 (no reference model)")
+    deviation = float(TRUE.std())
+    assert judge(TRUE + 0.499 * deviation, TRUE, [], rmse_ratio=9).verdict == "stable"
+    assert judge(TRUE + 0.501 * deviation, TRUE, [], rmse_ratio=9).verdict == "unstable"
 
 
 def test_too_few_pairs_or_none_that_vary_are_unverified():

@@ -34,6 +34,7 @@ METRICS = {
     'vmafx_training_checkpoints_total{gate="stable"}': 40,
     'vmafx_training_checkpoints_total{gate="unstable"}': 2,
     'vmafx_training_checkpoints_total{gate="unverified"}': 0,
+    'vmafx_training_checkpoints_total{gate="incompatible"}': 0,
     'vmafx_training_checkpoint_failures_total{stage="build"}': 0,
     'vmafx_training_checkpoint_failures_total{stage="parity"}': 1,
     'vmafx_training_checkpoint_failures_total{stage="write"}': 0,

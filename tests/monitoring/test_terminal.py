@@ -53,7 +53,7 @@ def test_status_for_a_person():
         "replay evictions       7 pairs",
         "held out               1,000 pairs",
         "held-out capacity      1,000 pairs",
-        "checkpoints            stable 40, unstable 2, unverified 0",
+        "checkpoints            stable 40, unstable 2, unverified 0, incompatible 0",
         "failed checkpoints     build 0, parity 1, write 0, lock 0",
         "journal                12.35 MB",
         "journal errors         4",
