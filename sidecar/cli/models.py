@@ -26,6 +26,9 @@ from sidecar.evaluation.report import check_report_path, evaluation_document, wr
 @pairs_argument
 @base_scaler_option("json: first apply feature_mean and feature_std from the JSON beside the model.")
 @click.option("--group-by", metavar="FIELD", help="Also print the figures for each value of this field.")
+@click.option(
+    "--held-out", is_flag=True, help="Only the pairs that the model's hold-out kept out of its training, as its JSON says."
+)
 @pairs_options
 @report_option
 @json_option
@@ -34,7 +37,7 @@ def evaluate_command(model: Path, pairs: tuple[str, ...], report: Path | None, a
 
     \b
     Example:
-      vmafx-sidecar evaluate checkpoints/latest.onnx examples/recorded-80.jsonl.gz
+      vmafx-sidecar evaluate checkpoints/latest.onnx examples/recorded-80.jsonl.gz --held-out
     """
     from sidecar.evaluation.evaluate import evaluate
 
@@ -42,6 +45,8 @@ def evaluate_command(model: Path, pairs: tuple[str, ...], report: Path | None, a
         check_report_path(report, (model, model.with_suffix(".json"), *pairs))
     found = evaluate(model, pairs, **settings, for_report=report is not None)
     said: dict[str, Any] = {"model": str(model), **found.metrics.as_json(), "skipped": found.pairs.skipped}
+    if found.trained_on:
+        said["trained_on"] = found.trained_on
     if found.groups:
         said["groups"] = [{"group": name, **measured.as_json()} for name, measured in found.groups.items()]
     if as_json:
@@ -50,6 +55,9 @@ def evaluate_command(model: Path, pairs: tuple[str, ...], report: Path | None, a
         rows = [row(name, "", measured) for name, measured in found.groups.items()]
         click.echo("\n".join([HEADER, *rows, row("evaluated", "", found.metrics)]))
         print_skipped(found.pairs.skipped, found.pairs.first_skipped)
+        if found.trained_on:
+            count = "some" if found.trained_on is True else f"{found.trained_on:,}"
+            click.echo(f"{count} of {len(found.pairs):,} pairs were trained on; these figures flatter the model")
     if report is not None:
         write_report(report, evaluation_document(model, found, said, pairs, settings))
         if not as_json:

@@ -12,8 +12,10 @@ from onnx_builder.constants import read_bytes
 from onnx_builder.network import Array, Float32, NetworkError
 from onnx_builder.runtime import Scorer
 from sidecar.evaluation.residuals import rows_by_group
+from sidecar.evaluation.trained_on import TrainedOn, trained_on
 from sidecar.learning.metrics import Metrics, metrics
 from sidecar.models.json_scaling import BaseScaler, json_scaling, scaled
+from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
 
 
@@ -22,6 +24,7 @@ class Evaluation:
     """How a model scores recorded pairs.
 
     groups: by name, if they were asked for; predicted: (n,); predict: from raw features (n, n_features) to scores (n,).
+    trained_on: how many of the pairs the model was trained on, True if that is some of them, 0 if none is known to be.
     """
 
     metrics: Metrics
@@ -29,6 +32,7 @@ class Evaluation:
     pairs: RecordedPairs
     predicted: Float32
     predict: Callable[[Array], Float32]
+    trained_on: int | bool
 
 
 def evaluate(
@@ -40,13 +44,15 @@ def evaluate(
     score_max: float = 100.0,
     skip_bad: bool = False,
     group_by: str | None = None,
+    held_out: bool = False,
     for_report: bool = False,
 ) -> Evaluation:
     """Score recorded pairs with an ONNX model in onnxruntime, and compare the scores with the true ones.
 
     base_scaler: "json" first applies `feature_mean` and `feature_std` from the JSON beside the model. group_by: a field to
-    group the pairs by. for_report: keep job_ids. Raises NetworkError if the model does not run or takes another number of
-    features, RecordedPairsError if the pairs cannot be read.
+    group the pairs by. held_out: only the pairs that the model's hold-out kept out of its training, as the JSON beside it
+    says. for_report: keep job_ids. Raises NetworkError if the model does not run or takes another number of features,
+    RecordedPairsError if the pairs cannot be read, or if `held_out` leaves none.
     """
     read_bytes(model)
     scorer = Scorer(model)
@@ -55,6 +61,10 @@ def evaluate(
     n_features = pairs.features.shape[1]
     if scorer.n_features != n_features:
         raise NetworkError(f"{model} takes {scorer.n_features} features, but {', '.join(map(str, paths))} have {n_features}")
+
+    known = trained_on(model, paths, pairs)
+    if held_out:
+        pairs, known = _held_out(model, pairs, known)
 
     def predict(features: Array) -> Float32:
         return scorer.predict(scaled(features, scaling) if scaling else features)
@@ -67,4 +77,14 @@ def evaluate(
         name: metrics(scores[rows], pairs.true_score[rows])
         for name, rows in zip(pairs.group_names, rows_by_group(pairs.group), strict=True)
     }
-    return Evaluation(metrics(scores, pairs.true_score), groups, pairs, scores, predict)
+    return Evaluation(metrics(scores, pairs.true_score), groups, pairs, scores, predict, known.said)
+
+
+def _held_out(model: Path, pairs: RecordedPairs, known: TrainedOn) -> tuple[RecordedPairs, TrainedOn]:
+    """The pairs that the model's hold-out kept out of its training, and that it is not known to have been trained on."""
+    if known.holdout is None:
+        raise RecordedPairsError(f"{model}: no JSON beside it that says which pairs were kept out of its training")
+    rows = np.flatnonzero((pairs.position < known.holdout) & ~known.rows)
+    if not len(rows):
+        raise RecordedPairsError(f"{model} kept {known.holdout:g} of all pairs out of its training, none of these {len(pairs)}")
+    return pairs.only(rows), known._replace(rows=known.rows[rows])

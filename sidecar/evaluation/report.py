@@ -156,9 +156,13 @@ def evaluation_document(
     """The data for the report of an evaluation. found: from `evaluate` with `for_report`; others: as in `training_document`."""
     rows = np.arange(len(found.pairs))
     judged = Judged(found.pairs, rows, found.predicted, [Model(found.predict, rows)])
+    what = "the pairs that were kept out of the model's training" if options["held_out"] else "all pairs"
+    if found.trained_on:
+        count = "some" if found.trained_on is True else f"{found.trained_on:,}"
+        what += f" ({count} of them were trained on, which flatters the model)"
     return {
         "command": "evaluate",
-        **_common(judged, "all pairs", paths, (options["score_min"], options["score_max"])),
+        **_common(judged, what, paths, (options["score_min"], options["score_max"])),
         "said": _without_groups(said),
         "settings": options,
         "model": _model(model, _file(str(model)).get("sha256", "")),

@@ -33,7 +33,7 @@ def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callab
     description = {
         "step": trainer.step,
         "pairs_seen": pairs_seen,
-        "settings": learner.run.as_json()["settings"],
+        "settings": {**learner.run.as_json()["settings"], "holdout": learner.run.holdout_fraction},
         "journal": {"directory": str(state_directory.resolve()), "first": learner.first, "last": learner.position - 1},
     }
 

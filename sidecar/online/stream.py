@@ -62,7 +62,7 @@ def train_stream(
     description = {
         "step": trainer.step,
         "pairs_seen": trainer.trained,
-        "settings": run.as_json()["settings"],
+        "settings": {**run.as_json()["settings"], "holdout": run.holdout_fraction},
         "journal": {"first": learner.first, "last": learner.position - 1},
         "data": [str(path) for path in paths],
     }

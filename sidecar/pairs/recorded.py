@@ -7,7 +7,7 @@ reading, with an error that names its file and line; with `skip_bad` it is count
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,24 @@ class RecordedPairs:
 
     def __len__(self) -> int:
         return len(self.true_score)
+
+    def only(self, rows: NDArray[np.intp]) -> RecordedPairs:
+        """Some of the pairs, by their rows in ascending order; groups that have none left are gone."""
+        starts = np.cumsum([0, *self.file_pairs])
+        group, names = self.group, self.group_names
+        if group is not None:
+            left, index = np.unique(group[rows], return_inverse=True)
+            group, names = index.astype(np.int32), [names[each] for each in left]
+        return replace(
+            self,
+            features=self.features[rows],
+            true_score=self.true_score[rows],
+            position=self.position[rows],
+            group=group,
+            group_names=names,
+            job=[self.job[row] for row in rows] if self.job else [],
+            file_pairs=np.diff(np.searchsorted(rows, starts)).tolist(),
+        )
 
     def block(self, start: int, stop: int) -> PairBlock:
         """The pairs from `start` up to `stop`, as a learner takes them."""

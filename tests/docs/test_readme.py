@@ -91,6 +91,7 @@ def test_the_five_commands_work_one_after_the_other(tmp_path):
         assert line.partition(" ")[0] in said["train-offline"]
     assert said["replay"].startswith("2496 accepted, 0 duplicates, 0 refused")
     assert "evaluated" in said["evaluate"]
+    assert "trained on" not in said["evaluate"]
 
 
 def test_the_python_example_delivers_its_pair(serve):
