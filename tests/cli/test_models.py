@@ -85,3 +85,79 @@ def test_bad_models_are_one_clear_line_and_exit_code_2(trained, tmp_path, random
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_evaluate_says_which_pairs_the_model_was_trained_on(trained, tmp_path, monkeypatch):
+    directory, said = trained
+    model = directory / "stable.onnx"
+    whole = document(run("evaluate", model, EXAMPLE, "--json"))
+    assert whole["trained_on"] == said["pairs"]["train"] == 2256
+    text = run("evaluate", model, EXAMPLE).stdout
+    assert "2,256 of 2,496 pairs were trained on; these figures flatter the model\n" in text
+    monkeypatch.chdir(EXAMPLE.parent)  # however the same file is named
+    twice = document(run("evaluate", model, EXAMPLE.name, EXAMPLE, "--json"))
+    assert (twice["pairs"], twice["trained_on"]) == (2 * 2496, 2 * 2256)
+    copy = tmp_path / EXAMPLE.name
+    copy.write_bytes(EXAMPLE.read_bytes())
+    assert "trained_on" not in document(run("evaluate", model, copy, "--json"))
+    both = document(run("evaluate", model, copy, EXAMPLE, "--json"))
+    assert (both["pairs"], both["trained_on"]) == (2 * 2496, 2256)
+
+
+def test_evaluate_on_what_was_held_out_agrees_with_training(trained, tmp_path):
+    directory, said = trained
+    copy = tmp_path / EXAMPLE.name
+    copy.write_bytes(EXAMPLE.read_bytes())
+    for pairs in (EXAMPLE, copy):  # by the hash of their groups, whatever file they are in
+        found = document(run("evaluate", directory / "latest.onnx", pairs, "--held-out", "--json", "--group-by", "source"))
+        assert "trained_on" not in found
+        assert found["pairs"] == said["pairs"]["held_out"] == sum(each["pairs"] for each in found["groups"])
+        assert found["rmse"] == pytest.approx(said["metrics"]["held_out"]["ema"]["rmse"], rel=1e-4)
+    report = tmp_path / "report.html"
+    assert run("evaluate", directory / "latest.onnx", EXAMPLE, "--held-out", "--report", report).returncode == 0
+    assert "the pairs that were kept out of the model's training" in report.read_text()
+    assert run("evaluate", directory / "latest.onnx", EXAMPLE, "--report", report).returncode == 0
+    assert "all pairs (2,256 of them were trained on, which flatters the model)" in report.read_text()
+
+
+def test_what_the_base_model_was_trained_on_counts_too(trained, tmp_path, random_rows, write_lines):
+    rows = [{**row, "features": row["features"] * 16} for row in random_rows(400)]
+    options = ("--base-model", trained[0] / "latest.onnx", "--epochs", 1, "--holdout", 0.2, "--output", tmp_path / "c")
+    assert run("train-offline", write_lines(rows), *options).returncode in (0, 1)
+    model = tmp_path / "c" / "latest.onnx"
+    assert document(run("evaluate", model, EXAMPLE, "--json"))["trained_on"] == 2256
+    held_out = document(run("evaluate", model, EXAMPLE, "--held-out", "--json"))
+    assert held_out["pairs"] == 240  # its own hold-out is 0.2, but the base model was trained on what is over 0.1
+    about = model.resolve().with_suffix(".json")
+    about.write_text(json.dumps({**json.loads(about.read_text()), "base_model": {"path": str(trained[0]), "sha256": None}}))
+    assert "trained_on" not in document(run("evaluate", model, EXAMPLE, "--json"))
+
+
+@pytest.mark.parametrize("holdout", [..., None, True, "0.1", float("nan")])
+def test_a_hold_out_that_is_not_known(trained, tmp_path, holdout):
+    model = (trained[0] / "model_v000001.onnx").read_bytes()
+    made = publish(tmp_path, model, {"data": [3, str(EXAMPLE)], "settings": {}, "journal": [], "base_model": 3})
+    if holdout is not ...:
+        about = json.loads(made.description.read_text())
+        made.description.write_text(json.dumps({**about, "settings": {"holdout": holdout}}))
+    assert document(run("evaluate", made.model, EXAMPLE, "--json"))["trained_on"] is True
+    assert "some of 2,496 pairs were trained on" in run("evaluate", made.model, EXAMPLE).stdout
+    done = run("evaluate", made.model, EXAMPLE, "--held-out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no JSON beside it that says which pairs were kept out" in done.stderr
+
+
+def test_a_json_that_is_not_the_models_says_nothing(trained, tmp_path):
+    made = publish(tmp_path, (trained[0] / "model_v000001.onnx").read_bytes(), {"data": [str(EXAMPLE)]})
+    about = json.loads(made.description.read_text())
+    for text in ("{", json.dumps({**about, "sha256": "0" * 64}), json.dumps({**about, "data": ["\0", "-"], "journal": 1})):
+        made.description.write_text(text)
+        assert "trained_on" not in document(run("evaluate", made.model, EXAMPLE, "--json"))
+
+
+def test_held_out_pairs_where_there_are_none_are_told(tmp_path, random_rows, write_lines):
+    path = write_lines(random_rows(80))
+    assert run("train-offline", path, "--holdout", 0, "--epochs", 1, "--output", tmp_path / "c").returncode == 0
+    done = run("evaluate", tmp_path / "c" / "latest.onnx", path, "--held-out")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "kept 0 of all pairs out of its training, none of these 80" in done.stderr

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import UNSET
 
 from sidecar.checkpoints.directory import STABLE, checkpoints, linked
 from sidecar.journal.segments import read_journal
+from sidecar.pairs.holdout import holdout_position
 from sidecar.settings import Settings
 from tests.conftest import EXAMPLE, run, run_process
 from tests.running import PATIENCE_S, free_address, journalled, wait_until
@@ -522,3 +524,56 @@ def test_where_the_base_is_gone_the_gate_still_compares_with_it(serve, base_path
     assert sidecar.stop() == 0
     about = json.loads(checkpoints(tmp_path / "checkpoints")[-1].description.read_text())
     assert Path(about["base_model"]["path"]).parent == tmp_path / "checkpoints" / "state"
+
+
+def test_a_model_that_does_not_fit_the_stable_one_moves_no_link_and_is_warned_of_once(
+    serve, base_path, lines, random_rows, tmp_path
+):
+    directory = tmp_path / "checkpoints"
+    sidecar = serve(base_model=base_path, holdout_fraction=0.2, log_format="json").connect()
+    sidecar.send(lines[:600])
+    assert sidecar.stop() == 0
+    assert linked(directory, STABLE).version == 1
+    rows = [json.dumps(row).encode() for row in random_rows(900)]
+    sidecar = serve(
+        base_model=tmp_path / "none.onnx", n_features=5, log_format="json", http=(address := free_address())
+    ).connect()
+    for part in (rows[:400], rows[400:600]):
+        sidecar.send(part)
+        wait_until(lambda: json.loads(run("status", "--http", address, "--json").stdout)["phase"] == "running")  # it is fitted
+        known = len(checkpoints(directory)) + 1
+        sidecar.process.send_signal(signal.SIGUSR1)
+        wait_until(lambda known=known: len(events(sidecar, "checkpoint published")) == known)
+    sidecar.send(rows[600:])
+    assert sidecar.stop() == 0
+    published = events(sidecar, "checkpoint published")
+    assert [each["gate"] for each in published] == ["stable"] + ["incompatible"] * 3
+    assert [each["level"] for each in published] == ["info", "warning", "info", "info"]
+    assert published[1]["reason"] == "it takes 5 features, model_v000001 takes 80"
+    assert not events(sidecar, "checkpoint not published")
+    for name in ("latest", "stable"):
+        assert os.readlink(directory / f"{name}.onnx") == "model_v000001.onnx"
+        assert os.readlink(directory / f"{name}.json") == "model_v000001.json"
+    assert run("promote", 4, "--checkpoint-dir", directory).returncode == 0
+    sidecar = serve(base_model=tmp_path / "none.onnx", n_features=5, log_format="json").connect()
+    sidecar.send([row.replace(b'"j', b'"k') for row in rows])
+    assert sidecar.stop() == 0
+    assert events(sidecar, "checkpoint published")[-1]["gate"] in ("stable", "unstable")
+    assert os.readlink(directory / "latest.json") == "model_v000005.json"
+
+
+def test_evaluate_knows_what_of_a_journal_a_checkpoint_was_trained_on(serve, base_path, lines, tmp_path):
+    settings = {"base_model": base_path, "holdout_fraction": 0.2}
+    for part in (lines[:600], lines[600:900]):
+        sidecar = serve(**settings).connect()
+        sidecar.send(part)
+        assert sidecar.stop() == 0
+    state = tmp_path / "checkpoints" / "state"
+    held_out = [holdout_position(f"g{i // 12}", UNSET, b"") < 0.2 for i in range(900)]
+    for version, count in ((1, 600), (2, 900)):
+        model = tmp_path / "checkpoints" / f"model_v{version:06d}.onnx"
+        found = json.loads(run("evaluate", model, state, "--json").stdout)
+        assert (found["pairs"], found["trained_on"]) == (900, count - sum(held_out[:count]))
+        found = json.loads(run("evaluate", model, state, "--held-out", "--json").stdout)
+        assert found["pairs"] == sum(held_out)
+        assert "trained_on" not in found
