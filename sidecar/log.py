@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import logging
 import math
-import sys
+import os
+import queue
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+_MOST_LINES = 2000
+_DRAIN_S = 1.0
 REPEATED_S = 60.0
 """What is said again and again is logged once in so long."""
 
@@ -32,10 +37,70 @@ class _TextFormatter(logging.Formatter):
 
 
 def configure(log_format: Literal["text", "json"] = "text", level: str = "info") -> None:
-    """Log to stderr from now on; level: debug, info, warning or error."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Log to standard error from now on; level: debug, info, warning or error.
+
+    Nobody waits for standard error: lines go through a bounded queue, and those for which there is no room are counted.
+    """
+    global _writer
+    _writer = _Writer(2)
+    handler = _writer.handler()
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    atexit.register(_writer.drain)
+
+
+def dropped() -> int:
+    """Log lines of this process that were dropped because nobody reads standard error."""
+    return _writer.dropped if _writer is not None else 0
+
+
+class _Writer:
+    """Writes lines to a descriptor from a thread of its own, which may have to wait for whoever reads there."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes] = queue.Queue(_MOST_LINES)
+        self.dropped = self._told = 0
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    def put(self, line: str) -> None:
+        try:
+            self._lines.put_nowait(line.encode(errors="backslashreplace") + b"\n")
+        except queue.Full:
+            self.dropped += 1
+
+    def handler(self) -> logging.Handler:
+        """What gives it the lines of a log."""
+        put = self.put
+
+        class Handler(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                try:
+                    put(self.format(record))
+                except Exception:
+                    self.handleError(record)
+
+        return Handler()
+
+    def drain(self) -> None:
+        """Give what is left a second to be written."""
+        until = time.monotonic() + _DRAIN_S
+        while self._lines.unfinished_tasks and time.monotonic() < until:
+            time.sleep(0.005)
+
+    def _run(self) -> None:
+        while True:
+            line = self._lines.get()
+            if self.dropped > self._told:
+                line += f"{self.dropped - self._told} log lines were dropped: nobody read standard error\n".encode()
+                self._told = self.dropped
+            with contextlib.suppress(OSError):
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+            self._lines.task_done()
+
+
+_writer: _Writer | None = None
 
 
 def event(logger: logging.Logger, message: str, /, level: int = logging.INFO, **fields: Any) -> None:

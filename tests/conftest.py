@@ -18,6 +18,7 @@ from typing import Any
 # As the command sets it: what tests compute themselves is compared with what processes have computed.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -30,6 +31,10 @@ from sidecar.monitoring import fetch
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
 from tests.browser import Browser, browser
 from tests.running import PATIENCE_S, Sidecar
+
+# Hypothesis measures how long an example takes, which says nothing on a busy machine.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "recorded-80.jsonl.gz"

@@ -16,24 +16,32 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidecar.files import TEMPORARY, sync_directory, write_whole
+from sidecar.files import TEMPORARY, make_directories, read_regular, sync_directory, write_whole
 from sidecar.models.description import DescriptionError, read_description
 
+_log = logging.getLogger(__name__)
 LATEST, STABLE = "latest.onnx", "stable.onnx"
 _LOCK, _NEXT_VERSION = ".lock", ".next_version"
+_MOST_DIGEST_BYTES = 4096
 _MODEL = re.compile(r"model_v(\d{6,})\.onnx")
 _PART = re.compile(r"model_v(\d{6,})\.(onnx\.sha256|json)")
 
 
 class CheckpointError(ValueError):
     """A checkpoint or checkpoint directory that cannot be used; the message names it and says why."""
+
+
+class LockedError(CheckpointError):
+    """Another process holds the lock of a checkpoint directory."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,11 @@ def check_writable(directory: Path) -> None:
 
 def checkpoints(directory: Path) -> list[Checkpoint]:
     """All published checkpoints, oldest first; none if there is no such directory."""
-    names = os.listdir(directory) if directory.is_dir() else []
-    versions = sorted(int(match[1]) for name in names if (match := _MODEL.fullmatch(name)))
-    return [Checkpoint(directory, version) for version in versions]
+    if not directory.is_dir():
+        return []
+    with os.scandir(directory) as entries:
+        found = [match for each in entries if (match := _MODEL.fullmatch(each.name)) and each.is_file(follow_symlinks=False)]
+    return [Checkpoint(directory, version) for version in sorted(int(match[1]) for match in found)]
 
 
 def linked(directory: Path, link: str) -> Checkpoint | None:
@@ -106,19 +116,28 @@ def trained_after(checkpoint_directory: Path, state_directory: Path, position: i
     return names
 
 
-def publish(directory: Path, model: bytes, description: dict[str, Any], *, stable: bool = False, keep: int = 0) -> Checkpoint:
+def publish(
+    directory: Path,
+    model: bytes,
+    description: dict[str, Any],
+    *,
+    stable: bool = False,
+    keep: int = 0,
+    lock_s: float = 60.0,
+) -> Checkpoint:
     """Add a model as the next version and point `latest.onnx` at it.
 
     model: a serialized, checked ONNX graph. description: what the JSON says about it; name, version, sha256 and parent (the
     version published before it) are filled in here. stable: point `stable.onnx` at it too. keep: how many checkpoints to keep;
-    the oldest are deleted, but never the stable one; 0 keeps all.
+    the oldest are deleted, but never the stable one; 0 keeps all. lock_s: how long to wait, in seconds, for another process
+    that holds the lock of the directory; then LockedError.
 
     Creates the directory if needed. Raises CheckpointError if it cannot write. What it wrote of this version is then removed,
     and earlier checkpoints and links are unchanged.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory):
+        make_directories(directory)
+        with _locked(directory, lock_s):
             _remove_leftovers(directory)
             version, parent = _take_version(directory)
             checkpoint = Checkpoint(directory, version)
@@ -138,8 +157,11 @@ def publish(directory: Path, model: bytes, description: dict[str, Any], *, stabl
                 raise
             for link in links:
                 os.replace(directory / f"{TEMPORARY}{link}", directory / link)
-            _prune(directory, keep)
-            sync_directory(directory)
+            try:
+                _prune(directory, keep)
+                sync_directory(directory)
+            except OSError as error:  # the checkpoint is published; what could not be deleted is tried again with the next
+                _log.warning("%s: %s", error.filename or directory, error.strerror or error)
             return checkpoint
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot publish a checkpoint: {error.strerror or error}") from error
@@ -168,16 +190,25 @@ def promote(directory: Path, version: int) -> Checkpoint:
 def read_digest(model: Path) -> str | None:
     """The digest in the file beside a model, None if there is no such file."""
     try:
-        return Path(f"{model}.sha256").read_text(encoding="ascii", errors="replace").strip()
+        return read_regular(Path(f"{model}.sha256"), _MOST_DIGEST_BYTES).decode("ascii", errors="replace").strip()
     except OSError:
         return None
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def _locked(directory: Path, lock_s: float = 60.0) -> Iterator[None]:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(directory / _LOCK, flags, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        until = time.monotonic() + lock_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise LockedError(f"{directory}: another process holds the lock {_LOCK}") from None
+                time.sleep(0.003)
         yield
     finally:
         os.close(descriptor)
@@ -186,7 +217,7 @@ def _locked(directory: Path) -> Iterator[None]:
 def _take_version(directory: Path) -> tuple[int, dict[str, int]]:
     """A version number that was never used before, recorded as used; and the newest published version as {"parent": …}."""
     try:
-        recorded = int((directory / _NEXT_VERSION).read_text(encoding="ascii"))
+        recorded = int(read_regular(directory / _NEXT_VERSION, _MOST_DIGEST_BYTES))
     except (OSError, ValueError):
         recorded = 1
     published = checkpoints(directory)
@@ -199,10 +230,16 @@ def _take_version(directory: Path) -> tuple[int, dict[str, int]]:
 
 def _prune(directory: Path, keep: int) -> None:
     stable = linked(directory, STABLE)
+    failed: OSError | None = None
     for checkpoint in checkpoints(directory)[: -keep or None] if keep else []:
         if checkpoint != stable:
-            for path in (checkpoint.model, checkpoint.digest, checkpoint.description):
-                path.unlink(missing_ok=True)
+            try:
+                for path in (checkpoint.model, checkpoint.digest, checkpoint.description):
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                failed = error
+    if failed is not None:
+        raise failed
 
 
 def _remove_leftovers(directory: Path) -> None:
@@ -212,4 +249,5 @@ def _remove_leftovers(directory: Path) -> None:
         match = _PART.fullmatch(name)
         orphan = match is not None and Checkpoint(directory, int(match[1])).model.name not in names
         if orphan or name.startswith(TEMPORARY):
-            (directory / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a directory of such a name, say: somebody else's
+                (directory / name).unlink(missing_ok=True)

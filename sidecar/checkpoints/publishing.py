@@ -36,7 +36,10 @@ PARITY_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Terms:
-    """How checkpoints are published: where, in which form, and how they are judged. keep: how many to keep; 0 keeps all."""
+    """How checkpoints are published: where, in which form, and how they are judged. keep: how many to keep; 0 keeps all.
+
+    lock_s: how long to wait, in seconds, for another process that publishes in the same directory.
+    """
 
     directory: Path
     score_range: float = 100.0
@@ -45,6 +48,7 @@ class Terms:
     keep: int = 0
     plcc_delta: float = 0.005
     rmse_ratio: float = 1.1
+    lock_s: float = 60.0
 
     @cached_property
     def base_scorer(self) -> Scorer:
@@ -118,5 +122,5 @@ def publish_network(
     }
     if terms.base and terms.export_io == "base" and terms.base.scaling:
         about |= scaling_as_json(terms.base.scaling)
-    checkpoint = publish(terms.directory, model, about, stable=gate.verdict == "stable", keep=terms.keep)
+    checkpoint = publish(terms.directory, model, about, stable=gate.verdict == "stable", keep=terms.keep, lock_s=terms.lock_s)
     return Published(checkpoint, hashlib.sha256(model).hexdigest(), gate, measured, difference, time.monotonic() - started)

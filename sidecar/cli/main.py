@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import sys
 from typing import NoReturn
-
-# These must be set before numpy and onnxruntime are loaded. They are set only here, in the command, so that programs that
-# import the library keep their own. One BLAS thread is faster for matrices of this size, and always sums in the same order.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Without this, onnxruntime's wheels report usage data to their makers.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import click
 

@@ -81,30 +81,43 @@ def inspect_command(model: Path, as_json: bool) -> None:
 @click.argument("paths", nargs=-1, required=True, type=PATH, metavar="PATH...")
 @json_option
 def verify_command(paths: tuple[Path, ...], as_json: bool) -> int:
-    """Check models, or all checkpoints in a directory: digest, JSON file, onnx.checker, operators, parity with numpy.
+    """Check models, all checkpoints of a directory, or a sidecar's state directory.
 
-    The exit code is 1 if any check fails.
+    Of a model: digest, JSON, onnx.checker, operators, parity with numpy. Of a state directory: the checksums of everything in
+    it. Nothing is changed.
 
     \b
     Example:
       vmafx-sidecar verify checkpoints
     """
     from sidecar.checkpoints.verify import verify
+    from sidecar.state.verify import check_state, is_state_directory
 
-    verified = verify(paths)
+    states = [path for path in paths if is_state_directory(path)]
+    verified = verify([path for path in paths if path not in states])
+    findings = [finding for path in states for finding in check_state(path)]
+    ok = all(one.ok for one in verified) and not any(finding.wrong for finding in findings)
     if as_json:
         models = [
             {"model": str(one.model), "ok": one.ok, "failed": {check: wrong for check, wrong in one.checks.items() if wrong}}
             for one in verified
         ]
-        print_json({"ok": all(one.ok for one in verified), "models": models})
+        files = [
+            {"file": str(each.path), "ok": not each.wrong, **({"wrong": each.wrong, "lost": each.lost} if each.wrong else {})}
+            for each in findings
+        ]
+        print_json({"ok": ok, "models": models, **({"state": files} if states else {})})
     else:
         for one in verified:
             click.echo(f"{one.model}: {'ok' if one.ok else 'FAILED'} ({', '.join(one.checks)})")
             for check, wrong in one.checks.items():
                 if wrong:
                     click.echo(f"  {check}: {wrong}")
-    return 0 if all(one.ok for one in verified) else exit_codes.CHECK_SAYS_NO
+        for each in findings:
+            click.echo(f"{each.path}: {f'DAMAGED: {each.wrong}' if each.wrong else 'ok'}")
+            if each.lost:
+                click.echo(f"  lost: {each.lost}")
+    return 0 if ok else exit_codes.CHECK_SAYS_NO
 
 
 @click.command("promote")

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sidecar.client.pipeline import Pipeline
-from sidecar.journal.segments import journal_segments
 from sidecar.pairs.errors import RecordedPairsError
-from sidecar.pairs.formats import CsvRows, Lines, journal_lines, open_lines, read_form
+from sidecar.pairs.formats import CsvRows, Lines, journal_end, journal_lines, read_form
 from sidecar.pairs.line_protocol import Answer
 from sidecar.pairs.npz import Archive, ArrayKindError
 from sidecar.pairs.request import MAX_LINE_BYTES
@@ -188,15 +187,8 @@ def _lines_of(name: str) -> Lines:
 
 
 def _journal_so_far(directory: Path) -> Lines:
-    """The journal as it is now. A sidecar that is sent its own pairs adds them to it, so reading on would never end."""
-    ends = {}
-    for segment in journal_segments(directory)[-1:]:
-        with open_lines(segment) as stream:
-            ends[str(segment)] = sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b""))
-    for name, number, line in journal_lines(directory):
-        if number > ends.get(name, number):
-            return
-        yield name, number, line
+    """The journal as it is now: what a sidecar adds while it is sent its own pairs would never end."""
+    return journal_lines(directory, until=journal_end(directory))
 
 
 def _csv_lines(name: str, rows: CsvRows) -> Lines:

@@ -1,70 +1,89 @@
-"""The writing end of the journal: each pair durable before it is answered."""
+"""The writing end of the journal: each pair is in the journal before it is answered."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from sidecar.files import sync_directory
-from sidecar.journal.segments import READ_BYTES, RUN, JournalError, first_position, journal_segments, segment_lines
+from sidecar.files import make_directories, sync_directory
+from sidecar.journal.blocks import RUN, encode_block, encode_blocks
+from sidecar.journal.segments import JournalError, journal_segments
 
-_TRIAL_BYTES = 4096
 SEGMENT_BYTES = 64 << 20
 """A segment larger than this is closed."""
+UNSYNCED_BYTES = 64 << 20
+"""What is not surely on disk is kept in memory, up to so much. When there is more, pairs are refused as retryable."""
+SYNC_BYTES = 8 << 20
+"""An fsync is wanted once so much is not surely on disk, whatever the setting."""
+_TRIAL_BYTES = 4096
+
+
+class End(NamedTuple):
+    """Where a journal that is whole ends.
+
+    position: of the next pair. segment: the open one, None if the next pair begins another. size: of its whole blocks, in
+    bytes. last_run: the line of the last run record, without its newline; None if there is none in the last segment.
+    """
+
+    position: int = 0
+    segment: Path | None = None
+    size: int = 0
+    last_run: bytes | None = None
+
+
+END_OF_NOTHING = End()
 
 
 class Journal:
     """The writing end. One process at a time: the caller holds the lock of the state directory.
 
-    state_directory: made where it is missing. fsync: "always": after each append; "everysec": the caller runs a `syncer` every
-    second; "never": left to the system. position: of the next pair. last_run: the line of the last run record, None where there
-    is none in the last segment. error: why nothing can be appended at present, else empty.
+    state_directory: its journal directory is made if it is missing. end: where the journal ends, see `find_end`. fsync:
+    "always": after each append; "everysec": the caller runs a `syncer` every second; "never": when the system decides.
+    position: of the next pair. last_run: the line of the last run record, None if there is none yet. error: why nothing can be
+    appended at present, else empty; `try_again` tries. errors: writes and fsyncs that failed.
 
-    A write that fails is taken back to the last answered byte. What a `syncer` could not bring to disk may be lost though a
-    later fsync succeeds (the kernel calls a page clean once its writing has failed): it is written again before all else.
+    A write that fails is taken back to the last answered byte. What is not surely on disk is kept in memory: after an fsync
+    that failed, whoever called it, it is written again before anything else, because a later fsync would succeed without it
+    (the kernel calls a page clean once writing it has failed; Rebello et al.: Can applications recover from fsync failures?,
+    2020).
 
-    Raises JournalError where the directory cannot be written, or the last segment is damaged.
+    Raises JournalError if the directory cannot be written.
     """
 
-    def __init__(self, state_directory: Path, fsync: Literal["always", "everysec", "never"] = "everysec") -> None:
+    def __init__(
+        self, state_directory: Path, end: End = END_OF_NOTHING, fsync: Literal["always", "everysec", "never"] = "everysec"
+    ) -> None:
         self._state, self._fsync = state_directory, fsync
         self._directory = state_directory / "journal"
-        self.last_run: bytes | None = None  # with what pairs are trained: each segment begins with it
+        self.position, self.last_run = end.position, end.last_run
+        self.error, self.errors = "", 0
         self._descriptor: int | None = None
-        self._size = 0  # of the open segment, up to the last answered byte
-        self._synced = 0  # how much of it is on disk for sure
-        self._begun = 0  # segments, by which a `syncer` knows whether its own is still the open one
+        self._size = end.size  # of the open segment, up to the last answered byte
+        self._unsynced: deque[tuple[int, bytes]] = deque()  # what is not surely on disk, with its offset
+        self._unsynced_bytes = 0
+        self._written_again = True  # False: what is in memory has to be written again
+        self._lock = threading.Lock()
+        self._syncs = 0  # that run
+        self._failure: OSError | None = None  # of an fsync, until the next append sees to it
         self._day = 0  # days since the epoch, of the open segment
-        self._suspect = False  # what is not `_synced` has to be written again
-        self._broken = False
-        self.error = ""
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-            segments = journal_segments(state_directory)
-            self.position = 0
-            if segments:
-                self._open_last(segments[-1])
+            make_directories(self._directory)
+            if end.segment is not None:
+                self._descriptor = os.open(end.segment, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                self._day = _day(os.fstat(self._descriptor).st_mtime)
+                os.ftruncate(self._descriptor, end.size)
+                os.fsync(self._descriptor)
             self.measure()
         except OSError as error:
             raise JournalError(f"{self._directory}: {error.strerror or error}") from error
-
-    def _open_last(self, segment: Path) -> None:
-        self.position = first_position(segment)
-        for line in segment_lines(segment):
-            if line.startswith(RUN):
-                self.last_run = line + b"\n"
-            else:
-                self.position += 1
-        if segment.suffix != ".gz":
-            self._descriptor = os.open(segment, os.O_RDWR | os.O_CLOEXEC)
-            self._day = _day(segment.stat().st_mtime)
-            self._cut_torn_line(segment)
 
     @property
     def disk_bytes(self) -> int:
@@ -79,67 +98,96 @@ class Journal:
     def append(self, lines: Sequence[bytes]) -> None:
         """Write pairs, as they came and without newlines, in one piece.
 
-        Raises JournalError where that fails; then nothing of it is in the journal, or, where even that cannot be brought
-        about, nothing is accepted until a restart.
+        Raises JournalError if that fails. Then nothing of it is in the journal.
         """
-        self._write(b"\n".join(lines) + b"\n")
-        self.position += len(lines)
+        self._append([*lines], pairs=len(lines))
 
     def append_run(self, run: dict[str, Any]) -> None:
         """Write what the pairs after this are trained with. Raises JournalError as `append`."""
         before = self.last_run
-        self.last_run = RUN + json.dumps(run, separators=(",", ":"), sort_keys=True).encode() + b"\n"
+        self.last_run = RUN + json.dumps(run, separators=(",", ":"), sort_keys=True).encode()
         try:
-            self._write(self.last_run if self._size else b"")
+            if self._size:
+                self._append([self.last_run], pairs=0)
         except JournalError:
             self.last_run = before
             raise
 
-    def syncer(self) -> Callable[[], object] | None:
-        """What brings all that was appended so far to disk, to be called once, on any thread; None where it is there.
+    @property
+    def wants_sync(self) -> bool:
+        """So much is not surely on disk that it should not wait for the next second."""
+        return self._unsynced_bytes > SYNC_BYTES and not self._syncs
 
-        It raises OSError; `sync_failed` has to be told of that.
+    def syncer(self) -> Callable[[], None] | None:
+        """What brings all that was appended so far to disk, to be called once, on any thread; None if it is there.
+
+        It raises OSError. The journal knows of that by itself.
         """
-        if self._descriptor is None or self._synced >= self._size:
-            return None  # a segment is on disk when it is closed
-        descriptor, size, begun = os.dup(self._descriptor), self._size, self._begun
+        with self._lock:
+            if self._descriptor is None or not self._unsynced:
+                return None  # a segment is on disk when it is closed
+            descriptor, size = os.dup(self._descriptor), self._size
+            self._syncs += 1
 
         def sync() -> None:
             try:
                 os.fsync(descriptor)
+            except OSError as error:
+                with self._lock:
+                    self._failure = error
+                raise
+            else:
+                with self._lock:
+                    self._is_on_disk(size)
             finally:
+                with self._lock:
+                    self._syncs -= 1
                 os.close(descriptor)
-            if begun == self._begun and not self._suspect:
-                self._synced = max(self._synced, min(size, self._size))
 
         return sync
 
-    def sync_failed(self, error: OSError) -> None:
-        """What a `syncer` was to bring to disk may not be there: nothing is accepted until it was written again."""
-        self._suspect = True
-        self.error = _reason(error)
+    def check(self) -> OSError | None:
+        """The failure of an fsync since the last look, if there was one: then nothing is accepted until it is mended."""
+        with self._lock:
+            failure, self._failure = self._failure, None
+        if failure is not None:
+            self._written_again = False
+            self._failed(failure)
+        return failure
 
     def try_again(self) -> bool:
-        """Whether pairs can be appended again, where they could not: tries it, and leaves nothing behind."""
-        if self.error and not self._broken:
+        """Whether pairs can be appended again, if they could not: tries it, and leaves nothing behind."""
+        if self.error:
             try:
-                self._make_good()
+                self._mend()
                 if self._descriptor is None:
                     self._begin_segment()
-                self._write_at_end(bytes(_TRIAL_BYTES))
+                # What a crash would leave of this is what it leaves of a write.
+                self._write_at(self._size, encode_block(self.position, [bytes(2 * _TRIAL_BYTES)])[:_TRIAL_BYTES])
+                self._take_back()
                 self.error = ""
             except OSError as error:
                 self.error = _reason(error)
-            self._take_back()
+                with contextlib.suppress(OSError):
+                    self._take_back()
         return not self.error
 
-    def roll(self) -> None:
-        """Close the segment, where it holds anything: the next pair begins another. Raises OSError."""
-        if self._descriptor is not None and self._size:
-            os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            self._closed_bytes += self._size
-            self._descriptor, self._size, self._synced = None, 0, 0
+    def roll(self) -> bool:
+        """Close the segment, if it holds anything: the next pair begins another. Raises OSError.
+
+        False if that has to wait, because an fsync of it is still running: its failure would come too late.
+        """
+        self.check()
+        if self._descriptor is None or not self._size:
+            return True
+        with self._lock:
+            if self._syncs or not self._written_again:
+                return False
+        self._sync()
+        os.close(self._descriptor)
+        self._closed_bytes += self._size
+        self._descriptor, self._size = None, 0
+        return True
 
     def roll_daily(self, now: float) -> None:
         """Close a segment of an earlier day (UTC). now: seconds since the epoch. Raises OSError."""
@@ -150,35 +198,38 @@ class Journal:
         """Bring all to disk and let go of the file."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
-                os.fsync(self._descriptor)
+                self._mend()
+                self._sync()
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _write(self, data: bytes) -> None:
-        if self._broken:
-            raise JournalError(f"journal: {self.error}; restart the sidecar")
+    def _append(self, lines: list[bytes], pairs: int) -> None:
         try:
-            self._make_good()
+            self.check()
+            self._mend()
             if self._size > SEGMENT_BYTES:
                 self.roll()
             if self._descriptor is None:
                 self._begin_segment()
-            if not self._size:
-                data = (self.last_run or b"") + data
-            self._write_at_end(data)
+            if not self._size and self.last_run is not None and lines != [self.last_run]:
+                lines = [self.last_run, *lines]
+            data = encode_blocks(self.position, lines)
+            self._write_at(self._size, data)
             if self._fsync == "always":
-                self._sync()
+                assert self._descriptor is not None
+                os.fsync(self._descriptor)
         except OSError as error:
-            self.error = _reason(error)
-            self._take_back()
+            self._failed(error)
+            with contextlib.suppress(OSError):
+                self._take_back()
             raise JournalError(f"journal: {self.error}") from error
         self._size += len(data)
-        if self._fsync == "always":
-            self._synced = self._size
+        self.position += pairs
+        if self._fsync != "always":
+            with self._lock:
+                self._unsynced.append((self._size - len(data), data))
+                self._unsynced_bytes += len(data)
         self.error = ""
-
-    def _write_at_end(self, data: bytes) -> None:
-        self._write_at(self._size, data)
 
     def _write_at(self, offset: int, data: bytes) -> None:
         assert self._descriptor is not None
@@ -187,61 +238,63 @@ class Journal:
             written = os.pwrite(self._descriptor, rest, offset)
             rest, offset = rest[written:], offset + written
 
-    def _sync(self) -> None:
-        assert self._descriptor is not None
-        os.fsync(self._descriptor)
+    def _mend(self) -> None:
+        """Write again from memory what an fsync that failed may have lost, and bring it to disk.
 
-    def _make_good(self) -> None:
-        """Write again what may not be on disk."""
-        if self._suspect:
-            assert self._descriptor is not None
-            self._write_at(self._synced, os.pread(self._descriptor, self._size - self._synced, self._synced))
-            self._sync()
-            self._synced, self._suspect = self._size, False
+        Raises OSError, also while too much is not surely on disk.
+        """
+        if not self._written_again and self._descriptor is not None:
+            if self._syncs:  # its failure would come too late
+                raise OSError(errno.EBUSY, "an fsync is still running")
+            for offset, data in [*self._unsynced]:
+                self._write_at(offset, data)
+            os.fsync(self._descriptor)
+            self._written_again = True
+            with self._lock:
+                self._is_on_disk(self._size)
+        if self._unsynced_bytes > UNSYNCED_BYTES:
+            raise OSError(errno.EAGAIN, f"{self._unsynced_bytes >> 20} MiB are still on their way to the disk")
+
+    def _sync(self) -> None:
+        """Bring the open segment to disk. Raises OSError; then all that is in memory has to be written again."""
+        assert self._descriptor is not None
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._written_again = False
+            self._failed(error)
+            raise
+        with self._lock:
+            self._is_on_disk(self._size)
+
+    def _is_on_disk(self, size: int) -> None:
+        """Forget what is surely on disk: all up to a size, unless an fsync has failed since. The caller holds the lock."""
+        if self._failure is None and self._written_again:
+            while self._unsynced and self._unsynced[0][0] < size:
+                self._unsynced_bytes -= len(self._unsynced.popleft()[1])
+
+    def _failed(self, error: OSError) -> None:
+        self.error = _reason(error)
+        self.errors += 1
 
     def _take_back(self) -> None:
-        """Back to the last answered byte."""
-        if self._descriptor is None:
-            return
-        try:
+        """Back to the last answered byte. Raises OSError; what is left there then is no whole block, or is overwritten."""
+        if self._descriptor is not None:
             os.ftruncate(self._descriptor, self._size)
             if self._fsync == "always":
-                self._sync()
-        except OSError as error:
-            self._broken = True
-            self.error = f"what could not be written could not be taken back either: {_reason(error)}"
+                os.fsync(self._descriptor)
 
     def _begin_segment(self) -> None:
         path = self._directory / f"{self.position:012d}.jsonl"
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._begun += 1
-        self._size, self._synced, self._day = os.fstat(self._descriptor).st_size, 0, _day(time.time())
-        sync_directory(self._directory)
-
-    def _cut_torn_line(self, segment: Path) -> None:
-        """Cut off what a crash left after the last newline: it was never answered."""
-        assert self._descriptor is not None
-        size = segment.stat().st_size
-        with segment.open("rb") as stream:
-            keep = size
-            while keep:
-                start = max(0, keep - READ_BYTES)
-                stream.seek(start)
-                newline = stream.read(keep - start).rfind(b"\n")
-                if newline >= 0:
-                    keep = start + newline + 1
-                    break
-                keep = start
-        if keep < size:
-            os.ftruncate(self._descriptor, keep)
-            os.fsync(self._descriptor)
-        self._size = keep  # of which nobody knows how much is on disk: the next sync brings it there
-
-    def _remove_leftovers(self) -> None:
-        """What a crash left of compressing: a half-made file, or both forms of a segment, of which the plain one is whole."""
-        for path in self._directory.iterdir():
-            if path.suffix == ".tmp" or (path.suffix == ".gz" and path.with_suffix("").exists()):
-                path.unlink()
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            if os.fstat(descriptor).st_size:
+                raise OSError(errno.EEXIST, f"{path.name} holds something already")
+            sync_directory(self._directory)
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._descriptor, self._size, self._day = descriptor, 0, _day(time.time())
 
 
 def _day(seconds: float) -> int:

@@ -15,8 +15,8 @@ from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 
-from sidecar.files import write_whole
 from sidecar.monitoring.status import Status
+from sidecar.state.checked import read_checked, write_checked
 
 _log = logging.getLogger(__name__)
 HISTORY = "history.jsonl"
@@ -91,14 +91,14 @@ def _encode(values: Sequence[float | None]) -> bytes:
 
 def write_history(state_directory: Path, history: History) -> None:
     """Raises OSError."""
-    write_whole(state_directory / HISTORY, b"".join(row + b"\n" for _, row in history.rows))
+    write_checked(state_directory / HISTORY, "history", b"".join(row + b"\n" for _, row in history.rows))
 
 
 def read_history(state_directory: Path) -> History:
     """The history that was written there. It is empty if there is no such file or, with a warning, if the file is damaged."""
     path = state_directory / HISTORY
     try:
-        rows = tuple(_read(line) for line in path.read_bytes().splitlines())
+        rows = tuple(_read(line) for line in read_checked(path, "history").splitlines())
         if any(after[0] <= before[0] for before, after in pairwise(rows)):
             raise ValueError("its times are not increasing")
     except FileNotFoundError:

@@ -8,7 +8,7 @@ from typing import get_args
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.monitoring.status import Phase, Status
-from sidecar.monitoring.status_document import GATES, RESULTS, STAGES, counts, finite
+from sidecar.monitoring.status_document import DAMAGED, GATES, RESULTS, STAGES, counts, finite
 
 
 def metric_families(status: Status) -> list[Metric]:
@@ -52,6 +52,13 @@ def metric_families(status: Status) -> list[Metric]:
         ),
         _gauge("journal_bytes", "Size of the journal of accepted pairs.", status.journal_bytes),
         _counter("journal_errors", "Writes and fsyncs of the journal that failed.", status.journal_errors),
+        _counter(
+            "state_damage",
+            "Damage found in the state directory, by kind of file.",
+            counts(DAMAGED, status.damage),
+            "file",
+        ),
+        _counter("log_lines_dropped", "Log lines dropped because nobody reads standard error.", status.log_dropped),
         _gauge("connections", "Open connections on the Unix socket.", status.connections),
     ]
     return [family for family in families if family.samples]

@@ -49,6 +49,9 @@ class Status:
     journal_bytes: int = 0
     journal_errors: int = 0
     skipped_steps: int = 0
+    degraded: tuple[str, ...] = ()  # what was damaged in the state directory
+    damage: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by kind of file
+    log_dropped: int = 0
     version: int | None = None
     stable_version: int | None = None
     checkpoint_time: float | None = None  # seconds since the epoch

@@ -12,10 +12,12 @@ from sidecar.monitoring.status import Status, one_line
 
 STALL_SECONDS = 10.0  # an event loop without a turn for longer than this is stuck
 STATUS_BYTES = 4096
+_MOST_DEGRADED = 6
 
 RESULTS = ("accepted", "held_out", "duplicate", "rejected")
 GATES = ("stable", "unstable", "unverified")
-STAGES = ("build", "parity", "write")
+DAMAGED = ("journal", "snapshot", "base", "anchor", "published", "history")
+STAGES = ("build", "parity", "write", "lock")
 
 
 def status_document(status: Status) -> dict[str, Any]:
@@ -27,6 +29,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "model_version": _model_name(status.version),
         "reason": one_line(status.reason) or None,
         "accepting": status.accepting,
+        "degraded": [one_line(each)[:80] for each in status.degraded[:_MOST_DEGRADED]] or None,
         "stable_version": _model_name(status.stable_version),
         "last_checkpoint_gate": one_line(status.checkpoint_gate or "") or None,
         "step": status.step,
@@ -47,6 +50,8 @@ def status_document(status: Status) -> dict[str, Any]:
         "connections": status.connections,
         "step_seconds": finite(status.step_seconds),
         "skipped_steps": status.skipped_steps,
+        "log_dropped": status.log_dropped or None,
+        "damage": dict(status.damage) or None,
         "n_features": status.n_features,
         "rejected": dict(status.rejected),
     }

@@ -134,6 +134,9 @@ _IN_WORDS = {  # name in the document: label, unit, and the factor that converts
     "last_checkpoint_time": ("last checkpoint", "", 1),
     "model_version": ("newest model", "", 1),
     "accepting": ("accepts pairs", "", 1),
+    "degraded": ("damaged, moved aside", "", 1),
+    "damage": ("damage found", "", 1),
+    "log_dropped": ("log lines dropped", "", 1),
     "stable_version": ("stable model", "", 1),
     "last_checkpoint_gate": ("gate verdict", "", 1),
     "step": ("gradient steps", "", 1),
@@ -176,6 +179,8 @@ def _in_words(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(_in_words, value))
     if isinstance(value, Mapping):
         return ", ".join(f"{one_line(name).replace('_', ' ')} {_in_words(each)}" for name, each in value.items())
     return one_line(str(value))

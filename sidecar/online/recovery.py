@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from onnx_builder.network import Network
+from sidecar.journal.blocks import Damage
 from sidecar.journal.run import FormatError, Run
-from sidecar.journal.segments import WHAT_TO_DO, Entry, JournalError, first_kept, read_journal
+from sidecar.journal.segments import Entry, OnDamage, damaged, first_kept, read_journal
 from sidecar.online.learner import Learner
 from sidecar.pairs.errors import PairError
 from sidecar.pairs.pair import Pair, PairBlock, PairReader
-from sidecar.state.base_models import kept_base
+from sidecar.state.base_models import BaseLostError, kept_base
+from sidecar.state.checked import DamagedError, NewerFormatError
+from sidecar.state.damage import Damages
 from sidecar.state.directory import StateError
-from sidecar.state.snapshots import read_snapshots
+from sidecar.state.snapshots import read_snapshot, read_snapshots, snapshots
 
 _log = logging.getLogger(__name__)
 _BLOCK_PAIRS = 256
 
 Seen = Callable[[Pair | None], object]
-"""Told of each pair, and with None of each that was forgotten."""
+"""Told of each pair, and with None of each that was forgotten or is lost."""
 
 
 def rebuild(
@@ -35,17 +38,25 @@ def rebuild(
     until: int | None = None,
     seen: Seen = lambda pair: None,
     progress: Callable[[int], object] = lambda pairs: None,
+    on_damage: OnDamage = damaged,
 ) -> Learner | None:
-    """Bring a learner to the end of the journal, or to the pair at position `until`; None where nothing says how to begin.
+    """Bring a learner to the end of the journal, or to the pair at position `until`; None if nothing says how to begin.
 
-    learner: where a snapshot stands, None to begin with the first pair kept, under the first run that is written down, else
-    under `run` from `base`. start: the position from which `seen` wants to be told. progress: called with the number of pairs
-    since the last call. Raises JournalError or StateError where the journal is damaged or does not hold what is needed.
+    learner: as a snapshot has it, None to begin with the first pair kept, under the first run that is recorded, else under
+    `run` from `base`. start: the position from which `seen` wants to be told. progress: called with the number of pairs since
+    the last call. on_damage: as in `read_journal`.
+
+    Raises JournalError or StateError if the journal is damaged and `on_damage` raises, or does not hold what is needed.
     """
     if learner is None:
-        recorded = first_run(state_directory)
+        recorded = first_run(state_directory, on_damage)
         if recorded is not None:
-            run, base = recorded, kept_base(state_directory, recorded)
+            try:
+                run, base = recorded, kept_base(state_directory, recorded)
+            except BaseLostError as error:
+                if run is None or on_damage is damaged:
+                    raise
+                on_damage(state_directory, Damage(0, 0, f"{error}; it begins anew with another"))
         if run is None:
             return None
         learner = Learner(run, base, first=first_kept(state_directory))
@@ -57,86 +68,117 @@ def rebuild(
             progress(len(pairs))
             pairs.clear()
 
-    for entry in read_journal(state_directory, min(start, learner.position)):
+    for entry in read_journal(state_directory, min(start, learner.position), on_damage):
         if until is not None and entry.position > until:
             break
         ahead = entry.position >= learner.position + len(pairs)
         if entry.run is not None:
             if ahead:
                 train()
-                _begin(learner, entry, state_directory)
-        elif entry.line is None:
-            seen(None)
-            if ahead:
+                _begin(learner, entry, state_directory, on_damage)
+            continue
+        pair = _pair(state_directory, entry, reader, on_damage)
+        seen(pair)
+        if ahead and pair is not None:
+            pairs.append(pair)
+            if len(pairs) == _BLOCK_PAIRS:
                 train()
-                learner.pass_over()
-        else:
-            pair = _pair(state_directory, entry, reader)
-            seen(pair)
-            if ahead:
-                pairs.append(pair)
-                if len(pairs) == _BLOCK_PAIRS:
-                    train()
+        elif ahead:
+            train()
+            learner.pass_over()
     train()
     return learner
 
 
-def read_pairs_from(state_directory: Path, start: int, n_features: int, seen: Seen) -> None:
-    """Tell `seen` of the pairs from position `start` on. Raises JournalError where the journal is damaged."""
+def read_pairs_from(state_directory: Path, start: int, n_features: int, seen: Seen, on_damage: OnDamage = damaged) -> None:
+    """Tell `seen` of the pairs from position `start` on. Raises JournalError as `read_journal` does."""
     reader = PairReader(n_features, -math.inf, math.inf)
-    for entry in read_journal(state_directory, start):
-        if entry.line is not None:
-            seen(_pair(state_directory, entry, reader))
-        elif entry.run is None:
-            seen(None)
+    for entry in read_journal(state_directory, start, on_damage):
+        if entry.run is None:
+            seen(_pair(state_directory, entry, reader, on_damage))
 
 
-def _begin(learner: Learner, entry: Entry, state_directory: Path) -> None:
+def _begin(learner: Learner, entry: Entry, state_directory: Path, on_damage: OnDamage) -> None:
     assert entry.run is not None
     run = _run(state_directory, entry.run)
     if run != learner.run:
-        learner.begin(run, kept_base(state_directory, run) if run.base != learner.run.base else None)
+        base = None
+        if run.base != learner.run.base:
+            try:
+                base = kept_base(state_directory, run)
+            except BaseLostError as error:
+                if on_damage is damaged:
+                    raise
+                on_damage(state_directory, Damage(0, 0, f"{error}; the weights go on"))
+        learner.begin(run, base)
 
 
-def _pair(state_directory: Path, entry: Entry, reader: PairReader) -> Pair:
-    assert entry.line is not None
+def _pair(state_directory: Path, entry: Entry, reader: PairReader, on_damage: OnDamage) -> Pair | None:
+    if entry.line is None:
+        return None
     try:
         return reader.read(entry.line)
     except PairError as error:
-        where = f"{state_directory / 'journal'}: the pair at position {entry.position}"
-        raise JournalError(f"{where} is damaged: {error}; {WHAT_TO_DO}") from error
+        reason = f"the pair at position {entry.position} is none: {error}"
+        on_damage(state_directory / "journal", Damage(0, 0, reason))
+        return None
 
 
-def newest_snapshot(state_directory: Path, position: int) -> Learner | None:
-    """The learner of the newest good snapshot that is not after `position`, the journal's end; None where there is none."""
-    for at, state in read_snapshots(state_directory):
+def newest_snapshot(state_directory: Path, position: int, damages: Damages) -> Learner | None:
+    """The learner of the newest good snapshot that is not after `position`, the journal's end; None if there is none.
+
+    What is no good is moved aside; what cannot be read now is left where it is. Raises StateError for a newer program's state,
+    and if none can be read now.
+    """
+    unreadable = ""
+    for at, path in snapshots(state_directory):
         if at > position:
-            _log.warning("snapshot at position %d is after the journal's end at %d", at, position)
+            damages.move_aside(path, "snapshot", f"it is of position {at}; the journal ends at {position}")
             continue
         try:
-            return Learner.from_state(state)
-        except FormatError as error:
+            return Learner.from_state(read_snapshot(path))
+        except (FormatError, NewerFormatError) as error:
             raise StateError(f"{state_directory}: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            _log.warning("snapshot at position %d cannot be used: %s", at, error)
+        except (DamagedError, KeyError, TypeError, ValueError) as error:
+            damages.move_aside(path, "snapshot", str(error))
+        except OSError as error:
+            unreadable = f"{path}: {error.strerror or error}"
+            _log.warning("%s: it is left where it is", unreadable)
+    if unreadable and first_kept(state_directory):
+        raise StateError(f"{unreadable}; nothing was changed")
     return None
 
 
+def snapshot_end(state_directory: Path) -> int:
+    """The position up to which the newest whole snapshot holds the pairs; 0 if there is none that can be read now."""
+    try:
+        return next((position for position, _ in read_snapshots(state_directory)), 0)
+    except (OSError, NewerFormatError):
+        return 0
+
+
 def newest_run(state_directory: Path) -> Run | None:
-    """The run that the newest good snapshot was under, else the first of the journal; None where there is no state."""
-    for _, state in read_snapshots(state_directory, only="run"):
-        try:
-            return Learner.run_of(state)
-        except FormatError as error:
-            raise StateError(f"{state_directory}: {error}") from error
-        except (KeyError, TypeError, ValueError):
-            continue
-    return first_run(state_directory)
+    """The run that the newest good snapshot was under, else the first of the journal; None if there is no state.
+
+    Raises StateError for a newer program's state.
+    """
+    try:
+        for _, state in read_snapshots(state_directory):
+            try:
+                return Learner.run_of(state)
+            except (KeyError, TypeError, ValueError) as error:
+                if isinstance(error, FormatError):
+                    raise
+    except (FormatError, NewerFormatError) as error:
+        raise StateError(f"{state_directory}: {error}") from error
+    except OSError as error:
+        _log.warning("%s: %s", error.filename or state_directory, error.strerror or error)
+    return first_run(state_directory, lambda segment, damage: None)
 
 
-def first_run(state_directory: Path) -> Run | None:
-    """The first run that the journal names, None where it names none."""
-    entries = read_journal(state_directory, first_kept(state_directory))
+def first_run(state_directory: Path, on_damage: OnDamage = damaged) -> Run | None:
+    """The first run that the journal names, None if it names none. Raises as `read_journal`, and StateError."""
+    entries = read_journal(state_directory, first_kept(state_directory), on_damage)
     return next((_run(state_directory, entry.run) for entry in entries if entry.run is not None), None)
 
 
@@ -145,5 +187,5 @@ def _run(state_directory: Path, record: dict[str, Any]) -> Run:
         return Run.from_json(record)
     except FormatError as error:
         raise StateError(f"{state_directory}: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise StateError(f"{state_directory}: a run record of the journal is damaged: {error}; {WHAT_TO_DO}") from error
+    except (KeyError, TypeError) as error:  # its bytes are as they were written
+        raise StateError(f"{state_directory}: a run record of the journal is of another make: {error}") from error

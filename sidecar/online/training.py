@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnx_builder.network import Network
+from sidecar.files import remove_leftovers
+from sidecar.journal.blocks import Damage
+from sidecar.journal.repair import find_end, repair
 from sidecar.journal.run import Run
-from sidecar.journal.segments import JournalError, first_kept
+from sidecar.journal.segments import JournalError, first_kept, journal_segments, with_ends
 from sidecar.journal.writer import Journal
 from sidecar.learning.recipe import TrainingError
 from sidecar.online.backlog import Backlog
 from sidecar.online.learner import Learner
-from sidecar.online.recovery import newest_snapshot, read_pairs_from, rebuild
+from sidecar.online.recovery import newest_snapshot, read_pairs_from, rebuild, snapshot_end
 from sidecar.online.trainer import Group
 from sidecar.pairs.duplicates import RECENT_PAIRS, RecentPairs
 from sidecar.pairs.errors import PairError
@@ -29,8 +32,10 @@ from sidecar.pairs.line_protocol import Answer, refusal, refused
 from sidecar.pairs.pair import Pair, PairReader
 from sidecar.settings import Fsync
 from sidecar.state.base_models import keep_base
+from sidecar.state.damage import Damages
 from sidecar.state.directory import StateError, locked
 from sidecar.state.snapshots import snapshots, write_snapshot
+from sidecar.state.verify import move_damaged_aside
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +48,6 @@ class Counts:
     held_out: int = 0
     duplicate: int = 0
     rejected: int = 0
-    journal_errors: int = 0
 
 
 class OnlineTraining:
@@ -78,13 +82,20 @@ class OnlineTraining:
         self._snapshot_at = self.recovered = 0
         self._lock = locked(state_directory)
         try:
-            self.journal = Journal(state_directory, fsync)
+            remove_leftovers(state_directory)
+            self.damages = Damages(state_directory)
+            move_damaged_aside(state_directory, self.damages)
+            end = find_end(state_directory, self._keep_aside, lambda: snapshot_end(state_directory))
+            self.journal = Journal(state_directory, end, fsync)
             if base is not None:
-                keep_base(state_directory, base)
+                keep_base(state_directory, base, self.damages)
             try:
                 self.learner, failure = self._recover(run, base, progress), None
             except TrainingError as error:
                 self.learner, failure = Learner(run, base), error
+        except OSError as error:
+            self.close()
+            raise StateError(f"{error.filename or state_directory}: {error.strerror or error}") from error
         except BaseException:
             self.close()
             raise
@@ -119,7 +130,6 @@ class OnlineTraining:
                 self.journal.append(journalled)
             except JournalError as error:
                 recent.take_back(pairs)
-                self.counts.journal_errors += 1
                 return [_not_now(answer, str(error)) for answer in answers]
             recent.trim()
             self.counts.accepted += len(pairs)
@@ -179,15 +189,27 @@ class OnlineTraining:
         """The learner at the end of the journal, under `run`. Raises TrainingError if a new head cannot be fitted."""
         directory, position, first = self._directory, self.journal.position, first_kept(self._directory)
         recent_from = max(first, position - RECENT_PAIRS)
+        damaged: dict[Path, None] = {}
+
+        def on_damage(path: Path, damage: Damage) -> None:
+            if path.suffix in (".gz", ".jsonl"):
+                damaged[path] = None
+            else:
+                self.damages.note(path, "journal", damage.reason)
+
         if not self._trains:
-            read_pairs_from(directory, recent_from, run.n_features, self._recent.add)
+            read_pairs_from(directory, recent_from, run.n_features, self._recent.add, on_damage)
+            self._repair([*damaged])
             return Learner(run, base)
-        learner = newest_snapshot(directory, position)
+        learner = newest_snapshot(directory, position, self.damages)
         if learner is None and first:
             _log.warning("no snapshot can be used: training begins anew with position %d, the first that retention kept", first)
         begun_at = learner.position if learner else first
-        learner = rebuild(directory, learner, run, base, start=recent_from, seen=self._recent.add, progress=progress)
+        learner = rebuild(
+            directory, learner, run, base, start=recent_from, seen=self._recent.add, progress=progress, on_damage=on_damage
+        )
         assert learner is not None
+        self._repair([*damaged])
         before = learner.run
         if before.n_features != run.n_features:
             found = f"its pairs have {before.n_features} features, {run.n_features} are set"
@@ -202,6 +224,15 @@ class OnlineTraining:
                 raise JournalError(f"{directory}: {error}") from error
             learner.begin(run, base)
         return learner
+
+    def _repair(self, segments: list[Path]) -> None:
+        """Write damaged segments anew, so that what is whole of them is all that they hold. Raises OSError."""
+        ends = dict(with_ends(journal_segments(self._directory)))
+        for segment in segments:
+            repair(segment, ends[segment], self._keep_aside)
+
+    def _keep_aside(self, segment: Path, reason: str) -> None:
+        self.damages.copy_aside(segment, "journal", reason)
 
 
 def _fill_in(answers: list[Answer], groups: Iterator[Group], step: int) -> int:

@@ -13,9 +13,10 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Literal, TypeVar, cast
+from typing import IO, TypeVar, cast
 
-from sidecar.journal.segments import journal_segments
+from sidecar.journal.blocks import RUN
+from sidecar.journal.segments import first_position, journal_segments, whole_blocks, with_ends
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.npz import Archive, opened
 from sidecar.pairs.request import MAX_LINE_BYTES
@@ -75,8 +76,8 @@ def open_lines(name: str | Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(name)) if str(name).endswith(".gz") else open(name, "rb")
 
 
-def read_lines(stream: IO[bytes], name: str, torn_end: Literal["read", "drop"] = "read") -> Lines:
-    """The lines of a stream; a last line without a newline is read, or dropped.
+def read_lines(stream: IO[bytes], name: str) -> Lines:
+    """The lines of a stream, the last one with or without a newline.
 
     Raises RecordedPairsError if there is no newline for so long that these cannot be JSON lines.
     """
@@ -88,23 +89,39 @@ def read_lines(stream: IO[bytes], name: str, torn_end: Literal["read", "drop"] =
             yield name, number, line
         if len(rest) > MAX_LINE_BYTES:
             raise RecordedPairsError(f"{name}: line {number + 1}: longer than {MAX_LINE_BYTES} bytes; is this JSON lines?")
-    if rest and torn_end == "read":
+    if rest:
         yield name, number + 1, rest
 
 
-def journal_lines(directory: Path) -> Lines:
-    """The pairs in a state directory's journal, with their segments and line numbers. A torn last line was never answered.
+def journal_lines(directory: Path, until: int | None = None) -> Lines:
+    """The pairs in a state directory's journal, up to a position, each named by its segment and numbered by its position.
 
-    Raises RecordedPairsError if there is no journal, and what `open_lines` and `read_lines` raise.
+    Raises RecordedPairsError if there is no journal, and JournalError if it is damaged.
     """
     segments = journal_segments(directory)
     if not segments:
         raise RecordedPairsError(f"{directory}: a directory without a journal; expected a sidecar's state directory")
-    for segment in segments:
-        with open_lines(segment) as stream:
-            for name, number, line in read_lines(stream, str(segment), torn_end="drop" if segment == segments[-1] else "read"):
+    for segment, end in with_ends(segments):
+        for block in whole_blocks(segment, end):
+            position = block.position
+            for line in block.lines:
+                if line.startswith(RUN):
+                    continue
+                if until is not None and position >= until:
+                    return
                 if not line.startswith(b"#"):
-                    yield name, number, line
+                    yield str(segment), position, line
+                position += 1
+
+
+def journal_end(directory: Path) -> int:
+    """The position after the last pair of a state directory's journal. Raises JournalError if it is damaged."""
+    end = 0
+    for segment in journal_segments(directory)[-1:]:
+        end = first_position(segment)
+        for block in whole_blocks(segment):
+            end = block.end
+    return end
 
 
 def _read_table(name: str, table: Callable[[list[str], CsvRows], Iterator[T]]) -> Iterator[T]:

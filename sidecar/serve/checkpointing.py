@@ -23,7 +23,9 @@ from sidecar.settings import Settings
 from sidecar.state.published_pairs import read_published_pairs
 
 _log = logging.getLogger(__name__)
-_STAGES = {"ParityError": "parity", "CheckpointError": "write", "OSError": "write"}
+LOCK_S = 2.0
+"""Another process that holds the lock of the checkpoint directory is waited for this long; a snapshot may have to wait too."""
+_STAGES = {"ParityError": "parity", "CheckpointError": "write", "OSError": "write", "LockedError": "lock"}
 
 
 class Checkpointing:
@@ -36,7 +38,7 @@ class Checkpointing:
         self._online, self._worker, self._wake = online, worker, wake
         self._terms = Terms(
             settings.checkpoint_dir, settings.score_max - settings.score_min, base, settings.export_io if base else "canonical",
-            settings.keep_checkpoints, settings.stability_plcc_delta, settings.stability_rmse_ratio,
+            settings.keep_checkpoints, settings.stability_plcc_delta, settings.stability_rmse_ratio, LOCK_S,
         )  # fmt: skip
         self._schedule = CheckpointSchedule(settings.checkpoint_interval, settings.min_samples)
         self._job: Future[Published] | None = None

@@ -10,7 +10,8 @@ import logging
 import time
 from concurrent.futures import Executor, Future
 
-from sidecar.journal.retention import compress_closed, prune
+from sidecar.journal.retention import Retention, compress_closed
+from sidecar.journal.writer import SEGMENT_BYTES
 from sidecar.log import Complaints, event
 from sidecar.monitoring.history import History, write_history
 from sidecar.online.training import OnlineTraining
@@ -51,10 +52,13 @@ class Maintenance:
         self._writing: Future[object] | None = None
         self._each_sync, self._each_housekeeping = Every(SYNC_S), Every(HOUSEKEEPING_S)
         self._each_snapshot = Every(settings.snapshot_interval)
+        self._retention = Retention(settings.state, settings.journal_retention_days, settings.journal_max_bytes)
 
     def turn(self, now: float) -> None:
         """Begin what is due, and look after what has ended. now: `time.monotonic()`."""
         if self._each_sync.is_due(now):
+            self._look_after_journal()
+        if self._online.journal.wants_sync:
             self._sync()
         if self._is_idle() and self._each_snapshot.is_due(now):
             self._snapshot()
@@ -73,24 +77,22 @@ class Maintenance:
         except OSError as error:
             _log.warning("%s: the history was not written: %s", self._settings.state, error.strerror)
 
-    def _sync(self) -> None:
-        """Begin an fsync of the journal. If the journal cannot be written, try whether it can be now."""
+    def _look_after_journal(self) -> None:
+        """See whether an fsync has failed, and begin one. If the journal cannot be written, try whether it can be now."""
         journal = self._online.journal
-        if self._syncing is not None:
-            if not self._syncing.done():
-                return
-            error, self._syncing = self._syncing.exception(), None
-            if isinstance(error, OSError):
-                journal.sync_failed(error)
-                self._online.counts.journal_errors += 1
-                event(_log, "the journal could not be brought to disk", logging.ERROR, error=error.strerror or str(error))
-            elif error is not None:
-                raise error
+        if (error := journal.check()) is not None:
+            event(_log, "the journal could not be brought to disk", logging.ERROR, error=error.strerror or str(error))
         if journal.error:
             if journal.try_again():
                 event(_log, "the journal can be written again", position=journal.position)
-        elif self._settings.journal_fsync == "everysec" and (sync := journal.syncer()) is not None:
-            self._syncing = self._syncer.submit(sync)
+        elif self._settings.journal_fsync == "everysec":
+            self._sync()
+
+    def _sync(self) -> None:
+        """Begin an fsync of the journal, if none is running. The journal knows by itself if it fails."""
+        if self._syncing is None or self._syncing.done():
+            sync = self._online.journal.syncer()
+            self._syncing = None if sync is None else self._syncer.submit(sync)
 
     def _snapshot(self) -> None:
         write = self._online.snapshot()
@@ -98,11 +100,11 @@ class Maintenance:
             self._writing = self._worker.submit(write)
 
     def _keep_house(self) -> None:
+        """Delete what retention asks for, then compress: that needs room, and must not stand before what makes room."""
         settings, journal = self._settings, self._online.journal
-        compress_closed(settings.state)
-        oldest = time.time() - settings.journal_retention_days * 86400 if settings.journal_retention_days else 0.0
-        for segment in prune(settings.state, self._online.needed_from(), oldest, settings.journal_max_bytes):
+        for segment in self._retention.prune(self._online.needed_from(), time.time(), time.monotonic()):
             event(_log, "journal segment deleted by retention", segment=segment.name)
+        compress_closed(settings.state, spare_bytes=SEGMENT_BYTES)
         journal.measure()
         write_history(settings.state, self._history)
 

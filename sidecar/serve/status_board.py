@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from sidecar import log
 from sidecar.learning.metrics import plcc, rmse
 from sidecar.monitoring.history import History
 from sidecar.monitoring.status import Phase, Status
@@ -71,8 +72,11 @@ class StatusBoard:
             held_out_capacity=learner.held_out.capacity,
             connections=connections,
             journal_bytes=online.journal.disk_bytes,
-            journal_errors=counts.journal_errors,
+            journal_errors=online.journal.errors,
             skipped_steps=trainer.skipped_steps,
+            degraded=tuple(online.damages.names) or tuple(online.damages.counts),
+            damage=dict(online.damages.counts),
+            log_dropped=log.dropped(),
             **checkpoints,
         )  # fmt: skip
         self.history.tell(self.status, time.monotonic(), time.time())

@@ -12,21 +12,21 @@ from pathlib import Path
 import numpy as np
 
 from onnx_builder.network import Array
-from sidecar.files import write_whole
+from sidecar.state.checked import DamagedError, NewerFormatError, read_checked, write_checked
 
 _log = logging.getLogger(__name__)
-_NAME = "anchor.npy"
+ANCHOR = "anchor.npy"
+_KIND = "anchor"
 
 
 def read_anchor(state_directory: Path) -> Array | None:
-    """Held-out pairs as `Learner.held_out` has them; None where there are none, or they cannot be read."""
-    path = state_directory / _NAME
+    """Held-out pairs as `Learner.held_out` has them; None if there are none, or they cannot be read, with a warning."""
+    path = state_directory / ANCHOR
     try:
-        with path.open("rb") as stream:
-            anchor: Array = np.load(stream, allow_pickle=False)
+        anchor: Array = np.load(io.BytesIO(read_checked(path, _KIND)), allow_pickle=False)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, DamagedError, NewerFormatError, ValueError, EOFError) as error:
         _log.warning("%s cannot be read: %s", path, error)
         return None
     return anchor if anchor.ndim == 2 and anchor.dtype == np.float64 else None
@@ -36,4 +36,4 @@ def write_anchor(state_directory: Path, held_out: Array) -> None:
     """Make these held-out pairs the anchor. Raises OSError."""
     data = io.BytesIO()
     np.save(data, held_out, allow_pickle=False)
-    write_whole(state_directory / _NAME, data.getbuffer())
+    write_checked(state_directory / ANCHOR, _KIND, data.getbuffer())

@@ -1,4 +1,7 @@
-"""Base models as a state directory keeps them, so that a state can be made again when the file is gone."""
+"""Base models as a state directory keeps them, so that a state can be made again when the file is gone.
+
+`base_<first digits of its SHA-256>.onnx`; the whole digest is in the run record, so that the file needs no other checksum.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,16 @@ from pathlib import Path
 from onnx_builder.network import Network, NetworkError
 from onnx_builder.read import from_bytes
 from onnx_builder.write import to_bytes
-from sidecar.files import write_whole
+from sidecar.files import read_regular, sync_directory, write_whole
 from sidecar.journal.run import Run
+from sidecar.state.damage import Damages
 from sidecar.state.directory import StateError
+
+_MOST_BYTES = 256 << 20
+
+
+class BaseLostError(StateError):
+    """The base model of a recorded run is missing or damaged."""
 
 
 def digest_of(base: Network) -> str:
@@ -19,24 +29,37 @@ def digest_of(base: Network) -> str:
 
 
 def kept_base(state_directory: Path, run: Run) -> Network | None:
-    """The base model of a recorded run, as it was kept beside the journal. Raises StateError where it cannot be read."""
+    """The base model of a recorded run, as it was kept beside the journal; None for a run without one.
+
+    Raises BaseLostError if it is missing or damaged, OSError if it cannot be read now.
+    """
     if run.base is None:
         return None
     path = base_path(state_directory, run.base)
     try:
-        return from_bytes(path.read_bytes())
-    except (OSError, NetworkError) as error:
-        raise StateError(f"{path}: the base model of a recorded run cannot be read: {error}") from error
+        data = read_regular(path, _MOST_BYTES)
+        if hashlib.sha256(data).hexdigest() != run.base:
+            raise BaseLostError(f"{path}: the base model of a recorded run is damaged")
+        return from_bytes(data)
+    except FileNotFoundError as error:
+        raise BaseLostError(f"{path}: the base model of a recorded run is missing") from error
+    except NetworkError as error:
+        raise BaseLostError(f"{path}: the base model of a recorded run cannot be read: {error}") from error
 
 
-def keep_base(state_directory: Path, base: Network) -> None:
-    """The base model beside the journal: the state can be made again when the file that it came from is gone."""
-    path = base_path(state_directory, digest_of(base))
-    if not path.exists():
-        try:
-            write_whole(path, to_bytes(base))
-        except OSError as error:
-            raise StateError(f"{path}: {error.strerror or error}") from error
+def keep_base(state_directory: Path, base: Network, damages: Damages) -> None:
+    """Keep a base model beside the journal; a damaged copy of it is moved aside. Raises StateError if it cannot be written."""
+    data = to_bytes(base)
+    path = base_path(state_directory, hashlib.sha256(data).hexdigest())
+    try:
+        if path.is_file() and not path.is_symlink():
+            if read_regular(path, _MOST_BYTES) == data:
+                return
+            damages.move_aside(path, "base", "its bytes do not have the SHA-256 of the run record")
+        write_whole(path, data)
+        sync_directory(state_directory)
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror or error}") from error
 
 
 def base_path(state_directory: Path, digest: str) -> Path:

@@ -1,22 +1,29 @@
-"""The lock of a state directory: one process at a time."""
+"""A state directory: its lock, which one process at a time holds."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 from typing import IO
 
+from sidecar.files import make_directories
 from sidecar.journal.segments import JournalError
 
 
-def locked(state_directory: Path) -> IO[bytes]:
-    """The lock file of a state directory, which is made where it is missing; the lock is held until it is closed.
+class StateError(JournalError):
+    """A state directory that cannot be used; the message names it and says why."""
 
-    Raises StateError where another process holds it, or the directory cannot be made.
+
+def locked(state_directory: Path) -> IO[bytes]:
+    """The lock file of a state directory, which is made if it is missing; the lock is held until it is closed.
+
+    Raises StateError if another process holds it, or the directory cannot be made.
     """
     try:
-        state_directory.mkdir(parents=True, exist_ok=True)
-        lock = (state_directory / ".lock").open("ab")
+        make_directories(state_directory)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        lock = os.fdopen(os.open(state_directory / ".lock", flags, 0o644), "rb")
     except OSError as error:
         raise StateError(f"{state_directory}: {error.strerror or error}") from error
     try:
@@ -25,7 +32,3 @@ def locked(state_directory: Path) -> IO[bytes]:
         lock.close()
         raise StateError(f"{state_directory}: another sidecar holds this state directory") from None
     return lock
-
-
-class StateError(JournalError):
-    """A state directory that cannot be used; the message names it and says why."""

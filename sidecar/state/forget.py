@@ -6,11 +6,14 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.files import sync_directory
-from sidecar.journal.segments import GONE, JournalError, first_position, journal_segments, segment_lines, write_segment
+from sidecar.files import remove_leftovers, sync_directory
+from sidecar.journal.blocks import GONE, LOST, RUN, encode_block
+from sidecar.journal.repair import find_end, replace_segment
+from sidecar.journal.segments import JournalError, first_position, journal_segments, whole_blocks
 from sidecar.pairs.holdout import holdout_position
 from sidecar.pairs.request import names_of
 from sidecar.state.anchor import read_anchor, write_anchor
+from sidecar.state.damage import Damages
 from sidecar.state.directory import StateError, locked
 from sidecar.state.published_pairs import forget_published_pairs
 from sidecar.state.snapshots import snapshots
@@ -33,56 +36,61 @@ class Forgotten:
 def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
     """Replace every pair of these groups by a tombstone that keeps its position, and remove what was made of them.
 
-    groups: as pairs name them; of a pair without a group, its job_id. Snapshots that hold such a pair go first, then the
-    anchor's pairs, then the journal's: stopped in the middle, it is finished by running it again. The next start trains on what
-    is left. Where retention has removed the journal's beginning, all snapshots go: they may hold pairs from before.
+    groups: as pairs name them; of a pair without a group, its job_id. Snapshots that hold such a pair go first, with all that
+    is in `damaged/` and what a crash left; then the anchor's pairs, then the journal's: stopped in the middle, it is finished
+    by running it again. The next start trains on what is left. Where retention has removed the journal's beginning, all
+    snapshots go: they may hold pairs from before.
 
-    Raises StateError where a sidecar holds the directory, or there is no journal in it; JournalError where a segment is damaged
-    or cannot be written, with the segments before it done.
+    Raises StateError if a sidecar holds the directory, or there is no journal in it; JournalError if a segment cannot be read
+    or written, with the segments before it done.
     """
-    segments = journal_segments(state_directory)
-    if not segments:
+    if not journal_segments(state_directory):
         raise StateError(f"{state_directory}: no journal; expected a sidecar's state directory")
     with locked(state_directory):
-        found: dict[str, int] = dict.fromkeys(groups, 0)
-        affected: list[Path] = []
-        first: int | None = None
-        for segment in segments:
-            before = sum(found.values())
-            for position, group in _groups(segment):
-                if group in found:
-                    found[group] += 1
-                    first = position if first is None else first
-            if sum(found.values()) > before:
-                affected.append(segment)
+        damages = Damages(state_directory)
         try:
+            remove_leftovers(state_directory)
+            find_end(state_directory, lambda path, reason: damages.copy_aside(path, "journal", reason))
+            segments = journal_segments(state_directory)
+            found: dict[str, int] = dict.fromkeys(groups, 0)
+            affected: list[Path] = []
+            first: int | None = None
+            for segment in segments:
+                before = sum(found.values())
+                for position, group in _groups(segment):
+                    if group in found:
+                        found[group] += 1
+                        first = position if first is None else first
+                if sum(found.values()) > before:
+                    affected.append(segment)
             # Where retention has removed the beginning, a snapshot holds pairs that nobody can name any more.
-            unknown = first_position(segments[0]) > 0
+            unknown = not segments or first_position(segments[0]) > 0
             for position, snapshot in snapshots(state_directory):
                 if unknown or (first is not None and position >= first):
                     snapshot.unlink()
             if unknown or first is not None:
                 forget_published_pairs(state_directory)
+            damages.clear()
             sync_directory(state_directory)
             anchor = _clear_anchor(state_directory, groups)
             for segment in affected:
-                _bury(segment, found)
+                replace_segment(segment, _without(segment, found))
         except OSError as error:
             raise JournalError(f"{error.filename or state_directory}: {error.strerror or error}") from error
-        from_position = max([position for position, _ in snapshots(state_directory)], default=first_position(segments[0]))
+        begins = first_position(segments[0]) if segments else 0
+        from_position = max([position for position, _ in snapshots(state_directory)], default=begins)
     return Forgotten(found, anchor, first, from_position)
 
 
 def _groups(segment: Path) -> Iterator[tuple[int, str]]:
-    """Positions and groups of the pairs in a segment; of a pair without either name, nothing."""
-    position = first_position(segment)
-    for line in segment_lines(segment):
-        if line.startswith(b"#"):
-            position += line == GONE
-            continue
-        if name := _group(line):
-            yield position, name
-        position += 1
+    """Positions and groups of the pairs in a segment; of a pair without either name, nothing. A start repairs damage."""
+    for block in whole_blocks(segment, None, lambda segment, damage: None):
+        position = block.position
+        for line in block.lines:
+            if not line.startswith(RUN):
+                if line not in (GONE, LOST) and (name := _group(line)):
+                    yield position, name
+                position += 1
 
 
 def _group(line: bytes) -> str:
@@ -101,10 +109,8 @@ def _clear_anchor(state_directory: Path, groups: Sequence[str]) -> int:
     return len(anchor) - len(kept)
 
 
-def _bury(segment: Path, groups: Container[str]) -> None:
-    """Write a segment anew, with tombstones in the place of these groups' pairs."""
-
-    def kept(line: bytes) -> bytes:
-        return GONE if not line.startswith(b"#") and _group(line) in groups else line
-
-    write_segment(segment, (kept(line) + b"\n" for line in segment_lines(segment)), like=segment)
+def _without(segment: Path, groups: Container[str]) -> Iterator[bytes]:
+    """The blocks of a segment, with tombstones in the place of these groups' pairs."""
+    for block in whole_blocks(segment, None, lambda segment, damage: None):
+        kept = (line if line.startswith(b"#") or _group(line) not in groups else GONE for line in block.lines)
+        yield encode_block(block.position, [*kept])

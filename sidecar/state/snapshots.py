@@ -1,26 +1,26 @@
 """Snapshots of the training state: the newest good one and the journal after it are the state after a restart.
 
-A snapshot is a numpy archive, `snapshot_000000001234.npz`, named by the position up to which it holds the pairs; its parts
-carry checksums. Two are kept, so that a damaged one costs no more than the pairs between them.
+A snapshot is a numpy archive in a checked file, `snapshot_000000001234.npz`, named by the position up to which it holds the
+pairs. Two are kept, so that a damaged one costs no more than training again on the pairs between them.
 """
 
 from __future__ import annotations
 
-import logging
+import io
 import os
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from onnx_builder.network import Array
-from sidecar.files import sync_directory, whole_file
+from sidecar.state.checked import DamagedError, read_checked, write_checked
+from sidecar.state.damage import Damages
 
-_log = logging.getLogger(__name__)
-_SNAPSHOT = re.compile(r"snapshot_(\d{12,})\.npz")
 KEPT = 2
+_SNAPSHOT = re.compile(r"snapshot_(\d{12,})\.npz")
+_KIND = "snapshot"
 
 
 def snapshots(state_directory: Path) -> list[tuple[int, Path]]:
@@ -33,21 +33,34 @@ def snapshots(state_directory: Path) -> list[tuple[int, Path]]:
 def write_snapshot(state_directory: Path, position: int, state: Mapping[str, Array]) -> Path:
     """Write a snapshot, whole or not at all, and delete all but the newest two. Raises OSError."""
     path = state_directory / f"snapshot_{position:012d}.npz"
-    with whole_file(path) as stream:
-        np.savez(stream, allow_pickle=False, **state)
-    sync_directory(state_directory)
+    data = io.BytesIO()
+    np.savez(data, allow_pickle=False, **state)
+    write_checked(path, _KIND, data.getbuffer())
     for _, old in snapshots(state_directory)[KEPT:]:
         old.unlink()
     return path
 
 
-def read_snapshots(state_directory: Path, only: str | None = None) -> Iterator[tuple[int, dict[str, Array]]]:
-    """Positions and states, or one array of each, the newest first; one that is damaged is passed over with a warning."""
+def read_snapshot(path: Path) -> dict[str, Array]:
+    """The state of a snapshot. Raises DamagedError, NewerFormatError, or OSError if it cannot be read now."""
+    data = read_checked(path, _KIND)
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # its bytes are as they were written, by a program of another make
+        raise DamagedError(f"it is no numpy archive: {error}") from error
+
+
+def read_snapshots(state_directory: Path, damages: Damages | None = None) -> Iterator[tuple[int, dict[str, Array]]]:
+    """Positions and states, the newest first. One that is damaged is moved aside, if `damages` is given, or else skipped.
+
+    Raises OSError for one that cannot be read now, and NewerFormatError.
+    """
     for position, path in snapshots(state_directory):
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-                state = {name: archive[name] for name in archive.files if only in (None, name)}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-            _log.warning("%s is damaged and passed over: %s", path, error)
+            state = read_snapshot(path)
+        except DamagedError as error:
+            if damages is not None:
+                damages.move_aside(path, _KIND, str(error))
             continue
         yield position, state

@@ -16,11 +16,13 @@ import pytest
 
 import sidecar.client.replay
 from sidecar.client.replay import ReplayError, RequestLine, Summary, read_requests, replay
+from sidecar.journal.blocks import encode_block
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.line_protocol import Answer
 from sidecar.pairs.request import MAX_LINE_BYTES
 from tests.client.fake_sidecar import DUPLICATE, OK, REFUSED, RETRYABLE, FakeSidecar, Peer, answers, reads
 from tests.conftest import EXAMPLE
+from tests.journals import write_journal
 from tests.running import wait_until
 
 LINES = [
@@ -48,10 +50,8 @@ def lines_of(*paths):
 def test_lines_of_json_go_as_they_stand(jsonl, tmp_path, monkeypatch):
     zipped = tmp_path / "pairs.jsonl.gz"
     zipped.write_bytes(gzip.compress(b"\n" + b"\n \n".join(LINES)))  # blank lines, no newline at the end
-    journal = tmp_path / "state" / "journal"
-    journal.mkdir(parents=True)
-    (journal / "000000000000.jsonl.gz").write_bytes(gzip.compress(b'#run {"seed":0}\n' + LINES[0] + b"\n#gone\n"))
-    (journal / "000000000002.jsonl").write_bytes(LINES[1] + b"\n" + LINES[2] + b'\n{"features": [1')
+    segments = {"000000000000.jsonl.gz": [b'#run {"seed":0}', LINES[0], b"#gone"], "000000000002.jsonl": LINES[1:]}
+    write_journal(tmp_path / "state", segments, torn=LINES[0])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(LINES))))
     for form in (jsonl, zipped, tmp_path / "state", "-"):
         assert lines_of(form) == LINES, form
@@ -135,14 +135,13 @@ def test_real_pairs_are_sent_in_order_and_counted(path):
 
 
 def test_a_sidecar_may_get_its_own_journal(path, tmp_path):
-    segment = tmp_path / "state" / "journal" / "000000000000.jsonl"
-    segment.parent.mkdir(parents=True)
-    segment.write_bytes(b'#run {"seed":0}\n' + b"\n".join(LINES) + b"\n")
+    state = write_journal(tmp_path / "state", {"000000000000.jsonl": [b'#run {"seed":0}', *LINES]})
+    segment = state / "journal" / "000000000000.jsonl"
 
     def accept(peer: Peer) -> None:
-        for line in itertools.islice(peer, 20):
+        for number, line in enumerate(itertools.islice(peer, 20), len(LINES)):
             with segment.open("ab") as journal:
-                journal.write(line + b"\n")
+                journal.write(encode_block(number, [line]))
             peer.say(OK)
 
     with FakeSidecar(path, accept):

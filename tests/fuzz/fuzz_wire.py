@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnx_builder import Activation, Dense, Network
+from sidecar.journal.blocks import encode_blocks
 from sidecar.journal.run import Run
 from sidecar.journal.segments import read_journal
 from sidecar.learning.training_settings import TrainingSettings
@@ -388,18 +389,21 @@ class Fuzz:
         online.backlog.wait()
         if answers.pop() != b"" or len(answers) != len(lines):
             raise WrongError(f"{len(lines)} lines have {len(answers)} answers")
-        taken = size = 0
+        taken, kept = 0, list[bytes]()
         for line, answer in zip(lines, answers, strict=True):
             if self._check(line, answer, before[0] + taken):
-                taken, size = taken + 1, size + len(line) + 1
+                taken += 1
+                kept.append(line)
                 self._written.update(line + b"\n")
         after = self._figures()
         if after[:2] != (before[0] + taken, before[1] + taken):
             raise WrongError(f"positions {before[:2]} became {after[:2]}; {taken} pairs were taken")
         if not taken and after != before:
             raise WrongError(f"{before} became {after}, though nothing was taken")
-        if after[2] - before[2] not in (size, size + len(online.journal.last_run or b"")):  # which begins a segment
-            raise WrongError(f"the journal grew from {before[2]} to {after[2]} bytes; {size} were taken")
+        run = online.journal.last_run or b""  # which begins a segment
+        expected = {len(encode_blocks(before[0], lines)) for lines in (kept, [run, *kept])} if kept else {0}
+        if after[2] - before[2] not in expected:
+            raise WrongError(f"the journal grew from {before[2]} to {after[2]} bytes; {taken} pairs were taken")
         if compared and not taken:
             result.states_compared += 1
             if not _same(state, self._state()):

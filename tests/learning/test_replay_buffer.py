@@ -6,13 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.learning.replay_buffer import ReplayBuffer
 
 
-@settings(deadline=None)
 @given(capacity=st.integers(1, 20), sizes=st.lists(st.integers(0, 50), max_size=8))
 def test_replay_buffer_keeps_the_newest_in_order(capacity, sizes):
     buffer, kept = ReplayBuffer(capacity, 2), []

@@ -10,6 +10,7 @@ import pytest
 
 from sidecar.monitoring.history import COLUMNS, EVERY_S, HISTORY, KEPT_S, History, read_history, write_history
 from sidecar.monitoring.status import Status
+from sidecar.state.checked import write_checked
 
 START = 1_767_225_600
 SOME = Status(position=100, prequential_rmse=1.5, prequential_plcc=0.998, loss=3.25, replay_size=90, held_out_size=10)
@@ -95,11 +96,11 @@ GOOD = b"[1, null, 1.5, 0.9, 3, 90, 10]"
     ],
 )
 def test_a_damaged_file_is_passed_over_with_a_warning(tmp_path, caplog, content):
-    (tmp_path / HISTORY).write_bytes(content)
+    write_checked(tmp_path / HISTORY, "history", content)
     assert read_history(tmp_path).rows == ()
     assert "is damaged; it was ignored" in caplog.text
 
 
 def test_what_json_cannot_say_does_not_get_out_again(tmp_path):
-    (tmp_path / HISTORY).write_bytes(GOOD.replace(b"1.5", b"NaN").replace(b"0.9", b"1e999"))
+    write_checked(tmp_path / HISTORY, "history", GOOD.replace(b"1.5", b"NaN").replace(b"0.9", b"1e999"))
     assert read_history(tmp_path).since(0) == [b"[1,null,null,null,3,90,10]"]

@@ -15,6 +15,7 @@ from sidecar.monitoring.pages import JSON, Pages
 from sidecar.monitoring.status import Status
 from sidecar.network.http import Page
 from sidecar.network.http_server import start_http
+from sidecar.state.checked import read_checked
 from tests.conftest import EXAMPLE, ROOT, run
 from tests.monitoring.live import MARKUP, ask, ask_json, write_checkpoint
 from tests.running import free_address, wait_until
@@ -73,7 +74,7 @@ def test_the_history_outlives_the_process(live, serve, base_path):
     sidecar, address = live
     wait_until(lambda: ask_json(address, "/api/history")["rows"])
     assert sidecar.stop() == 0
-    kept = (sidecar.checkpoint_dir / "state" / HISTORY).read_bytes().splitlines()
+    kept = read_checked(sidecar.checkpoint_dir / "state" / HISTORY, "history").splitlines()
     wait_until(lambda: time.time() >= json.loads(kept[-1])[0] + 1, "the next second: there is one row a second at most")
     sidecar = serve(base_model=base_path, http=address).connect()
     wait_until(lambda: len(ask_json(address, "/api/history")["rows"]) > len(kept))

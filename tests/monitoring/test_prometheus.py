@@ -37,6 +37,14 @@ METRICS = {
     'vmafx_training_checkpoint_failures_total{stage="build"}': 0,
     'vmafx_training_checkpoint_failures_total{stage="parity"}': 1,
     'vmafx_training_checkpoint_failures_total{stage="write"}': 0,
+    'vmafx_training_checkpoint_failures_total{stage="lock"}': 0,
+    'vmafx_training_state_damage_total{file="journal"}': 0,
+    'vmafx_training_state_damage_total{file="snapshot"}': 1,
+    'vmafx_training_state_damage_total{file="base"}': 0,
+    'vmafx_training_state_damage_total{file="anchor"}': 0,
+    'vmafx_training_state_damage_total{file="published"}': 0,
+    'vmafx_training_state_damage_total{file="history"}': 0,
+    "vmafx_training_log_lines_dropped_total": 6,
     "vmafx_training_checkpoint_version": 42,
     "vmafx_training_checkpoint_timestamp_seconds": 1767225599.9,
     "vmafx_training_step_seconds": 29e-6,
@@ -89,6 +97,7 @@ def test_label_values_that_are_not_foreseen_are_told_too(scrape):
         "build": 0,
         "parity": 0,
         "write": 0,
+        "lock": 0,
         'a "new"\nstage\\': 2,
     }
 

@@ -15,6 +15,7 @@ import pytest
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.holdout import holdout_position
 from sidecar.pairs.recorded import read_pairs
+from tests.journals import write_journal
 
 
 def write_npz(path, **arrays):
@@ -29,13 +30,6 @@ def write_csv(path, features, scores):
     return path
 
 
-def write_state(directory, segments):
-    (directory / "journal").mkdir(parents=True)
-    for name, data in segments.items():
-        (directory / "journal" / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    return directory
-
-
 @pytest.fixture
 def rows(random_rows):
     return random_rows(20_000, 3)
@@ -46,16 +40,15 @@ def test_all_forms_give_the_same_pairs(rows, tmp_path, write_lines, monkeypatch)
     scores = np.array([row["true_score"] for row in rows])
     lines = write_lines(rows)
     data = lines.read_bytes()
-    middle = data.index(b"\n", len(data) // 2) + 1
+    middle = len(rows) // 2
     zipped = tmp_path / "pairs.jsonl.gz"
     zipped.write_bytes(gzip.compress(data[:-1]))  # no newline at the end
-    state = write_state(
-        tmp_path / "state",
-        {
-            "000000000000.jsonl.gz": b'#{"run": 1}\n' + data[:middle],
-            "000000010000.jsonl": data[middle:] + b'{"features": [1, 2',
-        },
-    )
+    texts = data.splitlines()
+    segments = {
+        "000000000000.jsonl.gz": [b'#run {"run": 1}', *texts[:middle], b"#gone", b"#lost"],
+        f"{middle + 2:012d}.jsonl": texts[middle:],
+    }
+    state = write_journal(tmp_path / "state", segments, torn=texts[0])
     named = {"group": np.array([r["group"] for r in rows]), "job_id": np.array([r["job_id"] for r in rows])}
     paths = {
         "jsonl": lines,
@@ -232,6 +225,7 @@ def test_only_bad_rows(write_lines):
 
 
 def test_of_a_segment_that_stands_plain_and_gzipped_the_plain_one_counts(tmp_path, random_rows):
-    data = b"".join(json.dumps(row).encode() + b"\n" for row in random_rows(5))
-    state = write_state(tmp_path / "s", {"000000000000.jsonl": data, "000000000000.jsonl.gz": data[:300], "notes.txt": b"x"})
+    state = write_journal(tmp_path / "s", {"000000000000.jsonl": [json.dumps(row).encode() for row in random_rows(5)]})
+    (state / "journal" / "000000000000.jsonl.gz").write_bytes(b"half")
+    (state / "journal" / "notes.txt").write_bytes(b"x")
     assert len(read_pairs([state])) == 5

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from sidecar.checkpoints.directory import LATEST, checkpoints, linked
 from sidecar.client.feedback_client import FeedbackClient
+from sidecar.journal.blocks import encode_block
 from sidecar.journal.segments import read_journal
 from sidecar.monitoring.fetch import fetch_status
 from sidecar.monitoring.history import HISTORY
@@ -386,8 +387,13 @@ def test_settings_that_cannot_be_written_down_stop_a_start_and_harm_nothing(smal
     sidecar.send(lines[:50])
     (segment,) = (disk.directory / "state" / "journal").iterdir()
     padding = b', "padding": "%b"}'  # up to the end of a page, so that nothing more fits
-    room = -(segment.stat().st_size + len(lines[50]) + len(padding) - 2) % PAGE
-    sidecar.send([lines[50][:-1] + padding % (b"x" * room)])
+    size = segment.stat().st_size
+
+    def block_of(count):
+        return encode_block(50, [lines[50][:-1] + padding % (b"x" * count)])
+
+    count = next(count for count in range(2 * PAGE) if (size + len(block_of(count))) % PAGE == 0)
+    sidecar.send([lines[50][:-1] + padding % (b"x" * count)])
     assert segment.stat().st_size % PAGE == 0
     assert sidecar.stop() == 0
     disk.fill()

@@ -12,7 +12,7 @@ import sidecar.journal.writer as journal_module
 import sidecar.state.forget as forget_module
 from sidecar.journal.retention import compress_closed
 from sidecar.journal.run import Run
-from sidecar.journal.segments import JournalError, journal_segments, read_journal
+from sidecar.journal.segments import journal_segments, read_journal
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.online.training import OnlineTraining
 from sidecar.state.anchor import read_anchor, write_anchor
@@ -70,7 +70,7 @@ def test_what_is_left_trains_as_if_the_pairs_had_never_come(tmp_path, train, lin
     monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 150_000)
     train("state", lines)
     if zipped:
-        compress_closed(tmp_path / "state")
+        compress_closed(tmp_path / "state", 0)
         assert journal_segments(tmp_path / "state")[0].suffix == ".gz"
 
     def is_theirs(line):
@@ -122,16 +122,16 @@ def test_killed_in_the_middle_it_is_finished_by_running_it_again(tmp_path, train
         for i, line in enumerate(lines)
     ]
     train("state", spread)
-    real, done = forget_module.write_segment, []
+    real, done = forget_module.replace_segment, []
 
-    def dies(path, pieces, like):
+    def dies(path, blocks):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(path)
-        real(path, pieces, like)
+        real(path, blocks)
 
     with monkeypatch.context() as patch:
-        patch.setattr(forget_module, "write_segment", dies)
+        patch.setattr(forget_module, "replace_segment", dies)
         with pytest.raises(KeyboardInterrupt):
             forget(["spread"], tmp_path / "state")
     assert snapshots(tmp_path / "state") == []
@@ -167,11 +167,21 @@ def test_what_cannot_be_forgotten_is_told(tmp_path, train, lines, base):
     with pytest.raises(StateError, match="another sidecar holds this state directory"):
         forget(["g1"], tmp_path / "state")
     online.close()
-    compressed = journal_segments(tmp_path / "state")[0]
-    (compressed.parent / "000000000000.jsonl.gz").write_bytes(b"junk")
-    compressed.unlink()
-    with pytest.raises(JournalError, match="damaged"):
-        forget(["g1"], tmp_path / "state")
+
+
+def test_what_is_whole_of_a_damaged_journal_is_forgotten_and_no_file_keeps_the_pairs(tmp_path, train, lines):
+    train("state", lines[:100])
+    state = tmp_path / "state"
+    (state / ".tmp-snapshot").write_bytes(lines[20])
+    (state / "damaged").mkdir()
+    (state / "damaged" / "000001-000000000000.jsonl").write_bytes(lines[20])
+    path = journal_segments(state)[0]
+    path.write_bytes(path.read_bytes().replace(lines[50], lines[50].replace(b"[", b"(")))
+    assert forget(["g1"], state).pairs == {"g1": 12}
+    assert [number for number, entry in enumerate(read_journal(state)) if entry.line is None and entry.run is None]
+    left = b"".join(path.read_bytes() for path in state.rglob("*") if path.is_file())
+    assert b'"g1"' not in left
+    assert b'"g2"' in left
 
 
 def test_the_command_says_what_it_did_and_which_checkpoints_had_learned(tmp_path, train, lines):

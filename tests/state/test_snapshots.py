@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import sidecar.state.snapshots as snapshot_module
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.online.trainer import Trainer
+from sidecar.state.damage import Damages
 from sidecar.state.snapshots import read_snapshots, snapshots, write_snapshot
 
 SETTINGS = TrainingSettings(replay_capacity=100)
@@ -69,7 +69,12 @@ def test_a_damaged_snapshot_is_passed_over(tmp_path, caplog, damage):
     path = write_snapshot(tmp_path, 2, {"x": np.full(100, 7)})
     path.write_bytes(damage(path.read_bytes()))
     assert [position for position, _ in read_snapshots(tmp_path)] == [1]
-    assert f"{path} is damaged and passed over" in caplog.text
+    damages = Damages(tmp_path)
+    assert [position for position, _ in read_snapshots(tmp_path, damages)] == [1]
+    assert damages.counts == {"snapshot": 1}
+    assert damages.names == [f"000001-{path.name}"]
+    assert not path.exists()
+    assert "damage in the state directory" in caplog.text
 
 
 def test_a_snapshot_that_cannot_be_written_leaves_the_others(tmp_path, monkeypatch):
@@ -78,7 +83,7 @@ def test_a_snapshot_that_cannot_be_written_leaves_the_others(tmp_path, monkeypat
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(snapshot_module.os, "fsync", full)
+    monkeypatch.setattr("sidecar.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_snapshot(tmp_path, 2, {"x": np.arange(3)})
     assert os.listdir(tmp_path) == ["snapshot_000000000001.npz"]
