@@ -153,6 +153,8 @@ class Journal:
 
     def check(self) -> OSError | None:
         """The failure of an fsync since the last look, if there was one: then nothing is accepted until it is mended."""
+        if self._failure is None:  # as nearly always; reading it needs no lock
+            return None
         with self._lock:
             failure, self._failure = self._failure, None
         if failure is not None:

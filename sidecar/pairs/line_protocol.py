@@ -49,6 +49,7 @@ class LineBuffer:
     def __init__(self) -> None:
         self._lines = b""  # as they came, the last one perhaps not complete
         self._rest = bytearray()  # of a line that is not complete, if no line before it waits
+        self._may_be_long = False
 
     @property
     def size(self) -> int:
@@ -62,6 +63,7 @@ class LineBuffer:
 
     def feed(self, data: bytes) -> None:
         """Take what has come."""
+        self._may_be_long = self.size + len(data) > MAX_LINE_BYTES
         if self._lines:
             self._lines += data
         elif b"\n" in data:
@@ -79,7 +81,7 @@ class LineBuffer:
         if b"\n" not in self._lines:
             self._rest += self._lines
             self._lines = b""
-        if len(self._rest) > MAX_LINE_BYTES or any(len(line) > MAX_LINE_BYTES for line in lines):
+        if len(self._rest) > MAX_LINE_BYTES or (self._may_be_long and any(len(line) > MAX_LINE_BYTES for line in lines)):
             too_long = next((place for place, line in enumerate(lines) if len(line) > MAX_LINE_BYTES), None)
             raise LineTooLongError(lines[:too_long])
         return _not_blank(lines)
