@@ -59,14 +59,17 @@ class Torn(NamedTuple):
 def encode_block(position: int, lines: Sequence[bytes]) -> bytes:
     """A block of lines, without newlines, whose first pair has this position."""
     payload = b"\n".join(lines) + b"\n"
-    pairs = sum(not line.startswith(RUN) for line in lines)
-    text = b"%s%012d %d %d" % (_START, position, pairs, len(payload))
-    text += b" %08x" % zlib.crc32(payload, zlib.crc32(text))
-    return b"%s %08x\n%s" % (text, zlib.crc32(text), payload)
+    runs = [line.startswith(RUN) for line in lines].count(True) if RUN in payload else 0
+    text = b"#block %012d %d %d" % (position, len(lines) - runs, len(payload))
+    seed = zlib.crc32(text)
+    checksum = b" %08x" % zlib.crc32(payload, seed)
+    return b"%b%b %08x\n%b" % (text, checksum, zlib.crc32(checksum, seed), payload)
 
 
 def encode_blocks(position: int, lines: Sequence[bytes]) -> bytes:
     """As `encode_block`, in blocks of at most so many lines that damage does not cost many pairs."""
+    if len(lines) <= _LINES:
+        return encode_block(position, lines)
     blocks = []
     for start in range(0, len(lines), _LINES):
         part = lines[start : start + _LINES]

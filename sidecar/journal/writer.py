@@ -24,6 +24,7 @@ UNSYNCED_BYTES = 64 << 20
 SYNC_BYTES = 8 << 20
 """An fsync is wanted once so much is not surely on disk, whatever the setting."""
 _TRIAL_BYTES = 4096
+_ELSEWHERE = "the state directory was removed or replaced; put it back, or restart"
 
 
 class End(NamedTuple):
@@ -73,6 +74,8 @@ class Journal:
         self._lock = threading.Lock()
         self._syncs = 0  # that run
         self._failure: OSError | None = None  # of an fsync, until the next append sees to it
+        self._path: Path | None = None  # of the open segment
+        self._in_place = True
         self._day = 0  # days since the epoch, of the open segment
         try:
             make_directories(self._directory)
@@ -81,6 +84,8 @@ class Journal:
                 self._day = _day(os.fstat(self._descriptor).st_mtime)
                 os.ftruncate(self._descriptor, end.size)
                 os.fsync(self._descriptor)
+                self._path = end.segment
+            self._place = os.stat(self._directory)
             self.measure()
         except OSError as error:
             raise JournalError(f"{self._directory}: {error.strerror or error}") from error
@@ -148,6 +153,8 @@ class Journal:
 
     def check(self) -> OSError | None:
         """The failure of an fsync since the last look, if there was one: then nothing is accepted until it is mended."""
+        if self._failure is None:  # as nearly always; reading it needs no lock
+            return None
         with self._lock:
             failure, self._failure = self._failure, None
         if failure is not None:
@@ -155,10 +162,28 @@ class Journal:
             self._failed(failure)
         return failure
 
+    def check_place(self) -> bool:
+        """Whether what it writes is still what stands in the directory. If not, nothing is accepted until it is there again."""
+        try:
+            if self._path is None:
+                there, mine = os.stat(self._directory), self._place
+            else:
+                assert self._descriptor is not None
+                there, mine = os.stat(self._path, follow_symlinks=False), os.fstat(self._descriptor)
+            in_place = (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+        except OSError:
+            in_place = False
+        if not in_place and self._in_place:
+            self._failed(OSError(errno.ESTALE, _ELSEWHERE))
+        self._in_place = in_place
+        return in_place
+
     def try_again(self) -> bool:
         """Whether pairs can be appended again, if they could not: tries it, and leaves nothing behind."""
         if self.error:
             try:
+                if not self.check_place():
+                    raise OSError(errno.ESTALE, _ELSEWHERE)
                 self._mend()
                 if self._descriptor is None:
                     self._begin_segment()
@@ -186,7 +211,7 @@ class Journal:
         self._sync()
         os.close(self._descriptor)
         self._closed_bytes += self._size
-        self._descriptor, self._size = None, 0
+        self._descriptor, self._path, self._size = None, None, 0
         return True
 
     def roll_daily(self, now: float) -> None:
@@ -206,6 +231,8 @@ class Journal:
     def _append(self, lines: list[bytes], pairs: int) -> None:
         try:
             self.check()
+            if not self._in_place:
+                raise OSError(errno.ESTALE, _ELSEWHERE)
             self._mend()
             if self._size > SEGMENT_BYTES:
                 self.roll()
@@ -294,7 +321,7 @@ class Journal:
         except OSError:
             os.close(descriptor)
             raise
-        self._descriptor, self._size, self._day = descriptor, 0, _day(time.time())
+        self._descriptor, self._path, self._size, self._day = descriptor, path, 0, _day(time.time())
 
 
 def _day(seconds: float) -> int:

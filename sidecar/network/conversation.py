@@ -20,8 +20,8 @@ class Conversation:
     def receive(self, data: bytes) -> None:
         """Take what has come; b"" means that nothing more will."""
 
-    def next(self) -> bytes:
-        """Do one turn's work; returns what is to be sent."""
+    def next(self, waiting: int = 1) -> bytes:
+        """Do one turn's work; returns what is to be sent. waiting: how many connections have work to do, this one included."""
         return b""
 
     def turned_away(self, reason: str) -> bytes:
@@ -47,8 +47,9 @@ class Farewell(Conversation):
 class Bounds:
     """The limits on the connections of one loop, in bytes and seconds.
 
-    connections: how many at a time. patience_s: when there are as many, the oldest makes room for the next as soon as it has
-    been open for this long; with None, the next is turned away.
+    connections: how many at a time. patience_s: when there are as many, the one that has been silent longest makes room for the
+    next, as soon as it has been silent for this long; until then, the next is turned away.
+    one_request: a connection is for one request. Then the one that has been open longest makes room, and the next waits for it.
     request_s: in which a request must have come, and again for its answer to be taken. linger_s: in which the client must
     close after that.
     kept_bytes: for all connections together; beyond it, the one that needs most is turned away. unsent_bytes: a client that
@@ -57,7 +58,8 @@ class Bounds:
     """
 
     connections: int
-    patience_s: float | None = None
+    patience_s: float = 1.0
+    one_request: bool = False
     request_s: float = math.inf
     linger_s: float = 0.0
     kept_bytes: int = 64 << 20

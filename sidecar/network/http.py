@@ -17,7 +17,7 @@ import h11
 from sidecar.network.conversation import Bounds, Conversation
 
 _log = logging.getLogger(__name__)
-BOUNDS = Bounds(connections=64, patience_s=0.5, request_s=5.0, linger_s=1.0)
+BOUNDS = Bounds(connections=64, patience_s=0.5, one_request=True, request_s=5.0, linger_s=1.0)
 HEAD_BYTES = 16384
 MAX_HEADERS = 100
 TEXT = "text/plain; charset=utf-8"
@@ -79,7 +79,7 @@ class HttpConversation(Conversation):
         elif isinstance(event, h11.ConnectionClosed):
             self.closing, self.lingers = True, False
 
-    def next(self) -> bytes:
+    def next(self, waiting: int = 1) -> bytes:
         """The answer; for HEAD, without its body."""
         request, self.waiting = self._request, False
         if not isinstance(request, h11.Request):

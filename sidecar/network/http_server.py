@@ -46,7 +46,6 @@ class HttpServer:
         while not self._closing:
             self._loop.turn(60.0)
         self._loop.close()
-        self._listener.close()
 
 
 def _listen(address: str) -> socket.socket:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from sidecar.network.conversation import Bounds, Conversation
 from sidecar.pairs.line_protocol import Answer, LineBuffer, LineTooLongError, encode, refused
 
-BOUNDS = Bounds(connections=2048, kept_bytes=64 << 20, unsent_bytes=1 << 20, spin_s=50e-6)
+BOUNDS = Bounds(connections=2048, patience_s=1.0, kept_bytes=64 << 20, unsent_bytes=1 << 20, spin_s=50e-6)
 TURN_LINES = 512
-"""Answered for one client at a time: some milliseconds of work."""
+"""Answered for one client at a time: some milliseconds of work. When many wait they share, so that a round stays short."""
+_FEWEST_LINES = 8
 
 
 class LineConversation(Conversation):
@@ -22,29 +23,25 @@ class LineConversation(Conversation):
     def __init__(self, answer: Callable[[list[bytes]], list[Answer]], too_long: Callable[[LineTooLongError], Answer]) -> None:
         self._answer, self._too_long = answer, too_long
         self._buffer = LineBuffer()
-        self._lines: list[bytes] = []  # that are to be answered
-        self._error: LineTooLongError | None = None
 
     def receive(self, data: bytes) -> None:
-        if not data:
-            self.closing = True
-            return
-        try:
-            self._lines = self._buffer.feed(data)
-        except LineTooLongError as error:
-            self._lines, self._error, self.closing = error.lines, error, True
-            self._buffer = LineBuffer()
-        self.waiting = bool(self._lines) or self.closing
-        self.kept = self._buffer.size + (len(data) if self.waiting else 0)
+        """Take what has come. At its end, the client may leave out the last newline."""
+        self.closing = not data
+        if data or self._buffer.size:
+            self._buffer.feed(data or b"\n")
+        self.waiting, self.kept = self._buffer.has_line, self._buffer.size
 
-    def next(self) -> bytes:
-        """The answers to the next lines, at most TURN_LINES."""
-        lines, self._lines = self._lines[:TURN_LINES], self._lines[TURN_LINES:]
+    def next(self, waiting: int = 1) -> bytes:
+        """The answers to the next lines: at most TURN_LINES, fewer if many clients wait."""
+        try:
+            lines, error = self._buffer.take(max(_FEWEST_LINES, TURN_LINES // waiting)), None
+        except LineTooLongError as raised:
+            lines, error, self.closing = raised.lines, raised, True
+            self._buffer = LineBuffer()
         answers = self._answer(lines) if lines else []
-        if not self._lines:
-            self.waiting, self.kept = False, self._buffer.size
-            if self._error is not None:
-                answers = [*answers, self._too_long(self._error)]
+        if error is not None:
+            answers = [*answers, self._too_long(error)]
+        self.waiting, self.kept = self._buffer.has_line, self._buffer.size
         return encode(answers)
 
     def turned_away(self, reason: str) -> bytes:

@@ -85,6 +85,16 @@ class Loop:
         if self._due:
             self._look_at_the_clock()
 
+    def listen_on(self, listener: socket.socket) -> None:
+        """Accept from another listener from now on. The one before is closed."""
+        if self._listener not in self._due:
+            self._selector.unregister(self._listener)
+        self._due.pop(self._listener, None)
+        self._listener.close()
+        self._listener = listener
+        listener.setblocking(False)
+        self._selector.register(listener, EVENT_READ)
+
     def finish(self) -> None:
         """Accept no more clients, answer what has arrived, wait a second for the answers to be taken, and hang up."""
         if self._listener not in self._due:
@@ -103,9 +113,9 @@ class Loop:
         self._drop_all()
 
     def close(self) -> None:
-        """Drop all connections. The listener is left open."""
+        """Drop all connections and close the listener."""
         self._drop_all()
-        for end in (self._wake, self._woken):
+        for end in (self._wake, self._woken, self._listener):
             end.close()
         self._selector.close()
 
@@ -151,12 +161,13 @@ class Loop:
 
     def _accept(self) -> None:
         bounds, now = self._bounds, time.monotonic()
-        if bounds.patience_s is not None and len(self._connections) == bounds.connections:
-            oldest = next(iter(self._connections))
-            if now < oldest.since + bounds.patience_s:
-                self._accept_later(oldest.since + bounds.patience_s)
+        first, may_go = None, False
+        if len(self._connections) == bounds.connections:
+            first = min(self._connections, key=lambda connection: connection.since)
+            may_go = now >= first.since + bounds.patience_s and (bounds.one_request or not first.has_work)
+            if bounds.one_request and not may_go:
+                self._accept_later(first.since + bounds.patience_s)
                 return
-            self._drop(oldest)
         try:
             accepted, _ = self._listener.accept()
         except BlockingIOError:
@@ -167,7 +178,9 @@ class Loop:
             return
         connection = _Connection(accepted, self._converse(), now)
         self._connections[connection] = None
-        if len(self._connections) > bounds.connections:
+        if first is not None and may_go:
+            self._drop(first)
+        elif first is not None:
             self._turn_away(connection, f"there are {bounds.connections} already")
             return
         self._allow(connection, bounds.request_s)
@@ -190,9 +203,11 @@ class Loop:
             if events & EVENT_READ and not (talk.waiting or talk.closing):
                 # Into memory allocated once: `recv` allocates as much each time, which takes ten times as long as a line does.
                 talk.receive(bytes(self._room[: connection.socket.recv_into(self._room)]))
+                if not self._bounds.one_request:
+                    connection.since = time.monotonic()
                 if talk.closing:
                     self._allow(connection, self._bounds.request_s)
-            connection.send(talk.next() if talk.waiting else b"")
+            connection.send(talk.next(len(self._queue) + 1) if talk.waiting else b"")
             if connection.is_over:
                 if not talk.lingers:
                     self._drop(connection)
@@ -247,7 +262,8 @@ class Loop:
 class _Connection:
     """A socket with its conversation, and what the client has not taken yet.
 
-    since: when it was accepted. watched: for which events. kept: the bytes kept for it, as counted in the loop's total.
+    since: when it was accepted, or has last sent something if it is for more than one request. watched: for which events.
+    kept: the bytes kept for it, as counted in the loop's total.
     """
 
     def __init__(self, accepted: socket.socket, talk: Conversation, since: float) -> None:
@@ -255,6 +271,11 @@ class _Connection:
         self.socket, self.talk, self.since = accepted, talk, since
         self.unsent = bytearray()
         self.watched = self.kept = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Something is to be answered, or to be taken."""
+        return self.talk.waiting or bool(self.unsent)
 
     @property
     def is_over(self) -> bool:

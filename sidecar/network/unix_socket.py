@@ -35,11 +35,10 @@ def listen(path: Path, mode: int) -> socket.socket:
     return listener
 
 
-def remove(path: Path, listener: socket.socket, identity: tuple[int, int] | None) -> None:
-    """Close a listener, and remove its path if that is still the one that was bound."""
-    listener.close()
+def remove(path: Path, identity: tuple[int, int] | None) -> None:
+    """Remove a path if what stands there is still the socket that was bound, as `identity_of` told it then."""
     with contextlib.suppress(OSError):
-        if identity_of(path) == identity:
+        if identity is not None and identity_of(path) == identity:
             path.unlink()
 
 

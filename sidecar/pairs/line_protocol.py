@@ -40,36 +40,50 @@ class LineTooLongError(ValueError):
 
 
 class LineBuffer:
-    """Turns bytes as they arrive into whole lines. Holds at most one line and the bytes of one read.
+    """Turns bytes as they arrive into whole lines, a few at a time. What waits is kept as the bytes that came.
 
-    Each byte is searched for a newline once and copied at most twice, so the work is linear however small the pieces are.
+    So it takes as much memory as bytes, however short the lines are. Each byte is searched for a newline once as it comes and
+    once when its line is taken, so the work is linear however small the pieces are.
     """
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._lines = b""  # as they came, the last one perhaps not complete
+        self._rest = bytearray()  # of a line that is not complete, if no line before it waits
+        self._may_be_long = False
 
     @property
     def size(self) -> int:
-        """Bytes of the line that is not complete yet."""
-        return len(self._rest)
+        """Bytes that are kept."""
+        return len(self._lines) + len(self._rest)
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that are complete now, without their newlines; blank ones are left out.
+    @property
+    def has_line(self) -> bool:
+        """`take` has something to give, or to raise."""
+        return bool(self._lines) or len(self._rest) > MAX_LINE_BYTES
+
+    def feed(self, data: bytes) -> None:
+        """Take what has come."""
+        self._may_be_long = self.size + len(data) > MAX_LINE_BYTES
+        if self._lines:
+            self._lines += data
+        elif b"\n" in data:
+            self._lines = bytes(self._rest + data) if self._rest else data
+            self._rest.clear()
+        else:
+            self._rest += data
+
+    def take(self, most: int) -> list[bytes]:
+        """The next complete lines, at most so many, without their newlines; blank ones are left out.
 
         Raises LineTooLongError if a line is over the limit; after that the buffer can no longer be used.
         """
-        lines: list[bytes] = []
-        may_be_too_long = len(self._rest) + len(data) > MAX_LINE_BYTES
-        if b"\n" in data:
-            *lines, data = data.split(b"\n")
-            if self._rest:
-                lines[0] = bytes(self._rest + lines[0])
-                self._rest.clear()
-        self._rest += data
-        if may_be_too_long:
+        *lines, self._lines = self._lines.split(b"\n", most)
+        if b"\n" not in self._lines:
+            self._rest += self._lines
+            self._lines = b""
+        if len(self._rest) > MAX_LINE_BYTES or (self._may_be_long and any(len(line) > MAX_LINE_BYTES for line in lines)):
             too_long = next((place for place, line in enumerate(lines) if len(line) > MAX_LINE_BYTES), None)
-            if too_long is not None or len(self._rest) > MAX_LINE_BYTES:
-                raise LineTooLongError(lines[:too_long])
+            raise LineTooLongError(lines[:too_long])
         return _not_blank(lines)
 
 

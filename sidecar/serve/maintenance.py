@@ -80,6 +80,8 @@ class Maintenance:
     def _look_after_journal(self) -> None:
         """See whether an fsync has failed, and begin one. If the journal cannot be written, try whether it can be now."""
         journal = self._online.journal
+        if not journal.check_place():
+            self._complaints.warn("place", "%s: the state directory was removed or replaced", self._settings.state)
         if (error := journal.check()) is not None:
             event(_log, "the journal could not be brought to disk", logging.ERROR, error=error.strerror or str(error))
         if journal.error:
@@ -91,7 +93,11 @@ class Maintenance:
     def _sync(self) -> None:
         """Begin an fsync of the journal, if none is running. The journal knows by itself if it fails."""
         if self._syncing is None or self._syncing.done():
-            sync = self._online.journal.syncer()
+            try:
+                sync = self._online.journal.syncer()
+            except OSError as error:  # no file descriptor is left, say
+                self._complaints.warn("fsync", "the journal cannot be brought to disk now: %s", error.strerror)
+                return
             self._syncing = None if sync is None else self._syncer.submit(sync)
 
     def _snapshot(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import resource
 import signal
 import sys
@@ -57,9 +58,24 @@ def quick_switches() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-def allow_descriptors(count: int) -> None:
-    """Raise the limit on open files to `count`, as far as the system permits; the soft limit is often 1024."""
+_KEPT_BACK = 32
+"""Open files of the sidecar itself, at most: journal, snapshots, fsync, checkpoints, epoll, wake-ups."""
+
+
+def places(connections: int, http: int) -> tuple[int, int]:
+    """How many connections on the socket and over HTTP there is room for, at most as many as wanted.
+
+    The limit on open files is raised as far as the system permits; the soft limit is often 1024. if the hard limit is low,
+    clients get what the sidecar's own files leave, so that clients can never keep it from recording.
+    """
+    wanted = connections + http + _KEPT_BACK
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count:
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (count if hard == resource.RLIM_INFINITY else min(count, hard), hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    room = math.inf if soft == resource.RLIM_INFINITY else max(4, soft - _KEPT_BACK)
+    if room >= connections + http:
+        return connections, http
+    for_http = max(2, min(http, int(room) // 8))
+    return max(2, int(room) - for_http), for_http

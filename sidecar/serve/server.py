@@ -12,13 +12,13 @@ import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from sidecar.checkpoints.directory import CheckpointError, check_writable
 from sidecar.journal.segments import JournalError
-from sidecar.log import event
+from sidecar.log import Complaints, event
 from sidecar.models.base_model import BaseModel
 from sidecar.monitoring.history import read_history
 from sidecar.network.lines import BOUNDS, LineConversation
@@ -29,7 +29,7 @@ from sidecar.online.training import OnlineTraining
 from sidecar.pairs.line_protocol import Answer
 from sidecar.serve.checkpointing import Checkpointing
 from sidecar.serve.maintenance import Every, Maintenance
-from sidecar.serve.process import Signals, allow_descriptors, quick_switches, woken_by_signals
+from sidecar.serve.process import Signals, places, quick_switches, woken_by_signals
 from sidecar.serve.refusals import Refusals
 from sidecar.serve.status_board import StatusBoard
 from sidecar.serve.step_timer import StepTimer
@@ -37,6 +37,7 @@ from sidecar.settings import Settings, SettingsError, env_of
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.2
+HTTP_CONNECTIONS = 64
 
 
 def serve(settings: Settings) -> None:
@@ -60,6 +61,7 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._board, self._signals, self._refusals, self._timer = StatusBoard(), Signals(), Refusals(), StepTimer()
+        self._complaints = Complaints(_log)
         self._announce = ""  # the path of a checkpoint, to be named in the next answer
 
     def run(self) -> None:
@@ -75,8 +77,9 @@ class Server:
             stack.enter_context(quick_switches())
             worker = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker"))
             syncer = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="fsync"))
+            connections, http_connections = places(BOUNDS.connections, HTTP_CONNECTIONS)
             if settings.http:
-                stack.callback(self._start_http(settings.http))
+                stack.callback(self._start_http(settings.http, http_connections))
             try:
                 online, base = self._recover(worker)
             except _StoppedError:
@@ -85,9 +88,10 @@ class Server:
             self._online = online
             stack.callback(online.close)
             listener = listen(settings.socket, settings.socket_mode)
-            stack.callback(remove, settings.socket, listener, identity_of(settings.socket))
-            allow_descriptors(BOUNDS.connections + 64)
-            self._loop = loop = Loop(listener, lambda: LineConversation(self._answer, self._refusals.too_long), BOUNDS)
+            self._bound = identity_of(settings.socket)
+            stack.callback(lambda: remove(settings.socket, self._bound))
+            bounds = replace(BOUNDS, connections=connections)
+            self._loop = loop = Loop(listener, lambda: LineConversation(self._answer, self._refusals.too_long), bounds)
             stack.callback(loop.close)
             stack.enter_context(woken_by_signals(loop.wake_descriptor))
             self._checkpointing = Checkpointing(settings, base, online, worker, loop.wake)
@@ -96,14 +100,15 @@ class Server:
             self._serve()
             self._finish()
 
-    def _start_http(self, address: str) -> Any:
+    def _start_http(self, address: str, connections: int) -> Any:
         from sidecar.monitoring.pages import Pages  # imported here, since a sidecar without HTTP does not need them
+        from sidecar.network import http
         from sidecar.network.http_server import start_http
 
         settings, board = self._settings, self._board
         pages = Pages(lambda: board.status, lambda: board.history, settings.checkpoint_dir, _told(settings))
         try:
-            return start_http(address, pages.look_up).close
+            return start_http(address, pages.look_up, replace(http.BOUNDS, connections=connections)).close
         except (ValueError, OSError) as error:
             raise SettingsError(f"{env_of('http')}={address!r}: {error}") from error
 
@@ -129,7 +134,7 @@ class Server:
 
     def _serve(self) -> None:
         """The main loop: serve the socket and train; when due, start a checkpoint, maintain the state, update the status."""
-        backlog, each_status = self._online.backlog, Every(_TICK_S)
+        backlog, each_status, each_second = self._online.backlog, Every(_TICK_S), Every(1.0)
         self._update_status(accepting=True)
         event(_log, "listening", socket=str(self._settings.socket), phase=self._board.status.phase)
         while not self._signals.stop:
@@ -142,8 +147,24 @@ class Server:
             self._announce = self._checkpointing.turn() or self._announce
             now = time.monotonic()
             self._maintenance.turn(now)
+            if each_second.is_due(now):
+                self._look_after_socket()
             if each_status.is_due(now):
                 self._update_status(accepting=True)
+
+    def _look_after_socket(self) -> None:
+        """Bind the socket again if its path was removed or replaced by a file that may be replaced."""
+        settings = self._settings
+        if identity_of(settings.socket) == self._bound:
+            return
+        try:
+            listener = listen(settings.socket, settings.socket_mode)
+        except ListenError as error:
+            self._complaints.warn("socket", "%s; trying again each second", error)
+            return
+        self._loop.listen_on(listener)
+        self._bound = identity_of(settings.socket)
+        event(_log, "the socket was removed or replaced; it is bound again", logging.WARNING, socket=str(settings.socket))
 
     def _finish(self) -> None:
         """Answer what was read, publish what was trained on since the last checkpoint, write the state."""

@@ -351,11 +351,12 @@ class Fuzz:
         got: list[bytes] = []
         try:
             for piece in self._pieces(data):
-                lines = self._buffer.feed(piece)
-                if self._buffer.size > MAX_LINE_BYTES:
-                    raise WrongError("more than a line is kept")
+                self._buffer.feed(piece)
+                lines = self._buffer.take(1 << 20) if self._buffer.has_line else []
                 got += lines
                 self._accept(lines)
+                if self._buffer.size > MAX_LINE_BYTES:
+                    raise WrongError("more than a line is kept")
         except LineTooLongError as error:
             if too_long is None:
                 raise

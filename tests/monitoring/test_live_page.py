@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.monitoring.history import COLUMNS, HISTORY, History
+from sidecar.monitoring.history import COLUMNS, HISTORY, History, write_history
 from sidecar.monitoring.pages import JSON, Pages
 from sidecar.monitoring.status import Status
 from sidecar.network.http import Page
@@ -89,7 +89,8 @@ def test_a_damaged_history_does_not_stop_the_start(live, serve, base_path):
     assert sidecar.stop() == 0
     (sidecar.checkpoint_dir / "state" / HISTORY).write_bytes(b"junk")
     sidecar = serve(base_model=base_path, http=address).connect()
-    assert "history.jsonl is damaged; it was ignored" in sidecar.log.read_text()
+    assert "damage in the state directory" in sidecar.log.read_text()
+    assert "kind=history" in sidecar.log.read_text()
     assert sidecar.stop() == 0
 
 
@@ -113,7 +114,7 @@ def test_the_page_follows_a_replay_shows_a_checkpoint_and_the_loss_of_the_sideca
     address, options = free_address(), {"base_model": base_path, "checkpoint_interval": 0, "min_samples": 800}
     (tmp_path / "checkpoints" / "state").mkdir(parents=True)
     earlier = [int(time.time()) - 40, None, 2.5, 0.9, 6.25, 7, 3]  # so that there is a line before ten seconds are over
-    (tmp_path / "checkpoints" / "state" / HISTORY).write_text(f"{json.dumps(earlier)}\n")
+    write_history(tmp_path / "checkpoints" / "state", History(((earlier[0], json.dumps(earlier).encode()),)))
     sidecar = serve(**options, http=address).connect()
     page.open(f"http://{address}/")
     wait_until(lambda: "running" in text_of(page, "#state"), "the first answer")

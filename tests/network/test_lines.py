@@ -57,20 +57,38 @@ def test_whole_lines_are_answered_in_their_order(talk, received, answers, kept):
 def test_a_turn_answers_so_many_lines_and_no_more(talk, calls):
     data = b"x\n" * (2 * TURN_LINES + 1) + b"half"
     talk.receive(data)
+    left = len(data)
     for lines in (TURN_LINES, TURN_LINES, 1):
         assert talk.waiting
-        assert talk.kept == len(data) + len(b"half")
+        assert talk.kept == left
+        left -= 2 * lines
         assert talk.next() == b'{"ok":true,"job_id":"x"}\n' * lines
     assert not talk.waiting
     assert talk.kept == len(b"half")
     assert [len(lines) for lines in calls] == [TURN_LINES, TURN_LINES, 1]
 
 
-def test_the_end_comes_after_the_answers_and_half_a_line_has_none(talk):
+def test_the_end_comes_after_the_answers_and_the_last_line_may_lack_its_newline(talk):
     talk.receive(b"a\nhalf")
     assert said(talk) == ["a"]
     talk.receive(b"")
-    assert (talk.closing, talk.waiting, talk.lingers) == (True, False, False)
+    assert (talk.closing, talk.waiting) == (True, True)
+    assert said(talk) == ["half"]
+    assert (talk.closing, talk.waiting, talk.lingers, talk.kept) == (True, False, False, 0)
+
+
+def test_the_end_without_a_line_is_the_end(talk):
+    talk.receive(b"a\n")
+    assert said(talk) == ["a"]
+    talk.receive(b"")
+    assert (talk.closing, talk.waiting) == (True, False)
+
+
+@pytest.mark.parametrize(("waiting", "lines"), [(1, TURN_LINES), (2, TURN_LINES // 2), (1000, 8), (10_000, 8)])
+def test_when_many_wait_a_turn_is_shorter(talk, calls, waiting, lines):
+    talk.receive(b"x\n" * TURN_LINES)
+    talk.next(waiting)
+    assert [len(each) for each in calls] == [lines]
 
 
 @pytest.mark.parametrize(
@@ -83,10 +101,10 @@ def test_the_end_comes_after_the_answers_and_half_a_line_has_none(talk):
 )
 def test_a_line_over_the_limit_is_answered_after_those_before_it_and_ends_the_connection(talk, calls, received, answers):
     for data in received:
-        assert not talk.closing
+        assert not talk.waiting
         talk.receive(data)
-    assert talk.closing
     assert said(talk) == answers
+    assert talk.closing
     assert [line.decode() for lines in calls for line in lines] == answers[:-1]
     assert talk.kept == 0
 

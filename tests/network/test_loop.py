@@ -162,7 +162,7 @@ def test_a_client_with_many_lines_does_not_keep_the_others_waiting(line_loop):
     running.turn(2)
     assert received(modest) == ["m"]
     running.turn(4)
-    assert [len(each) for each in running.calls] == [TURN_LINES, TURN_LINES, 1, TURN_LINES]
+    assert [len(each) for each in running.calls] == [TURN_LINES, TURN_LINES // 2, 1, TURN_LINES, TURN_LINES // 2]
     assert len(received(greedy)) == 3 * TURN_LINES
 
 
@@ -243,7 +243,40 @@ def test_what_was_kept_is_not_counted_once_it_is_answered_or_gone(line_loop):
             client.close()
             running.until(lambda: not len(running.loop))
     assert running.loop._kept == 0
-    assert len(running.calls) == 8
+    assert len(running.calls) == 16
+
+
+def test_when_all_places_are_taken_the_client_that_was_silent_longest_makes_room(line_loop, clock):
+    running = line_loop(connections=3)
+    clients = running.accept(3)
+    clock.now += 5
+    for client in (clients[0], clients[2]):
+        client.send(b"a\n")
+    running.turn(3)
+    late = running.connect()
+    late.send(b"late\n")
+    running.turn(4)
+    assert received(late) == ["late"]
+    assert clients[1].recv(10) == b""
+    assert len(running.loop) == 3
+    later = running.connect()  # the others have just said something: nobody makes room
+    running.turn(4)
+    assert json.loads(later.recv(1000))["retryable"] is True
+
+
+def test_a_listener_can_be_replaced(line_loop, tmp_path):
+    running = line_loop()
+    (one,) = running.accept(1)
+    other = listen(tmp_path / "other.sock", 0o600)
+    running.loop.listen_on(other)
+    late = socket.socket(socket.AF_UNIX)
+    late.connect(str(tmp_path / "other.sock"))
+    late.setblocking(False)
+    for client in (one, late):
+        client.send(b"a\n")
+    running.turn(4)
+    assert [received(client) for client in (one, late)] == [["a"], ["a"]]
+    late.close()
 
 
 def test_a_client_over_the_number_allowed_is_told_and_turned_away(line_loop):
@@ -417,12 +450,12 @@ class Once(Conversation):
         self.closing = self.waiting or not data
         self.lingers = not self.line.endswith(b".\n")
 
-    def next(self):
+    def next(self, waiting=1):
         self.waiting = False
         return b"a" * int(self.line.split(b"\n")[0].rstrip(b"."))
 
 
-ONCE = Bounds(connections=3, patience_s=0.5, request_s=5.0, linger_s=1.0)
+ONCE = Bounds(connections=3, patience_s=0.5, one_request=True, request_s=5.0, linger_s=1.0)
 
 
 @pytest.fixture

@@ -343,6 +343,8 @@ def recovering(serve, base_path, lines, tmp_path):
     sidecar = serve(base_model=base_path, snapshot_interval=3600).connect()
     sidecar.send(lines)
     sidecar.stop(signal.SIGKILL)
+    for snapshot in (tmp_path / "checkpoints" / "state").glob("snapshot*"):  # of its first turn, if that had pairs already
+        snapshot.unlink()
     sidecar.log.unlink()
     limit, address = tmp_path / "limit", free_address()
 

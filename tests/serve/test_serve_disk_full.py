@@ -21,6 +21,7 @@ from sidecar.client.feedback_client import FeedbackClient
 from sidecar.journal.blocks import encode_block
 from sidecar.journal.segments import read_journal
 from sidecar.monitoring.fetch import fetch_status
+from sidecar.monitoring.history import HISTORY
 from sidecar.state.snapshots import snapshots
 from tests.conftest import run, run_process, tree
 from tests.running import PATIENCE_S, free_address, metrics, published, wait_until
@@ -88,7 +89,11 @@ def start(mount, serve, base_path, tmp_path):
     """Starts the sidecar whose state is on the disk. It is ended before that is unmounted."""
 
     def begin(**settings):
-        return serve(**{"base_model": base_path, "state_dir": tmp_path / "disk" / "state", **settings}).connect()
+        state = tmp_path / "disk" / "state"
+        sidecar = serve(**{"base_model": base_path, "state_dir": state, "snapshot_interval": 3600, **settings}).connect()
+        # What its first turn does on the disk is done: a snapshot that fails later would give room back.
+        wait_until((state / HISTORY).exists)
+        return sidecar
 
     return begin
 
