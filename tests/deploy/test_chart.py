@@ -748,7 +748,7 @@ def test_a_pod_keeps_the_contract_and_the_program_exports_what_is_looked_at(star
         assert node.dropped == 0
 
     pod.process.send_signal(signal.SIGUSR1)
-    until(lambda: "model_version" in json.loads(pod.get("/status")), pod)
+    until(lambda: "last_checkpoint_time" in json.loads(pod.get("/status")), pod)
     exported = set(re.findall(r"^(\w+)[{ ]", pod.get("/metrics"), flags=re.MULTILINE))
     looked_at = " ".join([*queries(), *(rule["expr"] for rule in alerts())])
     named = set(re.findall(r"([a-z_]\w*)\{", looked_at))
