@@ -124,7 +124,7 @@ def read_blocks(stream: IO[bytes]) -> Iterator[Block | Damage | Torn]:
             return
         else:
             bad, end = (at if bad is None else bad), max(end, header.position + header.pairs if header else 0)
-            at = at + len(line) + header.size if header else _next_start(stream, at + 1)
+            at = at + len(line) + header.size if header else next_start(stream, at + 1)
     if bad is not None:
         yield Damage(bad, stream.tell(), "no whole block", end)
 
@@ -135,7 +135,7 @@ def _is_cut_header(line: bytes, stream: IO[bytes]) -> bool:
     return _START.startswith(line) or _BEGINNING.fullmatch(line) is not None
 
 
-def _next_start(stream: IO[bytes], at: int) -> int:
+def next_start(stream: IO[bytes], at: int) -> int:
     """Where the next header may begin, or the end of the file. It need not begin a line: zeros may stand before it."""
     stream.seek(at)
     kept = b""

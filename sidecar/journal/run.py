@@ -12,6 +12,10 @@ STATE_FORMAT = 1
 """Of the journal's run records and of snapshots. It grows when a program that knows only the one before would go wrong."""
 
 
+ALGORITHM = 1
+"""Of training. It grows whenever the same journal would train otherwise, be it in the last bit."""
+
+
 class FormatError(ValueError):
     """A state that a newer program wrote."""
 
@@ -20,7 +24,8 @@ class FormatError(ValueError):
 class Run:
     """What pairs are trained with: one run lasts until another base model or other settings.
 
-    base: the digest of the base model as it is used, None for a fresh head; kernel: what the arithmetic ran on, for the record.
+    base: the digest of the base model as it is used, None for a fresh head; kernel: what the arithmetic ran on, for the record;
+    algorithm: the number of the one that trains.
     """
 
     n_features: int
@@ -28,6 +33,7 @@ class Run:
     holdout_fraction: float
     base: str | None = None
     kernel: str = ""
+    algorithm: int = ALGORITHM
 
     def as_json(self) -> dict[str, Any]:
         return {"format": STATE_FORMAT, **asdict(self)}
@@ -39,4 +45,11 @@ class Run:
             raise FormatError(f"state of format {document['format']}; this program knows up to {STATE_FORMAT}: use a newer one")
         known = {each.name for each in fields(TrainingSettings)}
         settings = TrainingSettings(**{name: value for name, value in document["settings"].items() if name in known})
-        return cls(document["n_features"], settings, document["holdout_fraction"], document["base"], document["kernel"])
+        return cls(
+            document["n_features"],
+            settings,
+            document["holdout_fraction"],
+            document["base"],
+            document["kernel"],
+            document.get("algorithm", 1),
+        )

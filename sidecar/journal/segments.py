@@ -11,6 +11,7 @@ it.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from sidecar.files import open_regular
-from sidecar.journal.blocks import GONE, LOST, RUN, Block, Damage, Torn, read_blocks
+from sidecar.journal.blocks import GONE, LOST, RUN, Block, Damage, Torn, next_start, read_blocks
 
 READ_BYTES = 1 << 20
 _SEGMENT = re.compile(r"(\d{12,})\.jsonl(\.gz)?")
@@ -81,6 +82,29 @@ def first_kept(state_directory: Path) -> int:
     """The first position that the journal still holds."""
     segments = journal_segments(state_directory)
     return first_position(segments[0]) if segments else 0
+
+
+def is_before_blocks(state_directory: Path) -> bool:
+    """Whether a journal is of the format before the first release, which had no blocks: a damaged one has some left."""
+    segments = journal_segments(state_directory)
+    try:
+        with _opened(segments[0]) as stream:
+            if not stream.readline(READ_BYTES).startswith((RUN, b"{")):
+                return False
+        return not any(_has_block(segment) for segment in segments)
+    except (IndexError, OSError, EOFError, zlib.error):
+        return False
+
+
+@contextlib.contextmanager
+def _opened(segment: Path) -> Iterator[IO[bytes]]:
+    with open_regular(segment) as stream:
+        yield stream if segment.suffix != ".gz" else cast(IO[bytes], gzip.GzipFile(fileobj=stream))
+
+
+def _has_block(segment: Path) -> bool:
+    with _opened(segment) as stream:
+        return next_start(stream, 0) < stream.tell()
 
 
 def damaged(segment: Path, damage: Damage) -> object:

@@ -39,12 +39,13 @@ def rebuild(
     seen: Seen = lambda pair: None,
     progress: Callable[[int], object] = lambda pairs: None,
     on_damage: OnDamage = damaged,
+    on_run: Callable[[int, Run], object] = lambda position, run: None,
 ) -> Learner | None:
     """Bring a learner to the end of the journal, or to the pair at position `until`; None if nothing says how to begin.
 
     learner: as a snapshot has it, None to begin with the first pair kept, under the first run that is recorded, else under
     `run` from `base`. start: the position from which `seen` wants to be told. progress: called with the number of pairs since
-    the last call. on_damage: as in `read_journal`.
+    the last call. on_damage: as in `read_journal`. on_run: told of each run and the position of its first pair, when it comes.
 
     Raises JournalError or StateError if the journal is damaged and `on_damage` raises, or does not hold what is needed.
     """
@@ -75,7 +76,9 @@ def rebuild(
         if entry.run is not None:
             if ahead:
                 train()
-                _begin(learner, entry, state_directory, on_damage)
+                run = _run(state_directory, entry.run)
+                on_run(entry.position, run)
+                _begin(learner, run, state_directory, on_damage)
             continue
         pair = _pair(state_directory, entry, reader, on_damage)
         seen(pair)
@@ -98,9 +101,7 @@ def read_pairs_from(state_directory: Path, start: int, n_features: int, seen: Se
             seen(_pair(state_directory, entry, reader, on_damage))
 
 
-def _begin(learner: Learner, entry: Entry, state_directory: Path, on_damage: OnDamage) -> None:
-    assert entry.run is not None
-    run = _run(state_directory, entry.run)
+def _begin(learner: Learner, run: Run, state_directory: Path, on_damage: OnDamage) -> None:
     if run != learner.run:
         base = None
         if run.base != learner.run.base:

@@ -15,6 +15,7 @@ import numpy as np
 from onnx_builder.network import Network
 from sidecar.checkpoints.directory import LATEST, linked
 from sidecar.journal.run import Run
+from sidecar.journal.segments import is_before_blocks
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import BaseModel, load, require_features
 from sidecar.online.recovery import newest_run
@@ -42,10 +43,12 @@ def where_to_start(settings: Settings) -> Start:
     """The base model, and the run that pairs are trained under from now on.
 
     Where nothing is at the base's path, or it is a checkpoint of this very directory, the state goes on; where there is no
-    state, a fresh head begins. A state of another number of features is moved aside.
+    state, a fresh head begins. A state of another number of features, or of a format before the first release, is moved aside.
 
     Raises StateError where the state cannot be used, or is another sidecar's.
     """
+    if is_before_blocks(settings.state):
+        _move_aside(settings.state, "old-format", "the state is of a format before the first release")
     last, base, failed = newest_run(settings.state), None, ""
     own = settings.base_model.resolve().parent == settings.checkpoint_dir.resolve()
     missing = not settings.base_model.exists()
@@ -70,7 +73,8 @@ def where_to_start(settings: Settings) -> Start:
         failed = f"base model {base.path} takes {base.network.n_features} features, not {n_features}"
         base = None
     if last is not None and last.n_features != n_features:
-        _move_aside(settings.state, last.n_features, n_features)
+        why = f"the state had {last.n_features} features, {n_features} are set now"
+        _move_aside(settings.state, f"{last.n_features}-features", why)
         last, goes_on = None, False
     begins_with = base.network if base else None
     digest = digest_of(base.network) if base else (last.base if last and goes_on else None)
@@ -100,14 +104,14 @@ def _base_of(settings: Settings, last: Run) -> BaseModel | None:
         return None
 
 
-def _move_aside(state: Path, old: int, new: int) -> None:
-    aside = state.with_name(f"{state.name}.{old}-features-{time.strftime('%Y%m%dT%H%M%S')}")
+def _move_aside(state: Path, what: str, why: str) -> None:
+    aside = state.with_name(f"{state.name}.{what}-{time.strftime('%Y%m%dT%H%M%S')}")
     try:
         with locked(state):  # never that of a sidecar that runs
             state.rename(aside)
     except OSError as error:
         raise StateError(f"{state}: cannot be moved aside: {error.strerror or error}") from error
-    _log.warning("the state had %d features, %d are set now: moved aside to %s", old, new, aside)
+    _log.warning("%s: moved aside to %s; it begins anew", why, aside)
 
 
 def _training_settings(settings: Settings) -> TrainingSettings:

@@ -12,7 +12,7 @@ from pathlib import Path
 from sidecar.checkpoints.directory import check_writable
 from sidecar.checkpoints.gate import Evidence
 from sidecar.checkpoints.publishing import Published, Terms, publish_network
-from sidecar.journal.run import Run
+from sidecar.journal.run import ALGORITHM, Run
 from sidecar.journal.segments import first_kept
 from sidecar.learning.recipe import TrainingError
 from sidecar.learning.training_settings import TrainingSettings
@@ -76,7 +76,15 @@ def _from_journal(state_directory: Path, until: int | None, progress: Callable[[
     if first:
         gone = f"retention has deleted the pairs before position {first}"
         raise TrainingError(f"{state_directory}: {gone}; training on them cannot be repeated")
-    learner = rebuild(state_directory, None, until=until, progress=progress)
+
+    def check(position: int, run: Run) -> None:
+        if run.algorithm != ALGORITHM:
+            trained = f"pairs from position {position} on were trained by algorithm {run.algorithm}"
+            raise TrainingError(
+                f"{state_directory}: {trained}; this program knows algorithm {ALGORITHM}: use the one that trained"
+            )
+
+    learner = rebuild(state_directory, None, until=until, progress=progress, on_run=check)
     if learner is None:
         raise TrainingError(f"{state_directory}: no journal with a run in it; expected a sidecar's state directory")
     if until is not None and learner.position <= until:

@@ -44,7 +44,8 @@ def check_state(state_directory: Path) -> list[Finding]:
     """All files of a state directory, checked. Raises StateError if it is none."""
     if not is_state_directory(state_directory):
         raise StateError(f"{state_directory}: no journal; expected a sidecar's state directory")
-    found = [*_segments(state_directory), *_snapshots(state_directory), *_bases(state_directory)]
+    segments, end = _segments(state_directory)
+    found = [*segments, *_snapshots(state_directory, end), *_bases(state_directory)]
     for name, kind in _CHECKED.items():
         if (state_directory / name).exists() or (state_directory / name).is_symlink():
             found.append(_checked(state_directory / name, kind))
@@ -68,33 +69,39 @@ def move_damaged_aside(state_directory: Path, damages: Damages) -> None:
             continue
 
 
-def _segments(state_directory: Path) -> Iterator[Finding]:
+def _segments(state_directory: Path) -> tuple[list[Finding], int | None]:
+    """Also gives the position at which the journal ends, None if its last segment is damaged."""
+    found, last = list[Finding](), 0
     for segment, end in with_ends(journal_segments(state_directory)):
-        yield _segment(segment, end)
+        finding, last = _segment(segment, end)
+        found.append(finding)
+    return found, None if found and found[-1].wrong else last
 
 
-def _segment(segment: Path, end: int | None) -> Finding:
+def _segment(segment: Path, end: int | None) -> tuple[Finding, int]:
     damage: list[Damage] = []
     pairs, stop = 0, first_position(segment)
     try:
         for block in whole_blocks(segment, end, lambda segment, found: damage.append(found)):
             pairs, stop = pairs + block.end - block.position, block.end
     except JournalError as error:
-        return Finding(segment, f"cannot be read: {error}", "unknown")
+        return Finding(segment, f"cannot be read: {error}", "unknown"), stop
     known_end = end if end is not None else max([stop, *(each.end for each in damage)])
     wrong = "; ".join(dict.fromkeys(f"{each.reason} (bytes {each.start} to {each.stop})" for each in damage))
     missing = known_end - first_position(segment) - pairs
-    return Finding(segment, wrong, f"{missing} pairs" if missing else "at most the last write" if damage else "")
+    return Finding(segment, wrong, f"{missing} pairs" if missing else "at most the last write" if damage else ""), stop
 
 
-def _snapshots(state_directory: Path) -> Iterator[Finding]:
-    for _, path in snapshots(state_directory):
+def _snapshots(state_directory: Path, end: int | None) -> Iterator[Finding]:
+    for position, path in snapshots(state_directory):
         try:
             read_snapshot(path)
         except (DamagedError, NewerFormatError, OSError) as error:
             yield Finding(path, str(error), "a start trains again from an older one, or from the beginning of the journal")
         else:
-            yield Finding(path, "")
+            missing = end is not None and position > end
+            wrong = f"it is of position {position}; the journal ends at {end}" if missing else ""
+            yield Finding(path, wrong, f"{position - end} pairs of the journal" if missing and end is not None else "")
 
 
 def _bases(state_directory: Path) -> Iterator[Finding]:
