@@ -1,10 +1,11 @@
-"""Single flipped bits and cuts in every file of a state directory: `verify` names each of them, and a start goes on with the state
-that was there or tells of the damage. Run by hand:
+"""Flipped bits and cuts in every file of a state directory: `verify` names each of them, and a start goes on with the state that
+was there or tells of the damage. Run by hand:
 
     python -m tests.fuzz.fuzz_state --inputs 200000 [--seed 1]
 
-A start is tried on a sample: one input in fifty, and all bits of each file's header. A cut in the last block of the open segment
-cannot be told from what a crash leaves of a write that was never answered: there the state up to the block before is right.
+A start is tried on a sample: one input in fifty, and all bits of each file's header. A cut in the last block of the open
+segment cannot be told from what a crash leaves of a write that was never answered: there the state up to the block before is
+right.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Result:
 
 
 def make_state(state: Path) -> None:
-    """A state with one file of each kind, three segments (one gzipped) and two snapshots, the last of them before the last block."""
+    """A state with one file of each kind, three segments (one gzipped) and two snapshots, both before the last block."""
     lines = small_lines(170)
     online = small_online(state)
     online.accept(lines[:50])
