@@ -83,6 +83,10 @@ class Sidecar:
         assert len(lines) == count
         return [json.loads(line) for line in lines]
 
+    def logged(self, text: str) -> None:
+        """Wait until a line of the log has this text: the log is written a little after what it tells of."""
+        wait_until(lambda: text in self.log.read_text(), text)
+
     def end(self) -> None:
         """Leave nothing of it behind, however it stands."""
         if self.client is not None:

@@ -161,7 +161,7 @@ def test_the_commands_of_operations_work_one_after_the_other(serve, tmp_path):
     assert re.search(r": [1-9]\d* pairs deleted", done.stdout)
     again = serve(base_model=base, checkpoint_dir=online).connect()  # from what was put back
     assert again.stop() == 0
-    assert "recovered position=2496" in again.log.read_text()
+    again.logged("recovered position=2496")
 
 
 def test_every_page_is_linked_from_the_readme():

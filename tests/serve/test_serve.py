@@ -76,12 +76,12 @@ def test_a_base_model_that_cannot_be_used_leaves_it_up_and_recording(serve, base
     answers = sidecar.send(sent)
     assert [(answer["ok"], answer["trained"], answer["step"]) for answer in answers] == [(True, False, 0)] * 100
     assert sidecar.stop() == 0
-    assert "phase failed" in sidecar.log.read_text()
+    sidecar.logged("phase failed")
     assert journalled(tmp_path) == sent
     assert checkpoints(tmp_path / "checkpoints") == []
     if content:
         sidecar = serve(base_model=base_path).connect()
-        assert "trained_again=100 " in sidecar.log.read_text()
+        sidecar.logged("trained_again=100 ")
         assert sidecar.send([lines[100]])[0]["step"] > 0
         assert sidecar.stop() == 0
         assert len(checkpoints(tmp_path / "checkpoints")) == 1
@@ -95,7 +95,7 @@ def test_another_number_of_features_moves_the_old_state_aside(serve, base_path, 
     sidecar = serve(base_model=tmp_path / "none.onnx", n_features=5).connect()
     assert all(answer["ok"] for answer in sidecar.send(other))
     assert sidecar.stop() == 0
-    assert "moved aside to" in sidecar.log.read_text()
+    sidecar.logged("moved aside to")
     (aside,) = (tmp_path / "checkpoints").glob("state.80-features-*")
     assert len([entry for entry in read_journal(aside) if entry.run is None]) == 50
 
@@ -444,7 +444,7 @@ def test_export_io_base_without_a_base_is_told_and_recorded(serve, lines, tmp_pa
     sidecar = serve(base_model=tmp_path / "none.onnx", export_io="base").connect()
     assert [answer["trained"] for answer in sidecar.send(lines[:300])] == [False] * 300
     assert sidecar.stop() == 0
-    assert "VMAFX_SIDECAR_EXPORT_IO=base: needs an ONNX base model; there is none at" in sidecar.log.read_text()
+    sidecar.logged("VMAFX_SIDECAR_EXPORT_IO=base: needs an ONNX base model; there is none at")
     assert checkpoints(tmp_path / "checkpoints") == []
 
 

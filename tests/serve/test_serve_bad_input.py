@@ -93,7 +93,7 @@ def test_after_a_kill_all_odd_pairs_are_there_as_they_came_and_nothing_else(serv
         if name == "killed":
             sidecar.stop(signal.SIGKILL)
             sidecar = serve(directory, base_model=small_base).connect()
-            assert f"position={20 + len(odd)} " in sidecar.log.read_text()
+            sidecar.logged(f"position={20 + len(odd)} ")
             named = [each.line for each in ODD if each.job_id]
             assert [answer["duplicate"] for answer in sidecar.send(named)] == [True] * len(named)
         assert all(answer["ok"] for answer in sidecar.send(pairs[20:]))

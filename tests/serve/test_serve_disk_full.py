@@ -176,7 +176,7 @@ def test_killed_on_a_full_disk_it_starts_there_again_and_waits_for_space(small_d
         assert sorted([*taken, *left]) == sorted(lines[:200])
         address = free_address()
         sidecar = start(http=address)
-        assert f"position={len(taken)} " in sidecar.log.read_text()
+        sidecar.logged(f"position={len(taken)} ")
         assert not_taken(sidecar, left) == left
         wait_until(lambda address=address: fetch_status(address)["phase"] == "paused")
     disk.empty()
@@ -321,7 +321,7 @@ def test_what_could_not_be_published_at_the_end_is_at_the_next(full_checkpoints,
     sidecar.send(lines[:200])
     disk.fill()
     assert sidecar.stop() == 0
-    assert "checkpoint not published stage=write" in sidecar.log.read_text()
+    sidecar.logged("checkpoint not published stage=write")
     assert published(tmp_path) == []
     disk.empty()
     assert begin().stop() == 0
@@ -354,7 +354,7 @@ def test_without_snapshots_it_serves_and_stops_and_a_restart_trains_again(small_
     assert snapshots(state)[0][0] == 300
     assert "Traceback" not in sidecar.log.read_text()
     sidecar = start()
-    assert "trained_again=50 " in sidecar.log.read_text()
+    sidecar.logged("trained_again=50 ")
     disk.empty()
     assert all(answer["ok"] for answer in sidecar.send(lines[350:400]))
     assert sidecar.stop() == 0
