@@ -8,6 +8,7 @@
 Every change is made under one lock on the directory, so that several writers can share it. The next version number is
 written down durably before anything else and is never used again. Then the JSON, the digest and the model are each
 written to a temporary file, fsynced and renamed, in this order: whoever sees a model finds the other two complete beside it.
+The directory is fsynced in between, so that the same is true of what a power cut leaves.
 """
 
 from __future__ import annotations
@@ -149,6 +150,7 @@ def publish(
                 write_whole(checkpoint.digest, f"{digest}\n".encode())
                 for link in links:  # made before the model, so that a full disk is noticed before anything is published
                     (directory / f"{TEMPORARY}{link}").symlink_to(checkpoint.model.name)
+                sync_directory(directory)
                 write_whole(checkpoint.model, model)
                 sync_directory(directory)
             except BaseException:
@@ -158,6 +160,7 @@ def publish(
             for link in links:
                 os.replace(directory / f"{TEMPORARY}{link}", directory / link)
             try:
+                sync_directory(directory)
                 _prune(directory, keep)
                 sync_directory(directory)
             except OSError as error:  # the checkpoint is published; what could not be deleted is tried again with the next
@@ -230,12 +233,21 @@ def _take_version(directory: Path) -> tuple[int, dict[str, int]]:
 
 def _prune(directory: Path, keep: int) -> None:
     stable = linked(directory, STABLE)
+    old = [each for each in checkpoints(directory)[: -keep or None] if each != stable] if keep else []
     failed: OSError | None = None
-    for checkpoint in checkpoints(directory)[: -keep or None] if keep else []:
-        if checkpoint != stable:
+    gone = list[Checkpoint]()
+    for checkpoint in old:
+        try:
+            checkpoint.model.unlink(missing_ok=True)
+            gone.append(checkpoint)
+        except OSError as error:
+            failed = error
+    if gone:
+        sync_directory(directory)
+    for checkpoint in gone:
+        for path in (checkpoint.digest, checkpoint.description):
             try:
-                for path in (checkpoint.model, checkpoint.digest, checkpoint.description):
-                    path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             except OSError as error:
                 failed = error
     if failed is not None:

@@ -1,5 +1,5 @@
-"""Flipped bits and cuts in every file of a state directory: `verify` names each of them, and a start goes on with the state that
-was there or tells of the damage. Run by hand:
+"""Flipped bits and cuts in every file of a state directory: `verify` names each of them, and a start goes on with the state
+that was there or tells of the damage. Run by hand:
 
     python -m tests.fuzz.fuzz_state --inputs 200000 [--seed 1]
 
