@@ -9,6 +9,7 @@
 Every change is made under one lock on the directory, so that several writers can share it. The next version number is
 written down durably before anything else and is never used again. Then the JSON, the digest and the model are each
 written to a temporary file, fsynced and renamed, in this order: whoever sees a model finds the other two complete beside it.
+The directory is fsynced in between, so that the same is true of what a power cut leaves.
 Only then are the links moved, one after the other, each to a file of a complete checkpoint: whoever resolves one of them once
 and takes the files beside its target has one checkpoint. A link to a JSON follows the link to the model; where a crash came
 between the two, the next writer moves it.
@@ -158,6 +159,7 @@ def publish(
                 write_whole(checkpoint.digest, f"{digest}\n".encode())
                 for link in links:  # made before the model, so that a full disk is noticed before anything is published
                     _prepare_links(checkpoint, link)
+                sync_directory(directory)
                 write_whole(checkpoint.model, model)
                 sync_directory(directory)
             except BaseException:
@@ -168,6 +170,7 @@ def publish(
                 _move_links(directory, link)
             try:
                 _mend_links(directory)
+                sync_directory(directory)
                 _prune(directory, keep)
                 sync_directory(directory)
             except OSError as error:  # the checkpoint is published; what could not be deleted is tried again with the next
@@ -280,12 +283,21 @@ def _mend_links(directory: Path) -> None:
 
 def _prune(directory: Path, keep: int) -> None:
     in_use = [linked(directory, link) for link in _LINKS]
+    old = [each for each in checkpoints(directory)[: -keep or None] if each not in in_use] if keep else []
     failed: OSError | None = None
-    for checkpoint in checkpoints(directory)[: -keep or None] if keep else []:
-        if checkpoint not in in_use:
+    gone = list[Checkpoint]()
+    for checkpoint in old:
+        try:
+            checkpoint.model.unlink(missing_ok=True)
+            gone.append(checkpoint)
+        except OSError as error:
+            failed = error
+    if gone:
+        sync_directory(directory)
+    for checkpoint in gone:
+        for path in (checkpoint.digest, checkpoint.description):
             try:
-                for path in (checkpoint.model, checkpoint.digest, checkpoint.description):
-                    path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             except OSError as error:
                 failed = error
     if failed is not None:

@@ -1,7 +1,7 @@
-"""Flipped bits and cuts in every file of a state directory: `verify` names each, and a start goes on with the state that
-was there or tells of the damage. Run by hand:
+"""Flipped bits and cuts in every file of a state directory: `verify` names each of them, and a start goes on with the state
+that was there or tells of the damage. Run by hand:
 
-    python -m tests.fuzz.fuzz_state --inputs 200000 [--seed 1]
+    python -m tests.fuzz.fuzz_state --inputs 200000 [--seed 1] [--minutes 10]
 
 A start is tried on a sample: one input in fifty, and all bits of each file's header. A cut in the last block of the open
 segment cannot be told from what a crash leaves of a write that was never answered: there the state up to the block before is
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import random
 import shutil
 import tempfile
@@ -89,8 +90,11 @@ def _snapshot(online: OnlineTraining) -> None:
     online.snapshot()()
 
 
-def fuzz(directory: Path, inputs: int, seed: int = 1, every: int = 50, headers: bool = True) -> Result:
-    """headers: begin with all bits of each file's header, whatever they count."""
+def fuzz(
+    directory: Path, inputs: int, seed: int = 1, every: int = 50, headers: bool = True, seconds: float = math.inf
+) -> Result:
+    """headers: begin with all bits of each file's header, whatever they count. seconds: after which it stops short."""
+    until = time.monotonic() + seconds
     state, copy, result = directory / "state", directory / "copy", Result()
     make_state(state)
     whole = {str(path.relative_to(state)): path.read_bytes() for path in sorted(state.rglob("*")) if path.is_file()}
@@ -102,6 +106,8 @@ def fuzz(directory: Path, inputs: int, seed: int = 1, every: int = 50, headers: 
     chance = random.Random(seed)
     damages = itertools.chain(_headers(whole) if headers else (), _random(whole, chance))
     for number, damage in enumerate(itertools.islice(damages, inputs)):
+        if time.monotonic() > until:
+            break
         result.inputs[damage.name] += 1
         path = state / damage.name
         data = damage.of(whole[damage.name])
@@ -176,10 +182,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=math.inf)
     arguments = parser.parse_args()
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
-        result = fuzz(Path(directory), arguments.inputs, arguments.seed)
+        result = fuzz(Path(directory), arguments.inputs, arguments.seed, seconds=60 * arguments.minutes)
     for failure in result.failures[:50]:
         print(failure)
     checked = sum(result.inputs.values())
