@@ -56,7 +56,7 @@ class Journal:
     (the kernel calls a page clean once writing it has failed; Rebello et al.: Can applications recover from fsync failures?,
     2020).
 
-    Raises JournalError if the directory cannot be written.
+    Raises JournalError if the directory cannot be made, or nothing can be written where nothing is yet.
     """
 
     def __init__(
@@ -86,6 +86,9 @@ class Journal:
                 os.fsync(self._descriptor)
                 self._path = end.segment
             self._place = os.stat(self._directory)
+            self._closed_bytes = 0
+            if end == END_OF_NOTHING:
+                self._try()
             self.measure()
         except OSError as error:
             raise JournalError(f"{self._directory}: {error.strerror or error}") from error
@@ -185,17 +188,20 @@ class Journal:
                 if not self.check_place():
                     raise OSError(errno.ESTALE, _ELSEWHERE)
                 self._mend()
-                if self._descriptor is None:
-                    self._begin_segment()
-                # What a crash would leave of this is what it leaves of a write.
-                self._write_at(self._size, encode_block(self.position, [bytes(2 * _TRIAL_BYTES)])[:_TRIAL_BYTES])
-                self._take_back()
+                self._try()
                 self.error = ""
             except OSError as error:
                 self.error = _reason(error)
                 with contextlib.suppress(OSError):
                     self._take_back()
         return not self.error
+
+    def _try(self) -> None:
+        """Write something and take it back. Raises OSError. What a crash would leave of it is what it leaves of any write."""
+        if self._descriptor is None:
+            self._begin_segment()
+        self._write_at(self._size, encode_block(self.position, [bytes(2 * _TRIAL_BYTES)])[:_TRIAL_BYTES])
+        self._take_back()
 
     def roll(self) -> bool:
         """Close the segment, if it holds anything: the next pair begins another. Raises OSError.
