@@ -5,7 +5,9 @@ The command line's options, the Helm chart and the README's table are checked ag
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -61,6 +63,37 @@ def number(low: float, high: float = math.inf, *, over: bool = False, under: boo
     upper = "" if high == math.inf else f" and {'below' if under else 'at most'} {high:g}"
     lower = "" if low == -math.inf else f" {'above' if over else 'of at least'} {low:g}"
     return Kind(parse, f"a finite number{lower}{upper}", "NUMBER")
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(unit: Literal["s", "d"], *, over: bool = False) -> Kind:
+    """A time of at least 0 in seconds or days: a plain number of these, or a number with a unit of its own."""
+    plain = number(0, over=over)
+
+    def parse(text: str) -> float:
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text)
+        return float(plain.parse(str(float(found[1]) * _SECONDS[found[2]] / _SECONDS[unit]) if found else text))
+
+    named = {"s": "seconds", "d": "days"}[unit]
+    return Kind(parse, f"{plain.allowed}, in {named} or with a unit, such as 30s, 10m, 12h or 90d", "DURATION")
+
+
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def size() -> Kind:
+    """A number of bytes: a plain one, or one with a decimal (10GB) or binary unit (10GiB, or 10Gi as in Kubernetes)."""
+    plain = whole(0)
+
+    def parse(text: str) -> int:
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT])(i?)B?", text)
+        if found:
+            return round(float(found[1]) * (1024.0 if found[3] else 1000.0) ** _POWERS[found[2]])
+        return int(plain.parse(text.removesuffix("B")))
+
+    return Kind(parse, f"{plain.allowed}, in bytes or with a unit, such as 512MiB, 10GiB or 10GB", "SIZE")
 
 
 def one_of(*names: str) -> Kind:
@@ -182,7 +215,11 @@ class Settings:
         True, "VMAFX_SIDECAR_EMA_WARMUP", "emaWarmup", FLAG, "1: β_t = min(β, (1+t)/(10+t)); 0: β from the first step."
     )
     checkpoint_interval: float = setting(
-        600.0, "VMAFX_SIDECAR_CKPT_INTERVAL_S", "checkpointIntervalSeconds", number(0), "Minimum seconds between checkpoints."
+        600.0,
+        "VMAFX_SIDECAR_CKPT_INTERVAL_S",
+        "checkpointIntervalSeconds",
+        duration("s"),
+        "Minimum seconds between checkpoints.",
     )
     min_samples: int = setting(
         1000,
@@ -217,7 +254,7 @@ class Settings:
         "Largest ratio of a stable checkpoint's RMSE to the reference's.",
     )  # fmt: skip
     snapshot_interval: float = setting(
-        60.0, "VMAFX_SIDECAR_SNAPSHOT_INTERVAL_S", "snapshotIntervalSeconds", number(0, over=True),
+        60.0, "VMAFX_SIDECAR_SNAPSHOT_INTERVAL_S", "snapshotIntervalSeconds", duration("s", over=True),
         "Seconds between snapshots, which limit how much a crash makes it retrain.",
     )  # fmt: skip
     journal_fsync: Fsync = setting(
@@ -225,11 +262,11 @@ class Settings:
         "When the journal is fsynced: after each write, every second, or when the system decides.",
     )  # fmt: skip
     journal_retention_days: float = setting(
-        90.0, "VMAFX_SIDECAR_JOURNAL_RETENTION_DAYS", "journalRetentionDays", number(0),
+        90.0, "VMAFX_SIDECAR_JOURNAL_RETENTION_DAYS", "journalRetentionDays", duration("d"),
         "Days after which recorded pairs are deleted; 0 keeps all.",
     )  # fmt: skip
     journal_max_bytes: int = setting(
-        10_737_418_240, "VMAFX_SIDECAR_JOURNAL_MAX_BYTES", "journalMaxBytes", whole(0),
+        10_737_418_240, "VMAFX_SIDECAR_JOURNAL_MAX_BYTES", "journalMaxBytes", size(),
         "Size of the journal in bytes above which its oldest pairs are deleted; 0: no limit.",
     )  # fmt: skip
     http: str = setting(
@@ -298,6 +335,20 @@ def default_text(name: str) -> str:
     if name == "socket_mode":
         return f"{value:04o}"
     return str(int(value)) if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_OF_A_SERVICE = re.compile(r"VMAFX_SIDECAR_(SERVICE_HOST|SERVICE_PORT.*|PORT(_.*)?)")
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """In words, each variable that is named like a setting and is none, with the setting whose name is nearest.
+
+    Kubernetes makes such variables for a Service that is called vmafx-sidecar; these are left out.
+    """
+    known = [each.metadata["env"] for each in fields(Settings)]
+    unknown = sorted(name for name in environment if name.startswith("VMAFX_SIDECAR_") and name not in known)
+    nearest = {name: difflib.get_close_matches(name, known, 1, 0.0)[0] for name in unknown if not _OF_A_SERVICE.fullmatch(name)}
+    return [f"{name} is no setting and has no effect; the nearest is {other}" for name, other in nearest.items()]
 
 
 def read_settings(options: Mapping[str, str | None], environment: Mapping[str, str]) -> Settings:

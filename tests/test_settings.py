@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.settings import Settings, SettingsError, option_of, read_settings
+from sidecar.settings import Settings, SettingsError, option_of, read_settings, unknown_variables
 
 # As the contract has them: the variable, the Helm key, the default as text.
 CONTRACT = """
@@ -103,6 +103,10 @@ def test_an_empty_http_address_means_none():
         ("VMAFX_SIDECAR_CHECKPOINT_DIR", "a\0b", "a path"),
         ("VMAFX_SIDECAR_SCORE_MIN", "200", "expected a number under VMAFX_SIDECAR_SCORE_MAX=100"),
         ("VMAFX_SIDECAR_CUDA", "1", "not built"),
+        ("VMAFX_SIDECAR_JOURNAL_MAX_BYTES", "10 parsecs", "a whole number from 0, in bytes or with a unit, such as 512MiB"),
+        ("VMAFX_SIDECAR_JOURNAL_MAX_BYTES", "1.5", "a whole number from 0"),
+        ("VMAFX_SIDECAR_CKPT_INTERVAL_S", "10min", "in seconds or with a unit, such as 30s, 10m, 12h or 90d"),
+        ("VMAFX_SIDECAR_SNAPSHOT_INTERVAL_S", "0m", "a finite number above 0"),
     ],
 )
 def test_a_bad_value_is_told_with_its_variable_and_what_is_allowed(env, value, allowed):
@@ -118,3 +122,29 @@ def test_a_bad_option_is_told_by_the_options_name():
     with pytest.raises(SettingsError, match=r"--batch-size='0': expected a whole number"):
         read_settings({"batch_size": "0"}, {})
     assert option_of("batch_size") == "--batch-size"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("journal_max_bytes", "10GiB", 10 << 30),
+        ("journal_max_bytes", "512Mi", 512 << 20),
+        ("journal_max_bytes", "1.5GB", 1_500_000_000),
+        ("journal_max_bytes", "0B", 0),
+        ("checkpoint_interval", "10m", 600.0),
+        ("checkpoint_interval", "90", 90.0),
+        ("snapshot_interval", "0.5h", 1800.0),
+        ("journal_retention_days", "12h", 0.5),
+        ("journal_retention_days", "90d", 90.0),
+    ],
+)
+def test_sizes_and_durations_take_units(name, text, value):
+    assert getattr(read_settings({name: text}, {}), name) == value
+
+
+def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one():
+    environment = {"VMAFX_SIDECAR_BATCHSIZE": "16", "VMAFX_SIDECAR_SEED": "1", "VMAFX_OTHER": "1", "PATH": "/bin"}
+    of_a_service = {"VMAFX_SIDECAR_SERVICE_HOST": "10.0.0.1", "VMAFX_SIDECAR_PORT_9091_TCP": "tcp://10.0.0.1:9091"}
+    (said,) = unknown_variables(environment | of_a_service)
+    assert said.startswith("VMAFX_SIDECAR_BATCHSIZE is no setting")
+    assert said.endswith("VMAFX_SIDECAR_BATCH_SIZE")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 
 import click
 
 from sidecar.cli.options import Command
-from sidecar.settings import SECTIONS, Settings, default_text, option_of, read_settings
+from sidecar.settings import SECTIONS, Settings, default_text, option_of, read_settings, unknown_variables
 
+_log = logging.getLogger(__name__)
 _FIELDS = {each.name: each for each in dataclasses.fields(Settings)}
 
 
@@ -53,4 +55,6 @@ def serve_command(**options: str | None) -> None:
 
     settings = read_settings(options, os.environ)
     log.configure(settings.log_format, settings.log_level)
+    for unknown in unknown_variables(os.environ):
+        _log.warning("%s", unknown)
     serve(settings)

@@ -344,6 +344,8 @@ SAMPLES = [
     *("always", "everysec", "never", "text", "debug", "info", "warning", "error", "", "fast"),
     *("0600", "600", "0", "7777", "888", "1777", "/a/b c", "relative", "/", "/a\0b", True, False),
     *("127.0.0.1:9091", "0.0.0.0:9091", ":9091", "[::]:1", "0.0.0.0:0", "0.0.0.0:65535", "0.0.0.0:65536", "0.0.0.0"),
+    *("600", "0.0", "10m", "0s", "0.5h", "0.00d", "90d", "90D", "10 m", "1h30m", "m", "-1s", ".5h", "1e3s"),
+    *("512MiB", "10GiB", "10Gi", "10GB", "1.5G", "1.5", "1B", "10gib", "10MiBs", "10GiBB", "1.5B", "-1GiB", "KiB", "2Pi"),
 ]
 
 
@@ -351,10 +353,12 @@ SAMPLES = [
 def test_the_schema_allows_what_the_program_allows(key):
     setting, schema = SETTINGS[key], TRAINER[key]
     wants_text = schema.get("type") == "string" or isinstance(schema.get("enum", [0])[0], str)
+    wants_either = "anyOf" in schema
     for sample in SAMPLES:
         allowed = jsonschema.Draft7Validator(schema).is_valid(sample)
-        if isinstance(sample, str) == wants_text:
-            assert allowed == works_in_a_pod(setting, sample if wants_text else json.dumps(sample)), sample
+        is_text = isinstance(sample, str)
+        if is_text == wants_text or wants_either:
+            assert allowed == works_in_a_pod(setting, sample if is_text else json.dumps(sample)), sample
         else:
             assert not allowed, sample
 
@@ -604,6 +608,10 @@ def test_alerts_follow_the_settings():
     assert expression("VmafxTrainingJournalNearLimit")[0].endswith("> 0.9 * 10737418240")
     assert expression("VmafxTrainingJournalNearLimit", journalMaxBytes=1e12)[0].endswith("> 0.9 * 1000000000000")
     assert expression("VmafxTrainingJournalNearLimit", journalMaxBytes=0) == []
+    assert expression("VmafxTrainingJournalNearLimit", journalMaxBytes="1.5GiB")[0].endswith("> 0.9 * 1610612736")
+    assert expression("VmafxTrainingJournalNearLimit", journalMaxBytes="20GB")[0].endswith("> 0.9 * 20000000000")
+    assert expression("VmafxTrainingJournalNearLimit", journalMaxBytes="0B") == []
+    assert expression("VmafxTrainingUnstable", checkpointIntervalSeconds="1h")[0].count("[21600s]") == 2
     assert expression("VmafxTrainingUnstable")[0].count("[7200s]") == 2
     assert expression("VmafxTrainingUnstable", checkpointIntervalSeconds=1800.5)[0].count("[10806s]") == 2
 

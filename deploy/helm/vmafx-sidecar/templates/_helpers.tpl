@@ -100,6 +100,14 @@ scoreMin: "0"
 {{- end -}}
 {{- end }}
 
+{{- /* (list . "key"): a setting that may have a unit of size or time, as a whole number of bytes or seconds, rounded up. */ -}}
+{{- define "vmafx-sidecar.number" -}}
+{{- $text := include "vmafx-sidecar.setting" . -}}
+{{- $unit := regexFind "[KMGT]?i?B?[smhd]?$" $text -}}
+{{- $of := dict "s" 1 "m" 60 "h" 3600 "d" 86400 "K" 1e3 "Ki" 1024 "M" 1e6 "Mi" 1048576 "G" 1e9 "Gi" 1073741824 "T" 1e12 "Ti" 1099511627776 -}}
+{{- mulf (trimSuffix $unit $text | float64) (get $of (trimSuffix "B" $unit) | default 1 | float64) | ceil | int64 -}}
+{{- end }}
+
 {{- define "vmafx-sidecar.port" -}}
 {{- regexFind "[0-9]+$" .Values.sidecar.trainer.http -}}
 {{- end }}
