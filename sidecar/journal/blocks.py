@@ -59,8 +59,7 @@ class Torn(NamedTuple):
 def encode_block(position: int, lines: Sequence[bytes]) -> bytes:
     """A block of lines, without newlines, whose first pair has this position."""
     payload = b"\n".join(lines) + b"\n"
-    runs = [line.startswith(RUN) for line in lines].count(True) if RUN in payload else 0
-    text = b"#block %012d %d %d" % (position, len(lines) - runs, len(payload))
+    text = b"#block %012d %d %d" % (position, _pairs(lines), len(payload))
     seed = zlib.crc32(text)
     checksum = b" %08x" % zlib.crc32(payload, seed)
     return b"%b%b %08x\n%b" % (text, checksum, zlib.crc32(checksum, seed), payload)
@@ -74,8 +73,12 @@ def encode_blocks(position: int, lines: Sequence[bytes]) -> bytes:
     for start in range(0, len(lines), _LINES):
         part = lines[start : start + _LINES]
         blocks.append(encode_block(position, part))
-        position += sum(not line.startswith(RUN) for line in part)
+        position += _pairs(part)
     return b"".join(blocks)
+
+
+def _pairs(lines: Sequence[bytes]) -> int:
+    return len(lines) - [line.startswith(RUN) for line in lines].count(True)
 
 
 class _Header(NamedTuple):

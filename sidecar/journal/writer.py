@@ -266,10 +266,9 @@ class Journal:
 
     def _write_at(self, offset: int, data: bytes) -> None:
         assert self._descriptor is not None
-        rest = memoryview(data)
-        while rest:
-            written = os.pwrite(self._descriptor, rest, offset)
-            rest, offset = rest[written:], offset + written
+        written = os.pwrite(self._descriptor, data, offset)
+        while written < len(data):
+            written += os.pwrite(self._descriptor, data[written:], offset + written)
 
     def _mend(self) -> None:
         """Write again from memory what an fsync that failed may have lost, and bring it to disk.
@@ -335,4 +334,5 @@ def _day(seconds: float) -> int:
 
 
 def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
