@@ -12,8 +12,8 @@ INTRODUCTION = """\
 
 Every setting has an environment variable and an option. The option beats the variable, and the variable beats the default. A
 bad value stops the start with exit code 2 and one line that names the variable, the value and what is allowed. In the Helm
-chart, the keys are under `sidecar.trainer`. A variable that begins with `VMAFX_SIDECAR_` and is none of these is a warning in
-the log, with the nearest name that exists.
+chart, the keys are under `sidecar.trainer`. A variable that begins like these and is none of them is a warning in the log,
+with the nearest name that exists.
 
 Sizes and durations are plain numbers, or take a unit: `512MiB`, `10GiB` (or `10Gi`), `10GB`; `30s`, `10m`, `12h`, `90d`.
 
