@@ -118,9 +118,17 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) != len(names):
+        raise ValueError
+    return names
+
+
 SCORE = number(-3.4e38, 3.4e38)  # float32 goes no further
 FLAG = Kind(lambda text: {"0": False, "1": True, "false": False, "true": True}[text.lower()], "0 or 1", "0|1")
 PATH = Kind(_path, "a path", "PATH")
+NAMES = Kind(_names, "names that differ, separated by commas", "NAMES")
 TEXT = Kind(str, "text", "TEXT")
 MODE = Kind(_mode, "an octal file mode such as 0600", "MODE")
 
@@ -239,6 +247,15 @@ class Settings:
         None, "VMAFX_SIDECAR_N_FEATURES", "nFeatures", whole(1, 65536), "Length of the feature vector.",
         otherwise="the state's, else the base model's, else 80",
     )  # fmt: skip
+    features: tuple[str, ...] | None = setting(
+        None, "VMAFX_SIDECAR_FEATURES", "features", NAMES, "Names of the features in their order, comma-separated.",
+        otherwise="the state's, else those in the base model's JSON, else none",
+    )  # fmt: skip
+    target: str | None = setting(
+        None, "VMAFX_SIDECAR_TARGET", "target", TEXT,
+        "What true_score is, such as vmaf_v0.6.1; a pair that names another target is refused.",
+        otherwise="the base model's, else any",
+    )  # fmt: skip
     score_min: float = setting(0.0, "VMAFX_SIDECAR_SCORE_MIN", "scoreMin", SCORE, "Lowest true_score that is accepted.")
     score_max: float = setting(100.0, "VMAFX_SIDECAR_SCORE_MAX", "scoreMax", SCORE, "Highest true_score that is accepted.")
     holdout_fraction: float = setting(
@@ -294,6 +311,9 @@ class Settings:
             raise SettingsError(
                 f"{env_of('score_min')}={self.score_min:g}: expected a number under {env_of('score_max')}={self.score_max:g}"
             )
+        if self.features and self.n_features not in (None, len(self.features)):
+            expected = f"expected {len(self.features)}, as many as {env_of('features')} names"
+            raise SettingsError(f"{env_of('n_features')}={self.n_features}: {expected}")
         if self.cuda:
             raise SettingsError(f"{env_of('cuda')}=1: training on a GPU is not built; expected 0")
 
@@ -315,7 +335,7 @@ def option_of(name: str) -> str:
 
 SECTIONS = {
     "Socket, directories and HTTP": "socket socket_mode checkpoint_dir state_dir http",
-    "Model": "base_model base_scaler export_io hidden activation n_features score_min score_max",
+    "Model": "base_model base_scaler export_io hidden activation n_features features target score_min score_max",
     "Training": "learning_rate optimizer momentum weight_decay max_grad_norm warmup_steps steps_per_batch batch_size "
     "replay_capacity replay_mix ema_decay ema_warmup seed cuda",
     "Checkpoints and the gate": "checkpoint_interval min_samples keep_checkpoints holdout_fraction stability_plcc_delta "

@@ -68,9 +68,9 @@ REFUSED = [
     Refused(b'{"features": [1, 2, 3], "job_id": "m2"}', "true_score: missing", "m2"),
     Refused(b'{"Features": [1, 2, 3], "true_score": 1}', "features: missing"),
     # features: what is no list of numbers.
-    Refused(b'{"features": 1, "true_score": 1}', "features: expected array, got int"),
-    Refused(b'{"features": null, "true_score": 1}', "features: expected array, got null"),
-    Refused(b'{"features": "[1, 2, 3]", "true_score": 1}', "features: expected array, got str"),
+    Refused(b'{"features": 1, "true_score": 1}', "features: expected array or object, got int"),
+    Refused(b'{"features": null, "true_score": 1}', "features: expected array or object, got null"),
+    Refused(b'{"features": "[1, 2, 3]", "true_score": 1}', "features: expected array or object, got str"),
     Refused(b'{"features": {"0": 1, "1": 2, "2": 3}, "true_score": 1}', "features: expected array, got object"),
     Refused(_features(b"true", b"2", b"3"), "features[0]: expected a number, got bool"),
     Refused(_features(b"1", b"false", b"3"), "features[1]: expected a number, got bool"),
@@ -146,7 +146,7 @@ REFUSED = [
     Refused(_with(b'"job_id": "a\tb"'), r"not JSON: invalid character at byte 53: '\tb"),
     Refused(_with(b'"job_id": "a\x00b"'), r"not JSON: invalid character at byte 53: '\x00b"),
     # Fields given twice: the last one counts, and each has to be of the right type.
-    Refused(b'{"features": null, "features": [1, 2, 3], "true_score": 1}', "features: expected array, got null"),
+    Refused(b'{"features": null, "features": [1, 2, 3], "true_score": 1}', "features: expected array or object, got null"),
     Refused(_with(b'"job_id": "d", "job_id": 5'), "job_id: expected str, got int"),
     Refused(_with(b'"job_id": "d", "true_score": 101'), "true_score: 101 is outside 0 to 100", "d"),
     Refused(_with(b'"job_id": "d", "features": [1]'), "features: expected 3 numbers, got 1", "d"),

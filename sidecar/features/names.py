@@ -48,6 +48,11 @@ def is_feature(name: str) -> bool:
     return _KNOWN.fullmatch(canonical(name)) is not None
 
 
+def name_of(names: Sequence[str], place: int) -> str:
+    """What to call the feature at a place, whether or not features have names."""
+    return names[place] if names else f"features[{place}]"
+
+
 def in_order(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
     """For each name wanted, its place among `names`, which have to be the same ones in any order.
 

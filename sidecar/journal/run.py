@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from sidecar.features.encoder_block import EncoderBlock
 from sidecar.learning.training_settings import TrainingSettings
 
 STATE_FORMAT = 1
@@ -25,7 +26,9 @@ class Run:
     """What pairs are trained with: one run lasts until another base model or other settings.
 
     base: the digest of the base model as it is used, None for a fresh head; kernel: what the arithmetic ran on, for the record;
-    algorithm: the number of the one that trains.
+    algorithm: the number of the one that trains. features: the names of the features in the order in which arrays come; order:
+    the same in the order in which the model takes them; both empty if they have no names. encoder: how some of them are made
+    from a pair's encoder, preset and crf, None if they are not. target: what the scores are, empty if that is not known.
     """
 
     n_features: int
@@ -34,9 +37,13 @@ class Run:
     base: str | None = None
     kernel: str = ""
     algorithm: int = ALGORITHM
+    features: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+    encoder: EncoderBlock | None = None
+    target: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        return {"format": STATE_FORMAT, **asdict(self)}
+        return {"format": STATE_FORMAT, **asdict(self), "encoder": self.encoder.as_json() if self.encoder else None}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Run:
@@ -52,4 +59,8 @@ class Run:
             document["base"],
             document["kernel"],
             document.get("algorithm", 1),
+            tuple(document.get("features", ())),
+            tuple(document.get("order", ())),
+            EncoderBlock.of_description(document.get("encoder") or {}),
+            document.get("target", ""),
         )

@@ -62,9 +62,11 @@ class FeatureDrift:
         self.moving += (1 - (1 - 1 / HORIZON_PAIRS) ** len(features)) * (moved - self.moving)
 
     @property
-    def largest(self) -> float:
-        """The largest moving mean of a feature, in standard deviations."""
-        return float(np.abs(self.moving).max())
+    def largest(self) -> tuple[float, int]:
+        """The largest moving mean of a feature, in standard deviations, and the place of that feature."""
+        sizes = np.abs(self.moving)
+        place = int(sizes.argmax())
+        return float(sizes[place]), place
 
     def state(self) -> dict[str, Array]:
         """Its numbers by name; `from_state` makes an equal object from them."""

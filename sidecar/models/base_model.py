@@ -11,6 +11,8 @@ from typing import Any, Literal
 from onnx_builder import read, torch_state
 from onnx_builder.constants import read_bytes
 from onnx_builder.network import ActivationName, Array, Elementwise, Network, NetworkError
+from sidecar.models.description import DescriptionError, read_description
+from sidecar.models.inputs import ModelInputs, inputs_of
 from sidecar.models.json_scaling import BaseScaler, json_scaling, padded, scaled
 
 _log = logging.getLogger(__name__)
@@ -23,7 +25,8 @@ class BaseModel:
 
     network: takes raw features, with one input and one output that have the canonical names. declared: as in the file, with
     its own inputs and output and without the JSON's scaling; None for a state-dict, which declares none. scaling: that of
-    the JSON, for the first features; `network` begins with the same steps, extended to all features.
+    the JSON, for the first features; `network` begins with the same steps, extended to all features. inputs: what the JSON
+    says of the features.
     """
 
     path: Path
@@ -31,6 +34,7 @@ class BaseModel:
     network: Network
     declared: Network | None
     scaling: tuple[Elementwise, ...] = ()
+    inputs: ModelInputs = ModelInputs()
 
     def exported(self, network: Network, export_io: ExportIo) -> Network:
         """A trained `network` of this architecture, in the form in which it is published.
@@ -70,7 +74,12 @@ def load(
     steps = json_scaling(path, network.n_features if declared is None else declared.inputs[0].width) if scaler == "json" else ()
     scaling = tuple(padded(step, network.n_features) for step in steps)
     network = Network(network.n_features, (*scaling, *network.steps))
-    return BaseModel(path, digest, network, declared, steps)
+    ports = [(port.name, port.width) for port in declared.inputs] if declared else [("features", network.n_features)]
+    try:
+        inputs = inputs_of(read_description(path) or {}, ports)
+    except DescriptionError as error:
+        raise NetworkError(f"{path.with_suffix('.json')}: {error}") from error
+    return BaseModel(path, digest, network, declared, steps, inputs)
 
 
 def _read_state_dict(path: Path, data: bytes, activation: ActivationName) -> Network:

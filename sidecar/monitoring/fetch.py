@@ -46,6 +46,7 @@ class _Now(_Status):
     prequential_plcc: NotRequired[_Number]
     loss: NotRequired[_Number]
     feature_drift: NotRequired[_Number]
+    drifting_feature: NotRequired[str]
     replay_size: _Count
     replay_capacity: _Count
     held_out_size: _Count

@@ -23,7 +23,9 @@ class Status:
     Counts are those of this process; positions, steps and versions are those of the state. loss: mean squared error of the last
     group of new pairs before its first step, in score points squared. prequential_*: on the last 1000 pairs, each predicted
     before it was trained on; rmse in score points. feature_drift: the largest moving mean of a standardised feature, in
-    standard deviations. step_seconds: mean time of the last steps, including all work on their pairs. None: no value yet.
+    standard deviations; drifting_feature: which. features: their names in the model's order, empty if they have none.
+    target: what the scores are, empty if that is not known. step_seconds: mean time of the last steps, including all work on
+    their pairs. None: no value yet.
     """
 
     phase: Phase = "initializing"
@@ -31,6 +33,8 @@ class Status:
     accepting: bool = False
     progress: float = 0.0
     n_features: int = 0
+    features: tuple[str, ...] = ()
+    target: str = ""
     position: int = 0
     step: int = 0
     pairs: Mapping[str, int] = field(default_factory=lambda: _NONE)  # accepted, held_out, duplicate, rejected
@@ -39,6 +43,7 @@ class Status:
     prequential_rmse: float | None = None
     prequential_plcc: float | None = None
     feature_drift: float | None = None
+    drifting_feature: str = ""
     step_seconds: float | None = None
     replay_size: int = 0
     replay_capacity: int = 0

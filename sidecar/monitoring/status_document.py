@@ -37,6 +37,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "prequential_rmse": finite(status.prequential_rmse),
         "prequential_plcc": finite(status.prequential_plcc),
         "feature_drift": finite(status.feature_drift),
+        "drifting_feature": one_line(status.drifting_feature)[:80] or None,
         "pairs": counts(RESULTS, status.pairs),
         "replay_size": status.replay_size,
         "replay_capacity": status.replay_capacity,
@@ -53,7 +54,9 @@ def status_document(status: Status) -> dict[str, Any]:
         "log_dropped": status.log_dropped or None,
         "damage": dict(status.damage) or None,
         "n_features": status.n_features,
+        "target": one_line(status.target)[:80] or None,
         "rejected": dict(status.rejected),
+        "features": [one_line(name)[:80] for name in status.features] or None,
     }
     return {name: value for name, value in document.items() if value is not None}
 

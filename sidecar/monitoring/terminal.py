@@ -52,6 +52,7 @@ def picture(history: Mapping[str, Any], checkpoints: Mapping[str, Any], width: i
         "replay buffer": f"{now['replay_size']:,} of {now['replay_capacity']:,}",
         "held out": f"{now['held_out_size']:,} of {now['held_out_capacity']:,}",
         "feature drift": now.get("feature_drift"),
+        "drifting most": now.get("drifting_feature"),
         "pairs": now["pairs"],
         "rejected": now["rejected"],
     }
@@ -144,6 +145,7 @@ _IN_WORDS = {  # name in the document: label, unit, and the factor that converts
     "prequential_rmse": ("RMSE, last 1000 pairs", "score points", 1),
     "prequential_plcc": ("PLCC, last 1000 pairs", "", 1),
     "feature_drift": ("feature drift", "standard deviations", 1),
+    "drifting_feature": ("drifting most", "", 1),
     "pairs": ("pairs since the start", "", 1),
     "replay_size": ("replay buffer", "pairs", 1),
     "replay_capacity": ("replay capacity", "pairs", 1),
@@ -155,6 +157,7 @@ _IN_WORDS = {  # name in the document: label, unit, and the factor that converts
     "journal_bytes": ("journal", "MB", 1e-6),
     "step_seconds": ("time per step", "µs", 1e6),
     "n_features": ("features per pair", "", 1),
+    "target": ("score", "", 1),
     "rejected": ("rejected, by reason", "", 1),
 }
 

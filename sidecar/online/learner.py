@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onnx_builder.network import Array, Network
+from sidecar.features.names import in_order
 from sidecar.journal.run import Run
 from sidecar.learning.replay_buffer import ReplayBuffer
 from sidecar.online.trainer import Group, Trainer
@@ -62,7 +63,16 @@ class Learner:
         return next(itertools.islice(train, wanted - 1, None), None)
 
     def begin(self, run: Run, base: Network | None) -> None:
-        """Continue under another run: with its base's weights if it has another base, else with the present weights."""
+        """Continue under another run: with its base's weights if it has another base, else with the present weights.
+
+        Where the new base takes the same features in another order, the pairs so far are put into that.
+        """
+        if run.order != self.run.order and run.order and self.run.order:
+            places = in_order(self.run.order, run.order)
+            self.trainer.reorder(places)
+            rows = self.held_out.rows()
+            rows[:, : len(places)] = rows[:, places]
+            self.held_out.restore(rows, self.held_out.added)
         if run.base != self.run.base and base is not None:
             self.trainer = self.trainer.begun_anew(run.settings, base)
         elif run.settings != self.run.settings:

@@ -7,9 +7,11 @@ import ctypes
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sidecar.checkpoints.gate import Evidence
 from sidecar.checkpoints.publishing import Published, Terms, publish_network
+from sidecar.journal.run import Run
 from sidecar.online.learner import Learner
 from sidecar.state.anchor import read_anchor, write_anchor
 from sidecar.state.published_pairs import write_published_pairs
@@ -17,6 +19,13 @@ from sidecar.state.published_pairs import write_published_pairs
 _log = logging.getLogger(__name__)
 PARITY_PAIRS = 1024
 """The exported graph must agree with the trainer on this many real pairs, the newest in the replay buffer."""
+
+
+def about_inputs(run: Run) -> dict[str, Any]:
+    """What the JSON of a run's checkpoints says of their inputs and scores, as far as it is known."""
+    named = {"feature_order": [*run.order]} if run.order else {}
+    encoder = run.encoder.as_json() if run.encoder else {}
+    return {**named, **encoder, **({"target": run.target} if run.target else {})}
 
 
 def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callable[[], Published]:
@@ -33,6 +42,7 @@ def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callab
     description = {
         "step": trainer.step,
         "pairs_seen": pairs_seen,
+        **about_inputs(learner.run),
         "settings": {**learner.run.as_json()["settings"], "holdout": learner.run.holdout_fraction},
         "journal": {"directory": str(state_directory.resolve()), "first": learner.first, "last": learner.position - 1},
     }

@@ -11,9 +11,10 @@ from typing import Any
 from onnx_builder.network import Network
 from sidecar.journal.blocks import Damage
 from sidecar.journal.run import FormatError, Run
-from sidecar.journal.segments import Entry, OnDamage, damaged, first_kept, read_journal
+from sidecar.journal.segments import Entry, OnDamage, damaged, first_kept, first_position, journal_segments, read_journal
 from sidecar.online.learner import Learner
 from sidecar.pairs.errors import PairError
+from sidecar.pairs.named_features import NamedFeatures
 from sidecar.pairs.pair import Pair, PairBlock, PairReader
 from sidecar.state.base_models import BaseLostError, kept_base
 from sidecar.state.checked import DamagedError, NewerFormatError
@@ -61,7 +62,7 @@ def rebuild(
         if run is None:
             return None
         learner = Learner(run, base, first=first_kept(state_directory))
-    reader, pairs = PairReader(learner.run.n_features, -math.inf, math.inf), list[Pair]()
+    reader, pairs = reader_of(learner.run), list[Pair]()
 
     def train() -> None:
         if pairs:
@@ -74,9 +75,10 @@ def rebuild(
             break
         ahead = entry.position >= learner.position + len(pairs)
         if entry.run is not None:
+            run = _run(state_directory, entry.run)
+            reader = reader_of(run)
             if ahead:
                 train()
-                run = _run(state_directory, entry.run)
                 on_run(entry.position, run)
                 _begin(learner, run, state_directory, on_damage)
             continue
@@ -93,12 +95,23 @@ def rebuild(
     return learner
 
 
-def read_pairs_from(state_directory: Path, start: int, n_features: int, seen: Seen, on_damage: OnDamage = damaged) -> None:
-    """Tell `seen` of the pairs from position `start` on. Raises JournalError as `read_journal` does."""
-    reader = PairReader(n_features, -math.inf, math.inf)
+def read_pairs_from(state_directory: Path, start: int, run: Run, seen: Seen, on_damage: OnDamage = damaged) -> None:
+    """Tell `seen` of the pairs from position `start` on, each under its own run, or `run` if none is recorded.
+
+    Raises JournalError as `read_journal` does.
+    """
+    reader = reader_of(run)
     for entry in read_journal(state_directory, start, on_damage):
-        if entry.run is None:
+        if entry.run is not None:
+            reader = reader_of(_run(state_directory, entry.run))
+        else:
             seen(_pair(state_directory, entry, reader, on_damage))
+
+
+def reader_of(run: Run, score_min: float = -math.inf, score_max: float = math.inf, target: str = "") -> PairReader:
+    """What makes pairs from the lines of a run. The limits and the target are for lines that are not in the journal yet."""
+    named = NamedFeatures(run.features, run.order, run.encoder) if run.features else None
+    return PairReader(run.n_features, score_min, score_max, named, target)
 
 
 def _begin(learner: Learner, run: Run, state_directory: Path, on_damage: OnDamage) -> None:
@@ -159,10 +172,16 @@ def snapshot_end(state_directory: Path) -> int:
 
 
 def newest_run(state_directory: Path) -> Run | None:
-    """The run that the newest good snapshot was under, else the first of the journal; None if there is no state.
+    """The last run of the journal, else that of the newest good snapshot; None if there is no state.
 
     Raises StateError for a newer program's state.
     """
+    segments = journal_segments(state_directory)
+    if segments:  # each begins with the run that goes on there
+        entries = read_journal(state_directory, first_position(segments[-1]), lambda segment, damage: None)
+        runs = [entry.run for entry in entries if entry.run is not None]
+        if runs:
+            return _run(state_directory, runs[-1])
     try:
         for _, state in read_snapshots(state_directory):
             try:

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnx_builder.network import Network
 from sidecar.checkpoints.directory import LATEST, linked
+from sidecar.features.names import NamesError, canonical, in_order
 from sidecar.journal.run import Run
 from sidecar.journal.segments import is_before_blocks
 from sidecar.learning.training_settings import TrainingSettings
@@ -68,22 +69,53 @@ def where_to_start(settings: Settings) -> Start:
             failed = str(error)
     if base is None and not goes_on and settings.export_io == "base" and not failed:
         failed = f"{env_of('export_io')}=base: needs an ONNX base model; there is none at {settings.base_model}"
-    n_features = settings.n_features or (last.n_features if last else None) or (base.network.n_features if base else 80)
-    if base is not None and base.network.n_features != n_features:
-        failed = f"base model {base.path} takes {base.network.n_features} features, not {n_features}"
-        base = None
-    if last is not None and last.n_features != n_features:
-        why = f"the state had {last.n_features} features, {n_features} are set now"
-        _move_aside(settings.state, f"{last.n_features}-features", why)
+    inputs = base.inputs if base else None
+    features = (
+        tuple(map(canonical, settings.features or ())) or (last.features if last else ()) or (inputs.names if inputs else ())
+    )
+    n_features = settings.n_features or len(settings.features or ()) or (last.n_features if last else 0)
+    n_features = n_features or (base.network.n_features if base else 80)
+    features = features if len(features) == n_features else ()
+    if base is not None and (why := _does_not_fit(base, n_features, features)):
+        failed, base, inputs = why, None, None
+    if last is not None and (last.n_features != n_features or (last.features and {*last.features} != {*features})):
+        had = f"{last.n_features} features" + (f" ({', '.join(last.features)})" if last.features else "")
+        wanted = f"{n_features}" + (f" ({', '.join(features)})" if features else "")
+        _move_aside(settings.state, f"{last.n_features}-features", f"the state had {had}, {wanted} are set now")
         last, goes_on = None, False
     begins_with = base.network if base else None
     digest = digest_of(base.network) if base else (last.base if last and goes_on else None)
+    before = last if goes_on else None
+    order = (inputs.names if inputs else ()) or (before.order if before else ()) or features
+    block = inputs.block if inputs else before.encoder if before else None
+    target = settings.target or (inputs.target if inputs else "") or (before.target if before else "")
+    if inputs and inputs.target and target != inputs.target:
+        _log.warning("base model %s was trained on %s; it is fine-tuned to %s", settings.base_model, inputs.target, target)
     if last is not None and goes_on:
         base = _base_of(settings, last)
         if base is None and settings.export_io == "base":
             failed = f"{env_of('export_io')}=base: neither a base model nor a checkpoint of this form is there any more"
-    run = Run(n_features, _training_settings(settings), settings.holdout_fraction, digest, _kernel())
+    run = Run(
+        n_features, _training_settings(settings), settings.holdout_fraction, digest, _kernel(),
+        features=features, order=order, encoder=block, target=target,
+    )  # fmt: skip
     return Start(base, begins_with, run, failed)
+
+
+def _does_not_fit(base: BaseModel, n_features: int, features: tuple[str, ...]) -> str:
+    """Why a base model cannot take these features, and what to set; empty if it can."""
+    takes = base.network.n_features
+    if takes != n_features:
+        wanted = ",".join(base.inputs.names) or f"the names of {takes}"
+        named = f" and {env_of('features')} to {wanted}, or leave them out" if features else ", or leave it out"
+        return f"base model {base.path} takes {takes} features, not {n_features}: set {env_of('n_features')} to {takes}{named}"
+    names = base.inputs.names
+    if names and features and {*names} != {*features}:
+        try:
+            in_order(features, names)
+        except NamesError as error:
+            return f"base model {base.path} takes other features: {error}; set {env_of('features')} to {','.join(names)}"
+    return ""
 
 
 def _base_of(settings: Settings, last: Run) -> BaseModel | None:

@@ -18,7 +18,7 @@ from sidecar.learning.recipe import TrainingError
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import BaseModel, ExportIo, require_features
 from sidecar.online.learner import Learner
-from sidecar.online.publication import PARITY_PAIRS
+from sidecar.online.publication import PARITY_PAIRS, about_inputs
 from sidecar.online.recovery import rebuild
 from sidecar.pairs.recorded import read_pairs
 from sidecar.state.base_models import digest_of
@@ -62,6 +62,7 @@ def train_stream(
     description = {
         "step": trainer.step,
         "pairs_seen": trainer.trained,
+        **about_inputs(run),
         "settings": {**run.as_json()["settings"], "holdout": run.holdout_fraction},
         "journal": {"first": learner.first, "last": learner.position - 1},
         "data": [str(path) for path in paths],

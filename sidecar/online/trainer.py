@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -205,6 +205,12 @@ class Trainer:
         trainer.replay.restore(self.replay.rows(), self.replay.added)
         trainer._fill_rows()
         return self._with_waiting(trainer)
+
+    def reorder(self, places: Sequence[int]) -> None:
+        """Take the features of all pairs so far from these places. The weights stay, and must be followed by a base's."""
+        self.finish()
+        for pairs in (self.replay.data, self._new):
+            pairs[:, : self.n_features] = pairs[:, places]
 
     def _with_waiting(self, trainer: Trainer) -> Trainer:
         waiting = self._new[: self._waiting]  # may complete a group, if groups are smaller now

@@ -23,14 +23,15 @@ from sidecar.journal.writer import Journal
 from sidecar.learning.recipe import TrainingError
 from sidecar.online.backlog import Backlog
 from sidecar.online.learner import Learner
-from sidecar.online.recovery import newest_snapshot, read_pairs_from, rebuild, snapshot_end
+from sidecar.online.recovery import newest_snapshot, read_pairs_from, reader_of, rebuild, snapshot_end
 from sidecar.online.trainer import Group
 from sidecar.pairs.duplicates import RECENT_PAIRS, RecentPairs
 from sidecar.pairs.errors import PairError
 from sidecar.pairs.holdout import is_held_out
 from sidecar.pairs.line_protocol import Answer, refusal, refused
-from sidecar.pairs.pair import Pair, PairReader
+from sidecar.pairs.pair import Pair
 from sidecar.settings import Fsync
+from sidecar.state.anchor import ANCHOR
 from sidecar.state.base_models import keep_base
 from sidecar.state.damage import Damages
 from sidecar.state.directory import StateError, locked
@@ -78,7 +79,7 @@ class OnlineTraining:
         self._directory, self._trains = state_directory, train
         self.counts = Counts()
         self._recent = RecentPairs()
-        self._reader = PairReader(run.n_features, run.settings.score_min, run.settings.score_max)
+        self._reader = reader_of(run, run.settings.score_min, run.settings.score_max, run.target)
         self._snapshot_at = self.recovered = 0
         self._lock = locked(state_directory)
         try:
@@ -198,7 +199,7 @@ class OnlineTraining:
                 self.damages.note(path, "journal", damage.reason)
 
         if not self._trains:
-            read_pairs_from(directory, recent_from, run.n_features, self._recent.add, on_damage)
+            read_pairs_from(directory, recent_from, run, self._recent.add, on_damage)
             self._repair([*damaged])
             return Learner(run, base)
         learner = newest_snapshot(directory, position, self.damages)
@@ -218,6 +219,8 @@ class OnlineTraining:
         if before != run or self.journal.last_run is None:
             if position and before.kernel != run.kernel:
                 _log.warning("the state comes from %s; on %s its last bits may differ", before.kernel, run.kernel)
+            if before.order != run.order and before.order:
+                (directory / ANCHOR).unlink(missing_ok=True)  # its rows have the order before
             try:
                 self.journal.append_run(run.as_json())
             except JournalError as error:

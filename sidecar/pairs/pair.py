@@ -13,7 +13,8 @@ from msgspec import UNSET, UnsetType
 from onnx_builder.network import Float32
 from sidecar.pairs.errors import PairError
 from sidecar.pairs.holdout import holdout_position
-from sidecar.pairs.request import Request, check_other_fields, decode_request
+from sidecar.pairs.named_features import NamedFeatures
+from sidecar.pairs.request import Request, check_named_once, check_other_fields, decode_request
 
 
 class Pair(msgspec.Struct, frozen=True, gc=False):
@@ -33,25 +34,41 @@ class PairReader:
     """Makes pairs from request lines.
 
     n_features: how many features every pair must have; score_min, score_max: the accepted range of `true_score`, in points.
+    named: their names and order, None if they have no names. target: what `true_score` is, empty if that does not matter; a
+    pair that names another is refused.
     """
 
-    def __init__(self, n_features: int, score_min: float = 0.0, score_max: float = 100.0) -> None:
+    def __init__(
+        self,
+        n_features: int,
+        score_min: float = 0.0,
+        score_max: float = 100.0,
+        named: NamedFeatures | None = None,
+        target: str = "",
+    ) -> None:
         self.n_features = n_features
         self.score_min, self.score_max = score_min, score_max
+        self._named, self._target = named, target
         self._pack = struct.Struct(f"={n_features}f").pack
 
     def read(self, line: bytes) -> Pair:
         """The pair in a request line. Raises PairError, which names the field, the value and what is allowed."""
         request: Request = decode_request(line)
         check_other_fields(line)
+        if isinstance(request.features, dict):
+            check_named_once(line, request.features)
         return self.check(request)
 
     def check(self, request: Request) -> Pair:
         """The pair made from decoded fields.
 
-        Raises PairError for a wrong number of features, a feature too large for float32, or a score out of range.
+        Raises PairError for features of a wrong number or names, one too large for float32, or a score out of range.
         """
-        features, score = request.features, request.true_score
+        features, score = self._named.values(request) if self._named else request.features, request.true_score
+        if isinstance(features, dict):
+            raise PairError("features: expected array, got object; a sidecar takes one if its features have names")
+        if self._target and request.target not in (UNSET, self._target):
+            raise PairError(f"target: {str(request.target)[:64]!r} is not what is trained on here, {self._target!r}")
         if len(features) != self.n_features:
             raise PairError(f"features: expected {self.n_features} numbers, got {len(features)}")
         check_score(score, self.score_min, self.score_max)

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from typing import Annotated, Any
 
 import msgspec
@@ -23,12 +25,24 @@ Name = Annotated[str, Meta(max_length=MAX_NAME_CHARACTERS)]
 
 
 class Request(msgspec.Struct, gc=False):
-    """The fields of a request line that the sidecar reads. Types are checked, numbers are not."""
+    """The fields of a request line that the sidecar reads.
 
-    features: list[float]
+    Types are checked, except those of what the score is and of the encoder's settings, which only some models take; numbers
+    are not.
+    """
+
+    features: list[float] | dict[str, float]
     true_score: float
     job_id: Name | UnsetType = UNSET
     group: Name | UnsetType = UNSET
+    target: Any = UNSET
+    encoder: Any = UNSET
+    preset: Any = UNSET
+    crf: Any = UNSET
+
+
+class _Features(msgspec.Struct):
+    features: msgspec.Raw
 
 
 class _Names(msgspec.Struct):
@@ -38,6 +52,7 @@ class _Names(msgspec.Struct):
 
 _decoder = msgspec.json.Decoder(Request)
 _names = msgspec.json.Decoder(_Names)
+_features = msgspec.json.Decoder(_Features)
 
 
 def decode_request(line: bytes, decoder: msgspec.json.Decoder[Any] = _decoder) -> Any:
@@ -49,7 +64,7 @@ def decode_request(line: bytes, decoder: msgspec.json.Decoder[Any] = _decoder) -
     try:
         return decoder.decode(line)
     except msgspec.ValidationError as error:
-        raise PairError(_in_plain_words(str(error))) from None
+        raise PairError(_in_plain_words(str(error), line)) from None
     except UnicodeDecodeError as error:
         raise PairError(_not_utf8(error)) from None
     except RecursionError:
@@ -72,6 +87,17 @@ def check_other_fields(line: bytes) -> None:
     nested = line.find(b"[", line.find(b"[") + 1) >= 0 or line.find(b"{", line.find(b"{") + 1) >= 0  # rare, and quickly checked
     if nested and line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
         raise PairError(_TOO_DEEP)
+
+
+def check_named_once(line: bytes, features: dict[str, float]) -> None:
+    """Raises PairError if a name stands twice in the object of features, of which the decoder has kept the last number."""
+    text = bytes(_features.decode(line).features)
+    if text.count(b'"') != 2 * len(features) or b"\\" in text:
+        pairs = json.loads(text, object_pairs_hook=list)
+        names = Counter(name for name, _ in pairs)
+        repeated = [name for name, count in names.items() if count > 1]
+        if repeated:
+            raise PairError(f"features: {repeated[0][:MAX_NAME_CHARACTERS]!r} is named {names[repeated[0]]} times")
 
 
 def names_of(line: bytes) -> tuple[str | UnsetType, str | UnsetType]:
@@ -103,15 +129,28 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"not UTF-8: byte 0x{error.object[error.start]:02x}"
 
 
-def _in_plain_words(message: str) -> str:
+def _in_plain_words(message: str, line: bytes) -> str:
     """msgspec's message with the field in front: "features[3]: expected a number, got str"."""
     text, _, path = message.partition(" - at `$")
-    text = text.replace("`", "").replace("Expected float", "expected a number")
+    text = text.replace("`", "").replace("Expected float", "expected a number").replace("object | array", "array or object")
+    if "[...]" in path:
+        path = path.replace("[...]", f"[{_first_without_number(line)!r}]")
     missing = text.removeprefix("Object missing required field ")
     if missing != text:
         return f"{missing}: missing"
     field = path.rstrip("`").removeprefix(".")
     return f"{field}: {_lower_first(text)}" if field else _lower_first(text)
+
+
+def _first_without_number(line: bytes) -> str:
+    """The name in the object of features that has no number."""
+    try:
+        values = json.loads(bytes(_features.decode(line).features))
+    except (ValueError, msgspec.DecodeError, RecursionError):  # the rest of the line was not looked at before
+        return "…"
+    named = values.items() if isinstance(values, dict) else ()  # the line may have features twice
+    bad = (name for name, value in named if isinstance(value, bool) or not isinstance(value, int | float))
+    return next(bad, "…")[:MAX_NAME_CHARACTERS]
 
 
 def _malformed(message: str, line: bytes) -> str:

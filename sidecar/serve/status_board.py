@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from sidecar import log
+from sidecar.features.names import name_of
 from sidecar.learning.metrics import plcc, rmse
 from sidecar.monitoring.history import History
 from sidecar.monitoring.status import Phase, Status
@@ -45,6 +46,7 @@ class StatusBoard:
         learner, trainer, counts = online.learner, online.learner.trainer, online.counts
         failed = failed or online.backlog.failed
         seen = trainer.prequential.rows()
+        drift = trainer.drift.largest if trainer.drift and trainer.trained else None
         correlation = plcc(seen[:, 0], seen[:, 1])
         self.status = replace(
             self.status,
@@ -53,6 +55,8 @@ class StatusBoard:
             accepting=accepting,
             progress=time.monotonic(),
             n_features=learner.run.n_features,
+            features=learner.run.order,
+            target=learner.run.target,
             position=online.journal.position,
             step=online.steps,
             pairs={
@@ -63,7 +67,8 @@ class StatusBoard:
             loss=online.backlog.loss,
             prequential_rmse=rmse(seen[:, 0], seen[:, 1]) if len(seen) else None,
             prequential_plcc=None if math.isnan(correlation) else correlation,
-            feature_drift=trainer.drift.largest if trainer.drift and trainer.trained else None,
+            feature_drift=drift[0] if drift else None,
+            drifting_feature=name_of(learner.run.order, drift[1]) if drift else "",
             step_seconds=step_seconds,
             replay_size=len(trainer.replay),
             replay_capacity=trainer.replay.capacity,

@@ -15,7 +15,7 @@ const TILES = {
   "Loss, score points²": (now) => [number(now.loss)],
   "Pairs per second": (now) => [number(now.pairs_per_second)],
   "Pairs in the journal": (now) => [count(now.current_samples)],
-  "Feature drift, deviations": (now) => [number(now.feature_drift, 3)],
+  "Feature drift, deviations": (now) => [[number(now.feature_drift, 3), now.drifting_feature].filter(Boolean).join(" ")],
   "Replay buffer": (now) => [count(now.replay_size), now.replay_size, now.replay_capacity],
   "Held out": (now) => [count(now.held_out_size), now.held_out_size, now.held_out_capacity],
 };

@@ -62,6 +62,7 @@ def test_the_status_tells_all():
         "prequential_rmse": 1.5,
         "prequential_plcc": 0.998,
         "feature_drift": 0.25,
+        "drifting_feature": "adm2",
         "pairs": {"accepted": 117000, "held_out": 6456, "duplicate": 3, "rejected": 1},
         "replay_size": 9000,
         "replay_capacity": 10000,
@@ -77,8 +78,10 @@ def test_the_status_tells_all():
         "skipped_steps": 5,
         "log_dropped": 6,
         "damage": {"snapshot": 1},
-        "n_features": 80,
+        "n_features": 2,
+        "target": "vmaf_v0.6.1",
         "rejected": {"features": 1},
+        "features": ["adm2", "motion2"],
     }
     # Nothing of the value is forgotten: every field is told, or has its own endpoint.
     assert len(dataclasses.fields(Status)) == len(document) + len(["progress"])

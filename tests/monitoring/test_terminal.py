@@ -47,6 +47,7 @@ def test_status_for_a_person():
         "RMSE, last 1000 pairs  1.5 score points",
         "PLCC, last 1000 pairs  0.998",
         "feature drift          0.25 standard deviations",
+        "drifting most          adm2",
         "pairs since the start  accepted 117,000, held out 6,456, duplicate 3, rejected 1",
         "replay buffer          9,000 pairs",
         "replay capacity        10,000 pairs",
@@ -62,8 +63,10 @@ def test_status_for_a_person():
         "skipped steps          5",
         "log lines dropped      6",
         "damage found           snapshot 1",
-        "features per pair      80",
+        "features per pair      2",
+        "score                  vmaf_v0.6.1",
         "rejected, by reason    features 1",
+        "features               adm2, motion2",
     ]
 
 

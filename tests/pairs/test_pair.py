@@ -44,7 +44,7 @@ def test_good_pairs_become_float32(line, features):
         (b"5", "expected object, got int"),
         (b'{"true_score":5}', "features: missing"),
         (b'{"features":[1,2]}', "true_score: missing"),
-        (b'{"features":5,"true_score":5}', "features: expected array, got int"),
+        (b'{"features":5,"true_score":5}', "features: expected array or object, got int"),
         (b'{"features":[],"true_score":5}', "features: expected 2 numbers, got 0"),
         (b'{"features":[1],"true_score":5}', "features: expected 2 numbers, got 1"),
         (b'{"features":[1,2,3],"true_score":5}', "features: expected 2 numbers, got 3"),
