@@ -3,6 +3,7 @@
 The public names, for programs in Python:
 
     FeedbackClient   delivers pairs to a running sidecar from a background thread
+    VmafRegressor    the model behind scikit-learn's conventions (extra: sklearn)
     read_pairs       reads recorded pairs from files
 
 Everything else may change. Importing this package changes nothing in the process that imports it.
@@ -13,11 +14,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sidecar.client.feedback_client import FeedbackClient
     from sidecar.pairs.recorded import read_pairs
+    from sidecar.regressor import VmafRegressor
 
-__all__ = ["FeedbackClient", "read_pairs"]
+__all__ = ["FeedbackClient", "VmafRegressor", "read_pairs"]
 __version__ = "0.1.0"
 
-_HOMES = {"FeedbackClient": "sidecar.client.feedback_client", "read_pairs": "sidecar.pairs.recorded"}
+_HOMES = {
+    "FeedbackClient": "sidecar.client.feedback_client",
+    "VmafRegressor": "sidecar.regressor",
+    "read_pairs": "sidecar.pairs.recorded",
+}
 
 
 def __getattr__(name: str) -> object:

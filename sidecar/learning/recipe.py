@@ -118,7 +118,7 @@ def fresh_network(scaling: Scaling, recipe: Recipe, generator: np.random.Generat
 
     scaling: that of the pairs it will train on. Weights have `recipe.weight_gain` times the normal deviation of He et
     al. (2015, arXiv:1502.01852); those of features that did not vary are zero, so that these have no influence before they
-    have been seen to matter. Scores are clipped to their range.
+    have been seen to matter. Scores are clipped to their range, if that is finite.
     """
     n_features = len(scaling.offset)
     first_deviation, last_deviation = (recipe.weight_gain * math.sqrt(2 / n) for n in (n_features, recipe.hidden))
@@ -136,7 +136,7 @@ def fresh_network(scaling: Scaling, recipe: Recipe, generator: np.random.Generat
             Dense(last.astype(np.float32), np.zeros(1, dtype=np.float32)),
             Elementwise("Mul", np.asarray(scaling.score_scale, dtype=np.float32)),
             Elementwise("Add", np.asarray(scaling.score_offset, dtype=np.float32)),
-            Clip(recipe.score_min, recipe.score_max),
+            *([Clip(recipe.score_min, recipe.score_max)] if math.isfinite(recipe.score_max - recipe.score_min) else []),
         ),
     )
 

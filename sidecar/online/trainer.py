@@ -206,6 +206,11 @@ class Trainer:
         trainer._fill_rows()
         return self._with_waiting(trainer)
 
+    def remember(self, features: Array, scores: Array) -> None:
+        """Put pairs that the base model was trained on into the replay buffer: features (n, n_features), scores (n,)."""
+        self.replay.add(np.column_stack([features, scores]).astype(np.float32))
+        self._fill_rows()
+
     def reorder(self, places: Sequence[int]) -> None:
         """Take the features of all pairs so far from these places. The weights stay, and must be followed by a base's."""
         self.finish()

@@ -18,7 +18,7 @@ import pytest
 
 from sidecar.cli.main import cli
 from sidecar.settings import Settings
-from tests.conftest import ROOT
+from tests.conftest import EXAMPLE, ROOT
 from tests.running import free_address
 
 README = (ROOT / "README.md").read_text()
@@ -94,8 +94,23 @@ def test_the_five_commands_work_one_after_the_other(tmp_path):
     assert "trained on" not in said["evaluate"]
 
 
+def python_example(name: str) -> str:
+    (found,) = (each for each in re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL) if name in each)
+    return found
+
+
+def test_the_regressor_of_the_example_publishes_a_checkpoint(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    code = python_example("VmafRegressor").replace("examples/recorded-80.jsonl.gz", str(EXAMPLE))
+    code = code.replace("VmafRegressor(", "VmafRegressor(epochs=5, ")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(code, {})
+    assert said.getvalue() == "checkpoints/model_v000001.onnx\n"
+
+
 def test_the_python_example_delivers_its_pair(serve):
-    (example,) = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    example = python_example("FeedbackClient")
     sidecar = serve()
     sidecar.connect()
     code = example.replace("/tmp/s.sock", str(sidecar.socket_path))
