@@ -18,7 +18,7 @@ STATISTICS = ("mean", "std", "min", "max", "median", "harmonic_mean", "p05", "p1
 _OLD = re.compile(r"VMAF_(?:integer_)?feature_(\w+?)_score(?=_|$)")
 _KNOWN = re.compile(
     r"(?:adm[23]?|aim|adm_(?:scale[0-3]|num|den)|adm_(?:num|den)_scale[0-3]"
-    r"|vif|vif_(?:scale[0-3]|num|den)|vif_(?:num|den)_scale[0-3]|motion[23]?"
+    r"|vif|vif_(?:scale[0-3]|num|den)|vif_(?:num|den)_scale[0-3]|motion[23]?|motion_sad"
     r"|a?psnr_(?:y|cb|cr)|psnr|mse_(?:y|cb|cr)|anpsnr|ansnr|psnr_hvs(?:_y|_cb|_cr)?|(?:ms_)?ssim(?:_[lcs])?(?:_scale[0-4])?"
     r"|ciede2000|cambi(?:_source|_full_reference)?|ssimulacra2|lpips|speed_temporal|speed_chroma(?:_u|_v|_uv)?)"
     rf"(?:_egl_[0-9.]+)?(?:_(?:{'|'.join(STATISTICS)}))?"

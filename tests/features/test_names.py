@@ -23,6 +23,8 @@ from sidecar.features.names import NamesError, canonical, in_order, is_feature
         ("float_ms_ssim", "ms_ssim"),
         ("integer_motion2_p10", "motion2_p10"),
         ("psnr_hvs_y", "psnr_hvs_y"),
+        ("VMAF_integer_feature_motion_sad_score", "motion_sad"),
+        ("integer_aim_egl_1", "aim_egl_1"),
         ("integer_overflow", "integer_overflow"),  # no feature of libvmaf
         ("encoder_onehot[libx264]", "encoder_onehot[libx264]"),
         ("ADM2", "ADM2"),
