@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -96,7 +96,7 @@ class FeedbackClient:
 
     def send(
         self,
-        features: Sequence[float] | NDArray[Any],
+        features: Sequence[float] | Mapping[str, float] | NDArray[Any],
         true_score: float,
         job_id: str | None = None,
         group: str | None = None,
@@ -104,9 +104,9 @@ class FeedbackClient:
     ) -> bool:
         """Queue one pair; returns False if it was dropped, and counts it. Never waits for the sidecar, and never raises.
 
-        features: numbers, copied before this returns; true_score: in score points; job_id: text, at most 256 characters, by
-        which the sidecar recognises a pair that arrives twice; group: the same text for all pairs of one encode; extra: other
-        fields for the journal. Values that are no numbers or out of range, such as NaN, are left to the sidecar to refuse.
+        features: numbers in the model's order, or by name, copied before this returns; true_score: in score points; job_id:
+        text, at most 256 characters, by which the sidecar recognises a pair that arrives twice; group: the same text for all
+        pairs of one encode; extra: other fields for the journal. Values that are no numbers or out of range, such as NaN, are left to the sidecar to refuse.
         """
         named = {"job_id": job_id, "group": group}
         pair = {name: value for name, value in named.items() if value is not None}

@@ -78,6 +78,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
         (np.array([0.1, 0.2]), [0.1, 0.2]),
         (np.array([0.1, 0.2], dtype=np.float32), [float(np.float32(0.1)), float(np.float32(0.2))]),
         ([np.float32(0.5), np.float64(0.25), np.int64(3)], [0.5, 0.25, 3]),
+        ({"motion2": 3, "adm2": np.float32(0.5)}, {"motion2": 3, "adm2": 0.5}),
         (np.array([[1.0, 2.0], [3.0, 4.0]])[:, 0], [1.0, 3.0]),
         ([float("nan"), float("inf")], [None, None]),  # which the sidecar refuses with the field's name
     ],
