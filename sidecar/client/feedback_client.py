@@ -106,7 +106,8 @@ class FeedbackClient:
 
         features: numbers in the model's order, or by name, copied before this returns; true_score: in score points; job_id:
         text, at most 256 characters, by which the sidecar recognises a pair that arrives twice; group: the same text for all
-        pairs of one encode; extra: other fields for the journal. Values that are no numbers or out of range, such as NaN, are left to the sidecar to refuse.
+        pairs of one encode; extra: other fields for the journal. Values that are no numbers or out of range, such as NaN, are
+        left to the sidecar to refuse.
         """
         named = {"job_id": job_id, "group": group}
         pair = {name: value for name, value in named.items() if value is not None}
