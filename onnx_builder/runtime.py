@@ -40,8 +40,8 @@ class Scorer:
     rows at a time.
 
     model: the path of an ONNX file, or its bytes. inputs, output: as the graph declares them; fixed_batch: 0 if it takes any
-    number of rows. Raises NetworkError if onnxruntime cannot load it, or if its inputs are
-    not floats of shape (batch, width).
+    number of rows; metadata: the file's `metadata_props`. Raises NetworkError if onnxruntime cannot load it, or if its inputs
+    are not floats of shape (batch, width).
     """
 
     def __init__(self, model: Path | bytes) -> None:
@@ -71,6 +71,7 @@ class Scorer:
         self.inputs = tuple(inputs)
         self.output = outputs[0].name
         self.fixed_batch = batches.pop()
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self._name = name
 
     @property

@@ -7,6 +7,8 @@ version of anything: equal networks give equal bytes.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,12 +30,16 @@ OPERATORS = frozenset(
 _ACTIVATION_OPERATORS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 
 
-def to_bytes(network: Network) -> bytes:
-    """The serialized ONNX model of a network, checked: the same network gives the same bytes.
+def to_bytes(network: Network, metadata: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """The serialized ONNX model of a network, checked: the same network and metadata give the same bytes.
+
+    metadata: what goes into the file's `metadata_props`.
 
     Raises NetworkError if `onnx.checker` in full mode (with shape inference) does not accept the graph.
     """
     model = to_model(network)
+    for key in sorted(metadata):
+        model.metadata_props.add(key=key, value=metadata[key])
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sidecar.checkpoints.description import names_in_model
+from sidecar.features.names import NamesError, in_order
+from sidecar.models.description import DescriptionError
+from sidecar.models.inputs import feature_names, inputs_of
+
 if TYPE_CHECKING:
     from onnx_builder.runtime import Input, Scorer
 
+_log = logging.getLogger(__name__)
+
 
 class Interface(NamedTuple):
-    """What consumers of a model rely on. fixed_batch: rows at a time, 0 for any number; score_range: None where unknown."""
+    """What consumers of a model rely on.
+
+    fixed_batch: rows at a time, 0 for any number; score_range: None where unknown; names: of all features, in order, empty
+    where unknown.
+    """
 
     inputs: tuple[Input, ...]
     output: str
     fixed_batch: int
     score_range: tuple[float, float] | None
+    names: tuple[str, ...] = ()
 
     @property
     def n_features(self) -> int:
@@ -24,8 +37,15 @@ class Interface(NamedTuple):
 
 
 def interface_of(scorer: Scorer, about: Mapping[str, Any]) -> Interface:
-    """The interface of a model, given what the JSON beside it says."""
-    return Interface(scorer.inputs, scorer.output, scorer.fixed_batch, score_range(about))
+    """The interface of a model, given what the JSON beside it says. Names that its JSON has not, its metadata may have."""
+    ports = [(each.name, each.width) for each in scorer.inputs]
+    try:
+        held = {} if feature_names(about) else names_in_model(scorer.metadata)
+        names = inputs_of({**about, **held}, ports).names
+    except DescriptionError as error:
+        _log.warning("names of features are not compared: %s", error)
+        names = ()
+    return Interface(scorer.inputs, scorer.output, scorer.fixed_batch, score_range(about), names)
 
 
 def score_range(about: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -42,6 +62,8 @@ def differences(new: Interface, stable: Interface, name: str) -> str:
     wider = new.n_features != stable.n_features
     if wider:
         found.append(f"it takes {new.n_features} features, {name} takes {stable.n_features}")
+    elif new.names and stable.names and (other := _of_names(new.names, stable.names, name)):
+        found.append(other)
     if new.inputs != stable.inputs and not (
         wider and [each[:2] for each in new.inputs] == [each[:2] for each in stable.inputs]
     ):
@@ -57,6 +79,18 @@ def differences(new: Interface, stable: Interface, name: str) -> str:
             f"its scores are from {new.score_range[0]:g} to {new.score_range[1]:g}, those of {name} {low:g} to {high:g}"
         )
     return "; ".join(found)
+
+
+def _of_names(new: tuple[str, ...], stable: tuple[str, ...], name: str) -> str:
+    """In words, how the names of the features differ, or their order; empty if they do not."""
+    try:
+        places = in_order(new, stable)
+    except NamesError as error:
+        return f"its features are not those of {name}: {error}"
+    moved = [place for place, of_new in enumerate(places) if place != of_new]
+    if not moved:
+        return ""
+    return f"its features are in another order: {new[moved[0]]} is in the place of {stable[moved[0]]} in {name}"
 
 
 def _words(inputs: tuple[Input, ...]) -> str:

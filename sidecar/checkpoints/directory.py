@@ -21,7 +21,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.files import TEMPORARY, make_directories, read_regular, sync_directory, write_whole
-from sidecar.models.description import DescriptionError, read_description
+from sidecar.models.description import DescriptionError, as_bytes, read_description
 
 _log = logging.getLogger(__name__)
 LATEST, STABLE = "latest.onnx", "stable.onnx"
@@ -116,10 +115,13 @@ def trained_after(checkpoint_directory: Path, state_directory: Path, position: i
     names = []
     for checkpoint in checkpoints(checkpoint_directory):
         try:
-            journal = (read_description(checkpoint.model) or {}).get("journal", {})
+            journal = (read_description(checkpoint.model) or {}).get("journal")
         except DescriptionError:
             continue
-        if journal.get("directory") == str(state_directory.resolve()) and journal.get("last", -1) >= position:
+        if not isinstance(journal, dict) or journal.get("directory") != str(state_directory.resolve()):
+            continue
+        last = journal.get("last")
+        if isinstance(last, int) and last >= position:
             names.append(checkpoint.name)
     return names
 
@@ -136,8 +138,8 @@ def publish(
 ) -> Checkpoint:
     """Add a model as the next version and point `latest.onnx` and `latest.json` at it.
 
-    model: a serialized, checked ONNX graph. description: what the JSON says about it; name, version, sha256 and parent (the
-    version published before it) are filled in here. latest: False leaves those links where they are. stable: point
+    model: a serialized, checked ONNX graph. description: what the JSON says about it; name, id, onnx, version, sha256 and
+    parent (the version published before it) are filled in here. latest: False leaves those links where they are. stable: point
     `stable.onnx` and `stable.json` at it too. keep: how many checkpoints to keep; the oldest are deleted, but never one that a
     link points to; 0 keeps all. lock_s: how long to wait, in seconds, for another process that holds the lock of the directory;
     then LockedError.
@@ -152,10 +154,14 @@ def publish(
             version, parent = _take_version(directory)
             checkpoint = Checkpoint(directory, version)
             digest = hashlib.sha256(model).hexdigest()
-            about = {"name": checkpoint.name, "version": version, "sha256": digest, **parent, **description}
+            named = {"name": checkpoint.name, "id": checkpoint.name, "onnx": checkpoint.model.name}
+            try:
+                about = as_bytes({**named, **description, "version": version, "sha256": digest, **parent})
+            except ValueError as error:
+                raise CheckpointError(f"{directory}: cannot publish a checkpoint: {error}") from error
             links = [link for link, moves in ((LATEST, latest), (STABLE, stable)) if moves]
             try:
-                write_whole(checkpoint.description, (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
+                write_whole(checkpoint.description, about)
                 write_whole(checkpoint.digest, f"{digest}\n".encode())
                 for link in links:  # made before the model, so that a full disk is noticed before anything is published
                     _prepare_links(checkpoint, link)

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onnx_builder.network import Array, Network, NetworkError
 from onnx_builder.parity import parity
-from onnx_builder.write import OPSET, to_bytes
+from onnx_builder.write import to_bytes
 from sidecar.checkpoints.compatibility import differences, interface_of
+from sidecar.checkpoints.description import description_of_inputs, inputs_of_checkpoint, metadata_of
 from sidecar.checkpoints.directory import Checkpoint, publish
 from sidecar.checkpoints.gate import Evidence, Gate, judge_on_each
+from sidecar.checkpoints.libvmaf import refused_by_libvmaf
 from sidecar.checkpoints.references import references, stable_model
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import Metrics, metrics
 from sidecar.models.base_model import BaseModel, ExportIo
-from sidecar.models.json_scaling import scaling_as_json
 
 if TYPE_CHECKING:
     from onnx_builder.runtime import Scorer
@@ -61,7 +62,11 @@ class Terms:
 
 
 class Published(NamedTuple):
-    """The result. metrics: on the first set of evidence, None if that is empty; seconds: how long it took, with all checks."""
+    """The result.
+
+    metrics: on the first set of evidence, None if that is empty; seconds: how long it took, with all checks; refused: why
+    libvmaf cannot use it, empty if it can.
+    """
 
     checkpoint: Checkpoint
     sha256: str
@@ -69,6 +74,7 @@ class Published(NamedTuple):
     metrics: Metrics | None
     parity_max_abs_diff: float
     seconds: float
+    refused: str
 
 
 class ParityError(NetworkError):
@@ -81,7 +87,8 @@ def publish_network(
     """Publish a trained network. If there is a base model, the network has its architecture.
 
     sets: what it is judged on, the held-out pairs first. parity_features: (n, n_features), n ≥ 1, raw, from real pairs.
-    description: what the JSON says besides what is known here, the score range among its settings.
+    description: what the JSON says besides what is known here, the score range among its settings; and of its inputs what
+    `inputs_of_checkpoint` takes.
 
     A model that does not fit the stable one's consumers is published all the same, but no link moves. Raises ParityError,
     NetworkError (the graph cannot be built) or CheckpointError (it cannot be written); then nothing is published.
@@ -90,7 +97,9 @@ def publish_network(
     from onnx_builder.runtime import Scorer  # imported here: loading onnxruntime takes longer than starting a sidecar
 
     published = terms.base.exported(network, terms.export_io) if terms.base else network
-    model = to_bytes(published)
+    inputs = inputs_of_checkpoint(terms.base, description, network.n_features)
+    fed = description_of_inputs(published, inputs, terms.base, terms.export_io)
+    model = to_bytes(published, metadata_of(fed))
     scorer = Scorer(model)
 
     def predict(features: Array) -> Array:
@@ -104,7 +113,7 @@ def publish_network(
             f"parity: the graph differs from the trainer by {difference:g} score points; at most {allowed:g} is allowed"
         )
     stable = stable_model(terms.directory)
-    other = differences(interface_of(scorer, description), stable.interface, stable.name) if stable else ""
+    other = differences(interface_of(scorer, description | fed), stable.interface, stable.name) if stable else ""
     if other:
         gate = Gate("incompatible", other)
     else:
@@ -114,23 +123,18 @@ def publish_network(
         gate = judge_on_each(predicted, sets, compared, plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio)
     measured = metrics(head.predict(sets[0].features), sets[0].true) if len(sets[0].true) else None
     about = {
-        "kind": "fr",
-        "onnx_opset": OPSET,
-        "input_name": published.inputs[0].name,
-        "input_names": [port.name for port in published.inputs],
-        "output_name": published.output.name,
-        "n_features": network.n_features,
+        **fed,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "base_model": terms.base.as_json() if terms.base else None,
         "metrics": measured.as_json() if measured else {"pairs": 0},
         "gate": gate._asdict(),
         "parity_max_abs_diff": difference,
-        **description,
+        **{key: value for key, value in description.items() if key not in fed},
     }
-    if terms.base and terms.export_io == "base" and terms.base.scaling:
-        about |= scaling_as_json(terms.base.scaling)
     checkpoint = publish(
         terms.directory, model, about, latest=gate.verdict != "incompatible", stable=gate.verdict == "stable",
         keep=terms.keep, lock_s=terms.lock_s,
     )  # fmt: skip
-    return Published(checkpoint, hashlib.sha256(model).hexdigest(), gate, measured, difference, time.monotonic() - started)
+    refused = refused_by_libvmaf(terms.base, terms.export_io, inputs, network.n_features)
+    seconds = time.monotonic() - started
+    return Published(checkpoint, hashlib.sha256(model).hexdigest(), gate, measured, difference, seconds, refused)

@@ -14,7 +14,7 @@ from sidecar.checkpoints.compatibility import Interface, interface_of
 from sidecar.checkpoints.directory import STABLE, linked
 from sidecar.checkpoints.gate import Evidence
 from sidecar.models.description import DescriptionError, read_description
-from sidecar.models.json_scaling import json_scaling, scaled
+from sidecar.models.json_scaling import outside_scaling, scaled
 
 if TYPE_CHECKING:
     from onnx_builder.runtime import Scorer
@@ -42,7 +42,8 @@ def stable_model(directory: Path) -> Stable | None:
     try:
         scorer, about = Scorer(stable.model), read_description(stable.model) or {}
         scorer.predict(np.zeros((1, scorer.n_features)))  # one that loads, but gives no score for a row, is of no use either
-        return Stable(stable.name, scorer, published_scaling(stable.model), interface_of(scorer, about))
+        scaling = published_scaling(stable.model, scorer.inputs[0].width)
+        return Stable(stable.name, scorer, scaling, interface_of(scorer, about))
     except (NetworkError, DescriptionError) as error:
         _not_compared(error)
         return None
@@ -75,7 +76,10 @@ def _not_compared(error: Exception) -> None:
     _log.warning("%s is not compared with: %s", STABLE, error)
 
 
-def published_scaling(checkpoint: Path) -> tuple[Elementwise, ...]:
-    """The scaling that a checkpoint's graph leaves outside, from its JSON; none where it leaves none."""
+def published_scaling(checkpoint: Path, width: int) -> tuple[Elementwise, ...]:
+    """The scaling that a checkpoint's graph leaves outside, from its JSON, for the first of `width` features.
+
+    None where it leaves none.
+    """
     about = read_description(checkpoint) or {}
-    return json_scaling(checkpoint, int(about.get("n_features", 0))) if "feature_mean" in about else ()
+    return outside_scaling(checkpoint.with_suffix(".json"), about, width, None)

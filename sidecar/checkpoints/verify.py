@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from onnx_builder.parity import parity
 from onnx_builder.read import from_bytes
 from onnx_builder.runtime import Scorer
 from onnx_builder.write import IR_VERSION, OPERATORS, OPSET
+from sidecar.checkpoints.description import names_in_model
 from sidecar.checkpoints.directory import CheckpointError, checkpoints, read_digest
 from sidecar.checkpoints.publishing import PARITY_TOLERANCE
 from sidecar.models.description import DescriptionError, read_description
+from sidecar.models.inputs import inputs_of
+from sidecar.models.json_scaling import begins_with, stated_scaling, steps_of
 
 _PARITY_ROWS = 1024
 
@@ -37,7 +40,7 @@ class Verification:
 
 
 def verify(paths: Sequence[Path]) -> list[Verification]:
-    """Check models, and all checkpoints in directories: digest, JSON, graph, operators, parity.
+    """Check models, and all checkpoints in directories: digest, JSON, inputs, graph, operators, parity.
 
     Raises CheckpointError for a path that does not exist, or a directory without checkpoints.
     """
@@ -59,6 +62,7 @@ def _verify(model: Path) -> Verification:
     checks = {
         "digest": _attempt(lambda: _check_digest(target, data)),
         "description": _attempt(lambda: _check_description(target, data)),
+        "inputs": _attempt(lambda: _check_inputs(target, parse_model(model, data))),
         "graph": _attempt(lambda: _check_graph(model, data)),
         "operators": _attempt(lambda: _check_operators(parse_model(model, data))),
         "parity": _attempt(lambda: _check_parity(data)),
@@ -84,8 +88,50 @@ def _check_description(model: Path, data: bytes) -> str:
     about = read_description(model)
     if about is None:
         return f"no {model.with_suffix('.json').name} beside the model"
-    stated, actual = about.get("sha256"), hashlib.sha256(data).hexdigest()
+    actual = hashlib.sha256(data).hexdigest()
+    stated = about.get("sha256", actual)  # a tool that has rewritten the JSON may have left it out
     return "" if stated == actual else f"the file's SHA-256 is {actual}, but its JSON says {stated}"
+
+
+def _check_inputs(model: Path, proto: onnx.ModelProto) -> str:
+    """What the JSON says of inputs and output, as far as it does, against the graph."""
+    about = read_description(model)
+    if about is None:
+        return ""  # said already
+    network = from_bytes(proto.SerializeToString())
+    ports = [(port.name, port.width) for port in network.inputs]
+    inputs, outputs = [name for name, _ in ports], [network.output.name]
+    expected: dict[str, list[Any]] = {
+        "opset": [opset_of(proto)],
+        "onnx_opset": [opset_of(proto)],
+        "n_features": [network.n_features],
+        "input_names": [inputs],
+        "input_name": inputs,
+        "output_names": [outputs],
+        "output_name": outputs,
+    }
+    for key, allowed in expected.items():
+        if key in about and about[key] not in allowed:
+            return f"its JSON says {key} {str(about[key])[:200]}, the graph {' or '.join(map(str, allowed))}"
+    stated = inputs_of(about, ports).names
+    held = inputs_of(names_in_model({prop.key: prop.value for prop in proto.metadata_props}), ports).names
+    if stated and held and stated != held:
+        return f"its JSON names the features {', '.join(stated)}, the model {', '.join(held)}"
+    return _check_scaling(model, about, network)
+
+
+def _check_scaling(model: Path, about: Mapping[str, Any], network: Network) -> str:
+    """Whether scaling is said to be outside of the graph where it is, and nowhere else."""
+    says, stated = about.get("onnx_has_scaler"), stated_scaling(about)
+    if says is False and stated is None:
+        return "its JSON says that the graph does not hold the scaling, but not which scaling"
+    if stated is None:
+        return ""
+    steps = steps_of(model.with_suffix(".json"), stated, network.inputs[0].width)
+    if begins_with(network, steps) != (says is True):
+        held, said = ("holds", "does not") if says is not True else ("does not hold", "does")
+        return f"the graph {held} the scaling {' and '.join(stated.names)} of its JSON, which says that it {said}"
+    return ""
 
 
 def _check_graph(model: Path, data: bytes) -> str:

@@ -30,6 +30,7 @@ def result_json(result: Result) -> dict[str, Any]:
         "seconds": result.seconds,
         "pairs_per_second": result.pairs_per_second,
         "settings": dataclasses.asdict(result.recipe),
+        **({"refused": result.refused} if result.refused else {}),
     }
     return {**document, "loso": result.validation.as_json()} if result.validation else document
 
@@ -60,7 +61,13 @@ def print_result(result: Result) -> None:
     )
     click.echo(f"gate: {result.gate.verdict} ({result.gate.reason})")
     click.echo(f"parity with onnxruntime: {result.parity_max_abs_diff:.2g} score points at most")
-    click.echo(f"checkpoint: {result.checkpoint.model}")
+    _print_checkpoint(result)
+
+
+def _print_checkpoint(done: Result | Published) -> None:
+    if done.refused:
+        click.echo(done.refused)
+    click.echo(f"checkpoint: {done.checkpoint.model}")
 
 
 def print_skipped(skipped: int, first: str) -> None:
@@ -79,6 +86,7 @@ def print_published(published: Published, as_json: bool) -> None:
                 "metrics": {"held_out": {"ema": measured.as_json()}} if measured else {},
                 "gate": published.gate._asdict(),
                 "parity_max_abs_diff": published.parity_max_abs_diff,
+                **({"refused": published.refused} if published.refused else {}),
             }
         )
     else:
@@ -86,7 +94,7 @@ def print_published(published: Published, as_json: bool) -> None:
             click.echo(HEADER + "\n" + row("held out", "EMA", measured) + "\n")
         click.echo(f"gate: {published.gate.verdict} ({published.gate.reason})")
         click.echo(f"parity with onnxruntime: {published.parity_max_abs_diff:.2g} score points at most")
-        click.echo(f"checkpoint: {published.checkpoint.model}")
+        _print_checkpoint(published)
 
 
 def print_fields(fields: dict[str, Any], indent: str = "") -> None:

@@ -12,12 +12,13 @@ from onnx_builder import torch_state
 from onnx_builder.constants import read_bytes
 from onnx_builder.network import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError
 from onnx_builder.read import from_bytes
+from sidecar.checkpoints.description import names_in_model
 from sidecar.checkpoints.verify import opset_of, parse_model
 from sidecar.models.description import read_description
 
 
 def inspect(model: Path) -> dict[str, Any]:
-    """Describe a model file: digest, opset, inputs and outputs, operators, architecture, and the JSON beside it.
+    """Describe a model file: digest, opset, inputs and outputs, operators, architecture, names, and the JSON beside it.
 
     For a PyTorch state-dict, its layers by their keys. Raises NetworkError for a file that is neither, and for a state-dict
     that is not a regressor. For an ONNX model that is not a regressor, `not_trainable` says why.
@@ -41,6 +42,7 @@ def inspect(model: Path) -> dict[str, Any]:
         "outputs": [_tensor(value) for value in proto.graph.output],
         "operators": [node.op_type for node in proto.graph.node],
     }
+    about |= names_in_model({prop.key: prop.value for prop in proto.metadata_props})
     try:
         about |= _shape_of(from_bytes(data, model.parent))
     except NetworkError as error:

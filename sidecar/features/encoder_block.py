@@ -1,12 +1,13 @@
-"""What codec-aware models take of an encode besides its features: which encoder, which preset, which CRF, as numbers.
+"""What codec-aware models take of an encode besides its features: its encoder, preset and CRF, as numbers.
 
 `fr_regressor_v2` and `_v3` have a second input, whose layout the JSON beside them lists as `codec_block_layout`: a one-hot of
-`encoder_vocab`, then `preset_norm` and `crf_norm`, both from 0 to 1. Here these are features like others, with those names. A
-pair may give `encoder`, `preset` and `crf` in their place, as far as the JSON says how they become numbers:
+`encoder_vocab`, then `preset_norm` and `crf_norm`. Here these are features like others, with those names. The numbers are those
+that libvmaf of the VMAF fork computes for `--tiny-codec`, `--tiny-preset` and `--tiny-crf`, with the same defaults:
 
-    "encoder_vocab": ["libx264", "libx265", "unknown"]
-    "preset_norm": 0.5, or {"medium": 0.5, …}, or {"libx264": {"medium": 0.5, …}, …}
-    "crf_norm": {"min": 18, "max": 51}
+    "codec_preset_norm": "ordinal" (default): a preset's place from fast to slow, 0 to 9, divided by 9; where an encoder has no
+                         such order, or no preset is given, 5/9. "constant": `codec_preset_value`, whatever the preset
+    "codec_crf_norm":    "div63" (default): the CRF divided by 63. "minmax": (CRF − `codec_crf_min`) / (`codec_crf_max` −
+                         `codec_crf_min`), also outside of 0 to 1
 """
 
 from __future__ import annotations
@@ -17,7 +18,29 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 PRESET, CRF = "preset_norm", "crf_norm"
-UNKNOWN = "unknown"
+_UNKNOWN = "unknown"
+_MOST_ORDINAL, _MOST_CRF, _MEDIUM = 9, 63, 5
+_ALIASES = {
+    "h264": "libx264", "x264": "libx264", "avc": "libx264", "hevc": "libx265", "x265": "libx265", "h265": "libx265",
+    "av1": "libsvtav1", "vp9": "libvpx-vp9", "vvc": "libvvenc", "h266": "libvvenc",
+}  # fmt: skip
+_X264 = {
+    name: place
+    for place, name in enumerate(
+        ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
+    )
+}
+_NVENC = {"p1": 0, "p2": 2, "p3": 3, "p4": 5, "p5": 6, "p6": 7, "p7": 9}
+_QSV = {name: place for name, place in _X264.items() if 2 <= place <= 8}
+_ORDINALS: dict[str, dict[str, int]] = {
+    "libx264": _X264,
+    "libx265": _X264,
+    "libsvtav1": {str(preset): min(preset, _MOST_ORDINAL) for preset in range(14)},
+    "libvvenc": {"faster": 1, "fast": 3, "medium": 5, "slow": 7, "slower": 8},
+    "libvpx-vp9": {"realtime": 0, "good": 5, "best": 9},
+    **dict.fromkeys(("h264_nvenc", "hevc_nvenc", "av1_nvenc"), _NVENC),
+    **dict.fromkeys(("h264_qsv", "hevc_qsv", "av1_qsv"), _QSV),
+}
 
 
 class EncoderBlockError(ValueError):
@@ -26,73 +49,120 @@ class EncoderBlockError(ValueError):
 
 @dataclass(frozen=True)
 class EncoderBlock:
-    """How an encode becomes numbers. Raises EncoderBlockError if the description is not one.
+    """How an encode becomes numbers.
 
-    names: of the numbers, in the model's order. vocab: the encoders, in the order of their one-hot. preset, crf: as in the JSON
-    beside the model; None where it does not say how they become numbers.
+    names: of the numbers, in the model's order. vocab: the encoders, in the order of their one-hot. preset: the number of every
+    preset; None for their ordinals. crf: the CRFs that become 0 and 1; None for the CRF divided by 63.
     """
 
     names: tuple[str, ...]
     vocab: tuple[str, ...]
-    preset: Any = None
-    crf: Any = None
-
-    def __post_init__(self) -> None:
-        if missing := [name for name in map(_one_hot, self.vocab) if name not in self.names]:
-            raise EncoderBlockError(f"codec_block_layout: {missing[0]} is missing, but encoder_vocab has that encoder")
-        if self.crf is not None:
-            low, high = (self.crf.get(key, math.nan) if isinstance(self.crf, Mapping) else math.nan for key in ("min", "max"))
-            if not _is_number(low) or not _is_number(high) or not low < high:
-                raise EncoderBlockError(f'crf_norm: expected {{"min": number, "max": a larger one}}, got {str(self.crf)[:64]}')
-        if self.preset is not None and not _is_number(self.preset) and not isinstance(self.preset, Mapping):
-            raise EncoderBlockError(f"preset_norm: expected a number, or numbers by preset, got {str(self.preset)[:64]}")
+    preset: float | None = None
+    crf: tuple[float, float] | None = None
 
     @classmethod
     def of_description(cls, about: Mapping[str, Any]) -> EncoderBlock | None:
-        """The block that the JSON beside a model describes, None if it describes none. Raises EncoderBlockError."""
+        """The block that the JSON beside a model describes, None if it describes none, or one with other numbers.
+
+        Raises EncoderBlockError where a field is not what it should be.
+        """
         vocab, layout = about.get("encoder_vocab"), about.get("codec_block_layout")
         if vocab is None:
             return None
         if not _are_texts(vocab) or not (layout is None or _are_texts(layout)):
             raise EncoderBlockError("encoder_vocab, codec_block_layout: expected lists of names")
-        return cls(tuple(layout or [*map(_one_hot, vocab), PRESET, CRF]), tuple(vocab), about.get(PRESET), about.get(CRF))
+        known = [*map(_one_hot, vocab), PRESET, CRF]
+        if layout is not None and not {*known[:-2]} <= {*layout} <= {*known}:
+            return None
+        return cls(tuple(layout or known), tuple(vocab), _preset_of(about), _crf_of(about))
 
     def as_json(self) -> dict[str, Any]:
         """As the JSON beside a model has it."""
-        about = {"codec_block_layout": [*self.names], "encoder_vocab": [*self.vocab], PRESET: self.preset, CRF: self.crf}
-        return {name: value for name, value in about.items() if value is not None}
+        about: dict[str, Any] = {"encoder_vocab": [*self.vocab], "codec_block_layout": [*self.names]}
+        if self.preset is None:
+            about |= {"codec_preset_norm": "ordinal"}
+        else:
+            about |= {"codec_preset_norm": "constant", "codec_preset_value": self.preset}
+        if self.crf is None:
+            return about | {"codec_crf_norm": "div63"}
+        return about | {"codec_crf_norm": "minmax", "codec_crf_min": self.crf[0], "codec_crf_max": self.crf[1]}
+
+    def preset_ordinals(self) -> dict[str, dict[str, int]]:
+        """Of the encoders in the vocabulary that have an order of presets, the place of each, 0 to 9."""
+        return {encoder: dict(_ORDINALS[encoder]) for encoder in self.vocab if encoder in _ORDINALS}
+
+    def of(self, encoder: Any, preset: Any, crf: Any) -> list[float]:
+        """The numbers of an encode, in the model's order.
+
+        encoder: the name of one in the vocabulary, or of any if that has `unknown`. preset: text, a number, or None. crf: a
+        number. Raises EncoderBlockError, which names the field, the value and what is allowed.
+        """
+        if encoder is None:
+            raise EncoderBlockError(f"encoder: expected one of {', '.join(self.vocab)}; it is missing")
+        if crf is None and CRF in self.names:
+            raise EncoderBlockError("crf: expected a number; it is missing")
+        found = self.numbers(encoder, preset, crf)
+        return [found[name] for name in self.names]
 
     def numbers(self, encoder: Any = None, preset: Any = None, crf: Any = None) -> dict[str, float]:
-        """The numbers of an encode, by name, as far as it is given and the description says how.
-
-        encoder: the name of one in the vocabulary, or of any if that has `unknown`. preset: text or a number. crf: a number.
-        Raises EncoderBlockError, which names the value and what is allowed.
-        """
+        """The numbers of what is given of an encode, by name; None is not given. Raises EncoderBlockError like `of`."""
         found: dict[str, float] = {}
+        name = encoder
         if encoder is not None:
-            known = encoder if encoder in self.vocab else UNKNOWN
-            if not isinstance(encoder, str) or known not in self.vocab:
+            name = encoder.strip().lower() if isinstance(encoder, str) else ""
+            name = _ALIASES.get(name, name)
+            place = name if name in self.vocab else _UNKNOWN
+            if not name or place not in self.vocab:
                 raise EncoderBlockError(f"encoder: expected one of {', '.join(self.vocab)}, got {str(encoder)[:64]!r}")
-            found |= {_one_hot(name): float(name == known) for name in self.vocab}
-        if PRESET in self.names and (value := self._preset(encoder, preset)) is not None:
-            found[PRESET] = value
-        if CRF in self.names and crf is not None and self.crf is not None:
-            if not _is_number(crf):
-                raise EncoderBlockError(f"crf: expected a number, got {str(crf)[:64]!r}")
-            found[CRF] = (crf - self.crf["min"]) / (self.crf["max"] - self.crf["min"])
+            found |= {_one_hot(each): float(each == place) for each in self.vocab}
+        if PRESET in self.names and (encoder is not None or preset is not None):
+            found[PRESET] = self._preset(name, preset)
+        if CRF in self.names and crf is not None:
+            found[CRF] = self._crf(crf)
         return found
 
-    def _preset(self, encoder: Any, preset: Any) -> float | None:
-        if _is_number(self.preset):
-            return float(self.preset) if encoder is not None or preset is not None else None
-        if self.preset is None or preset is None:
-            return None
-        of_encoder = self.preset.get(encoder) if isinstance(encoder, str) else None
-        table = of_encoder if isinstance(of_encoder, Mapping) else self.preset
-        value = table.get(str(preset))
+    def _preset(self, encoder: str | None, preset: Any) -> float:
+        if self.preset is not None:
+            return self.preset
+        ordinals = _ORDINALS.get(encoder or "", {})
+        key = str(int(preset) if isinstance(preset, float) and preset.is_integer() else preset).strip().lower()
+        if preset is None or not ordinals or key == "":
+            return _MEDIUM / _MOST_ORDINAL
+        if key not in ordinals:
+            raise EncoderBlockError(f"preset: expected one of {', '.join(ordinals)} for {encoder}, got {str(preset)[:64]!r}")
+        return ordinals[key] / _MOST_ORDINAL
+
+    def _crf(self, crf: Any) -> float:
+        low, high = self.crf or (0.0, float(_MOST_CRF))
+        allowed = "a number" if self.crf else f"a number from 0 to {_MOST_CRF}"
+        if not _is_number(crf) or not (self.crf or low <= crf <= high):
+            raise EncoderBlockError(f"crf: expected {allowed}, got {str(crf)[:64]!r}")
+        return (float(crf) - low) / (high - low)
+
+
+def _preset_of(about: Mapping[str, Any]) -> float | None:
+    kind, value = about.get("codec_preset_norm", "ordinal"), about.get("codec_preset_value")
+    if kind == "constant":
         if not _is_number(value):
-            raise EncoderBlockError(f"preset: expected one of {', '.join(map(str, table))}, got {str(preset)[:64]!r}")
+            raise EncoderBlockError(f"codec_preset_value: expected a number, got {str(value)[:64]}")
         return float(value)
+    if kind != "ordinal":
+        raise EncoderBlockError(f"codec_preset_norm: expected ordinal or constant, got {str(kind)[:64]!r}")
+    return None
+
+
+def _crf_of(about: Mapping[str, Any]) -> tuple[float, float] | None:
+    kind = about.get("codec_crf_norm", "div63")
+    if kind == "minmax":
+        low, high = about.get("codec_crf_min"), about.get("codec_crf_max")
+        if not _is_number(low) or not _is_number(high) or not low < high:
+            raise EncoderBlockError(
+                f"codec_crf_min, codec_crf_max: expected two numbers, the second larger, got {str([low, high])[:64]}"
+            )
+        return float(low), float(high)
+    if kind != "div63":
+        raise EncoderBlockError(f"codec_crf_norm: expected div63 or minmax, got {str(kind)[:64]!r}")
+    return None
 
 
 def _one_hot(encoder: str) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from onnx_builder import read, torch_state
 from onnx_builder.constants import read_bytes
 from onnx_builder.network import ActivationName, Array, Elementwise, Network, NetworkError
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.models.inputs import ModelInputs, inputs_of
-from sidecar.models.json_scaling import BaseScaler, json_scaling, padded, scaled
+from sidecar.models.json_scaling import BaseScaler, json_scaling, outside_scaling, padded, scaled, stated_scaling
 
 _log = logging.getLogger(__name__)
 ExportIo = Literal["canonical", "base"]
+_EVIDENCE_PAIRS = 1024
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,8 @@ class BaseModel:
 
     network: takes raw features, with one input and one output that have the canonical names. declared: as in the file, with
     its own inputs and output and without the JSON's scaling; None for a state-dict, which declares none. scaling: that of
-    the JSON, for the first features; `network` begins with the same steps, extended to all features. inputs: what the JSON
-    says of the features.
+    the JSON, for the first features; `network` begins with the same steps, extended to all features. left_out: scaling that
+    the JSON states, and that neither the graph nor `network` holds. inputs: what the JSON says of the inputs.
     """
 
     path: Path
@@ -34,7 +38,8 @@ class BaseModel:
     network: Network
     declared: Network | None
     scaling: tuple[Elementwise, ...] = ()
-    inputs: ModelInputs = ModelInputs()
+    left_out: tuple[Elementwise, ...] = ()
+    inputs: ModelInputs = field(default_factory=ModelInputs)
 
     def exported(self, network: Network, export_io: ExportIo) -> Network:
         """A trained `network` of this architecture, in the form in which it is published.
@@ -71,15 +76,63 @@ def load(
         network = declared.canonical()
     if export_io == "base":
         _require_own_inputs(path, declared)
-    steps = json_scaling(path, network.n_features if declared is None else declared.inputs[0].width) if scaler == "json" else ()
-    scaling = tuple(padded(step, network.n_features) for step in steps)
-    network = Network(network.n_features, (*scaling, *network.steps))
-    ports = [(port.name, port.width) for port in declared.inputs] if declared else [("features", network.n_features)]
+    ports = [(port.name, port.width) for port in (declared or network).inputs]
+    about = _description(path)
     try:
-        inputs = inputs_of(read_description(path) or {}, ports)
+        inputs = inputs_of(about, ports)
     except DescriptionError as error:
         raise NetworkError(f"{path.with_suffix('.json')}: {error}") from error
-    return BaseModel(path, digest, network, declared, steps, inputs)
+    steps = json_scaling(path, ports[0][1], network) if scaler == "json" else ()
+    if steps and export_io == "base":
+        _log.warning(
+            "%s: export-io base leaves the scaling of its JSON outside of its checkpoints too: whoever feeds them has to apply "
+            "the feature_mean and feature_std of their JSON first, as libvmaf of the VMAF fork does",
+            path,
+        )
+    left_out = _left_out(path, about, ports[0][1], network) if scaler == "none" else ()
+    scaling = tuple(padded(step, network.n_features) for step in steps)
+    network = Network(network.n_features, (*scaling, *network.steps))
+    return BaseModel(path, digest, network, declared, steps, left_out, inputs)
+
+
+def scaler_evidence(base: BaseModel, features: Array, scores: Array) -> str:
+    """In words, what a scaling that is left out does to a base model's error on the first pairs; empty if none is left out.
+
+    features: (n, n_features), raw, n ≥ 1; scores: (n,).
+    """
+    if not base.left_out:
+        return ""
+    features, scores = features[:_EVIDENCE_PAIRS], scores[:_EVIDENCE_PAIRS]
+
+    def rmse(values: Array) -> float:
+        return float(np.sqrt(np.mean(np.square(base.network.forward(values) - scores, dtype=np.float64))))
+
+    stated = stated_scaling(_description(base.path))
+    names = " and ".join(stated.names) if stated else "a scaling"
+    without, applied = rmse(features), rmse(scaled(features, base.left_out))
+    advice = "set base-scaler json" if applied < without else "they seem to be scaled already"
+    return (
+        f"{base.path.with_suffix('.json')} has {names}, which its graph does not hold and base-scaler none does not apply: on "
+        f"the first {len(scores)} pairs the RMSE of the base model is {without:.3f} as they come and {applied:.3f} with that "
+        f"scaling; {advice}"
+    )
+
+
+def _description(path: Path) -> Mapping[str, Any]:
+    """The JSON beside a model, empty if there is none, or none that can be read: a base model may do without."""
+    try:
+        return read_description(path) or {}
+    except DescriptionError as error:
+        _log.warning("%s", error)
+        return {}
+
+
+def _left_out(path: Path, about: Mapping[str, Any], width: int, network: Network) -> tuple[Elementwise, ...]:
+    try:
+        return outside_scaling(path.with_suffix(".json"), about, width, network)
+    except NetworkError as error:
+        _log.warning("%s", error)
+        return ()
 
 
 def _read_state_dict(path: Path, data: bytes, activation: ActivationName) -> Network:

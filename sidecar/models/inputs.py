@@ -13,11 +13,16 @@ from sidecar.models.description import DescriptionError
 
 NAME_FIELDS = ("feature_order", "features", "feature_names")
 """Where tools of this field write the names of a model's features; the first that is there counts."""
-_ABOUT_INPUTS = ("encoder_", "codec_", "preset_", "crf_", "feature_", "input_")
+LAYOUT = "codec_block_layout"
+"""The names of what a codec-aware model takes of an encode, besides the features."""
+_ABOUT_INPUTS = ("encoder_", "codec_", "preset_", "crf_", "cq_", "feature_", "input_")
 _OURS = {
     *NAME_FIELDS, "feature_mean", "feature_std", "input_mean", "input_std", "input_name", "input_names", "input_shape",
+    "codec_preset_ordinals",
 }  # fmt: skip
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+Ports = Sequence[tuple[str, int]]
+"""A graph's inputs: name and width of each."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,26 @@ class ModelInputs:
     target: str = ""
     carried: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
+    def as_json(self, ports: Ports) -> dict[str, Any]:
+        """As the JSON beside a model with these inputs has it, in the fields that the tools of the VMAF fork read.
 
-def inputs_of(about: Mapping[str, Any], ports: Sequence[tuple[str, int]]) -> ModelInputs:
-    """The inputs of a model, given the JSON beside it and its graph's inputs (name, width).
+        `feature_order` and `features` name what the one input takes, or what the input beside that of the encode takes.
+        """
+        about: dict[str, Any] = {}
+        if self.names:
+            layout = self.block.names if self.block else tuple(self.carried.get(LAYOUT, ()))
+            measured = [*_beside(self.names, layout, ports)]
+            about |= {"feature_order": measured, "features": measured}
+        if self.block:
+            about |= self.block.as_json()
+            if self.block.preset is None:
+                about["codec_preset_ordinals"] = self.block.preset_ordinals()
+        about |= self.carried
+        return about | ({"target": self.target} if self.target else {})
+
+
+def inputs_of(about: Mapping[str, Any], ports: Ports) -> ModelInputs:
+    """The inputs of a model, given the JSON beside it and its graph's inputs.
 
     Raises DescriptionError if the names are not as many as the graph takes.
     """
@@ -47,10 +69,11 @@ def inputs_of(about: Mapping[str, Any], ports: Sequence[tuple[str, int]]) -> Mod
     carried = {key: value for key, value in about.items() if key.startswith(_ABOUT_INPUTS) and key not in _OURS}
     width = sum(each for _, each in ports)
     names = feature_names(about)
-    if names and block and len(names) + len(block.names) == width:
-        names = _in_order_of_inputs(names, block, ports, about)
+    layout = block.names if block else _texts(about.get(LAYOUT))
+    if names and layout and len(names) + len(layout) == width:
+        names = (*layout, *names) if _is_first(layout, ports, about) else (*names, *layout)
     if names and len(names) != width:
-        more = f" and {len(block.names)} of the encoder" if block else ""
+        more = f" and {len(layout)} of the encoder" if layout else ""
         raise DescriptionError(f"the JSON names {len(names)} features{more}; the graph takes {width}")
     if block and not {*block.names} <= {*names}:
         block = None  # the graph does not take it
@@ -59,18 +82,26 @@ def inputs_of(about: Mapping[str, Any], ports: Sequence[tuple[str, int]]) -> Mod
 
 def feature_names(about: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of a model's features, without those of an encoder block; empty if the JSON has none."""
-    for key in NAME_FIELDS:
-        found = about.get(key)
-        if isinstance(found, list) and found and all(isinstance(name, str) for name in found):
-            return tuple(map(canonical, found))
-    return ()
+    return next((tuple(map(canonical, found)) for key in NAME_FIELDS if (found := _texts(about.get(key)))), ())
 
 
-def _in_order_of_inputs(
-    names: tuple[str, ...], block: EncoderBlock, ports: Sequence[tuple[str, int]], about: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """Features and block as the graph's inputs take them; `input_names` lists them in this order."""
+def _is_first(layout: tuple[str, ...], ports: Ports, about: Mapping[str, Any]) -> bool:
+    """Whether the input that takes the encode comes before the other; `input_names` lists them in the other order."""
+    if len(ports) != 2 or ports[0][1] != len(layout):
+        return False
     listed = about.get("input_names")
-    if len(ports) == 2 and (isinstance(listed, list) and [name for name, _ in ports] == listed[::-1] != listed):
-        return (*block.names, *names)
-    return (*names, *block.names)
+    return ports[1][1] != len(layout) or (isinstance(listed, list) and [name for name, _ in ports] == listed[::-1] != listed)
+
+
+def _beside(names: tuple[str, ...], layout: tuple[str, ...], ports: Ports) -> tuple[str, ...]:
+    """The names without those that an input of its own takes."""
+    place = 0
+    for _, width in ports if layout else ():
+        if len(ports) > 1 and names[place : place + width] == layout:
+            return names[:place] + names[place + width :]
+        place += width
+    return names
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(value) if isinstance(value, list) and all(isinstance(each, str) for each in value) else ()

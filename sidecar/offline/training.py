@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from sidecar.checkpoints.publishing import Terms, publish_network
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import Metrics, metrics, rmse
 from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, fit, no_progress, schedule
-from sidecar.models.base_model import BaseModel, ExportIo, require_features
+from sidecar.models.base_model import BaseModel, ExportIo, require_features, scaler_evidence
 from sidecar.offline.validation import Validation, leave_one_group_out, predict
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
 
+_log = logging.getLogger(__name__)
 _PARITY_PAIRS = 4096
 _CURVE_PAIRS = 8192
 """Each point of the learning curve is measured on all pairs of a set, or on one to two times this many if it is larger."""
@@ -39,7 +41,7 @@ class Result:
 
     train, held_out: rows of `pairs`; heads: by "base" (if there is one), "live" and "ema"; metrics: by ("train" or
     "held_out", one of these); curve: empty if it was not asked for; curve_pairs: how many pairs it was measured on, by "train"
-    and "held_out".
+    and "held_out"; refused: why libvmaf cannot use the checkpoint, empty if it can.
     """
 
     checkpoint: Checkpoint
@@ -57,6 +59,7 @@ class Result:
     pairs_per_second: float
     curve: list[CurvePoint]
     curve_pairs: dict[str, int]
+    refused: str
 
 
 def train_offline(
@@ -97,6 +100,8 @@ def train_offline(
     start = base.network if base else None
     if base:
         require_features(base, pairs.features.shape[1], ", ".join(map(str, paths)))
+        if words := scaler_evidence(base, pairs.features, pairs.true_score):
+            _log.warning("%s", words)
     recipe = dataclasses.replace(recipe, **schedule(recipe, len(train), fresh=base is None)._asdict())
     epochs = recipe.epochs or 0
     validated = (len(pairs.group_names) - 1) * len(pairs) if group_by is not None else 0
@@ -146,6 +151,7 @@ def train_offline(
         len(train) * epochs / seconds,
         curve.points,
         curve.n_pairs,
+        published.refused,
     )
 
 

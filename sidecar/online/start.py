@@ -6,19 +6,21 @@ import contextlib
 import logging
 import os
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from onnx_builder.network import Network
+from onnx_builder.network import Network, NetworkError
 from sidecar.checkpoints.directory import LATEST, linked
 from sidecar.features.names import NamesError, canonical, in_order
 from sidecar.journal.run import Run
 from sidecar.journal.segments import is_before_blocks
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import BaseModel, load, require_features
+from sidecar.models.description import DescriptionError, read_description
+from sidecar.models.inputs import ModelInputs, inputs_of
 from sidecar.online.recovery import newest_run
 from sidecar.settings import Settings, env_of
 from sidecar.state.base_models import base_path, digest_of
@@ -128,12 +130,26 @@ def _base_of(settings: Settings, last: Run) -> BaseModel | None:
     try:
         scaler = settings.base_scaler if as_published else "none"
         base = load(path, scaler=scaler, export_io=settings.export_io) if path else None
-        if base is not None:
-            require_features(base, last.n_features, str(settings.state))
+        if base is None:
+            return None
+        require_features(base, last.n_features, str(settings.state))
+        if latest is not None and not as_published:  # it was kept without its JSON
+            base = replace(base, inputs=_published_inputs(latest.model, last))
+        if base.inputs.names and last.order and base.inputs.names != last.order:
+            raise NetworkError(f"{base.path} takes {', '.join(base.inputs.names)}, not the features of {settings.state}")
         return base
     except ValueError as error:
         _log.warning("%s", error)
         return None
+
+
+def _published_inputs(checkpoint: Path, last: Run) -> ModelInputs:
+    """What the JSON of a checkpoint says of its inputs; nothing if it cannot be read, or is of other features than a run."""
+    try:
+        inputs = inputs_of(read_description(checkpoint) or {}, [("features", last.n_features)])
+    except DescriptionError:
+        return ModelInputs()
+    return inputs if inputs.names == last.order else ModelInputs()
 
 
 def _move_aside(state: Path, what: str, why: str) -> None:

@@ -6,6 +6,7 @@ published at the same position. So a checkpoint can be audited.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from sidecar.journal.run import ALGORITHM, Run
 from sidecar.journal.segments import first_kept
 from sidecar.learning.recipe import TrainingError
 from sidecar.learning.training_settings import TrainingSettings
-from sidecar.models.base_model import BaseModel, ExportIo, require_features
+from sidecar.models.base_model import BaseModel, ExportIo, require_features, scaler_evidence
 from sidecar.online.learner import Learner
 from sidecar.online.publication import PARITY_PAIRS, about_inputs
 from sidecar.online.recovery import rebuild
 from sidecar.pairs.recorded import read_pairs
 from sidecar.state.base_models import digest_of
 
+_log = logging.getLogger(__name__)
 _BLOCK_PAIRS = 256
 HOLDOUT_FRACTION = 0.05
 
@@ -105,6 +107,8 @@ def _from_files(
     n_features = pairs.features.shape[1]
     if base is not None:
         require_features(base, n_features, ", ".join(map(str, paths)))
+        if words := scaler_evidence(base, pairs.features, pairs.true_score):
+            _log.warning("%s", words)
     run = Run(n_features, settings, holdout, digest_of(base.network) if base else None)
     learner = Learner(run, base.network if base else None)
     count = len(pairs) if until is None else until + 1

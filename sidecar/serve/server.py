@@ -16,14 +16,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from sidecar.checkpoints.description import inputs_of_checkpoint
 from sidecar.checkpoints.directory import CheckpointError, check_writable
+from sidecar.checkpoints.libvmaf import refused_by_libvmaf
 from sidecar.journal.segments import JournalError
 from sidecar.log import Complaints, event
-from sidecar.models.base_model import BaseModel
+from sidecar.models.base_model import BaseModel, scaler_evidence
 from sidecar.monitoring.history import read_history
 from sidecar.network.lines import BOUNDS, LineConversation
 from sidecar.network.loop import Loop
 from sidecar.network.unix_socket import ListenError, identity_of, listen, remove
+from sidecar.online.publication import about_inputs
 from sidecar.online.start import where_to_start
 from sidecar.online.training import OnlineTraining
 from sidecar.pairs.line_protocol import Answer
@@ -38,6 +41,7 @@ from sidecar.settings import Settings, SettingsError, env_of
 _log = logging.getLogger(__name__)
 _TICK_S = 0.2
 HTTP_CONNECTIONS = 64
+_EVIDENCE_PAIRS = 128
 
 
 def serve(settings: Settings) -> None:
@@ -117,6 +121,11 @@ class Server:
         base, begins_with, run, self._failed = where_to_start(settings)
         if self._failed:
             event(_log, "phase failed: pairs are recorded but not trained on", logging.ERROR, reason=self._failed)
+        else:
+            inputs = inputs_of_checkpoint(base, about_inputs(run), run.n_features)
+            if refused := refused_by_libvmaf(base, settings.export_io, inputs, run.n_features):
+                _log.info("%s", refused)
+        self._scaling_untold = base if base and base.left_out else None
 
         def progress(pairs: int) -> None:
             self._board.recovered(pairs)
@@ -149,8 +158,17 @@ class Server:
             self._maintenance.turn(now)
             if each_second.is_due(now):
                 self._look_after_socket()
+                self._tell_of_scaling()
             if each_status.is_due(now):
                 self._update_status(accepting=True)
+
+    def _tell_of_scaling(self) -> None:
+        """Once the first pairs are there: what the base model's error on them is with a scaling that is left out."""
+        base, replay = self._scaling_untold, self._online.learner.trainer.replay
+        if base is not None and len(replay) >= _EVIDENCE_PAIRS:
+            self._scaling_untold = None
+            pairs = replay.rows(newest=_EVIDENCE_PAIRS)
+            _log.warning("%s", scaler_evidence(base, pairs[:, :-1], pairs[:, -1]))
 
     def _look_after_socket(self) -> None:
         """Bind the socket again if its path was removed or replaced by a file that may be replaced."""

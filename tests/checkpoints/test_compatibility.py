@@ -15,6 +15,7 @@ from sidecar.checkpoints.compatibility import differences, interface_of, score_r
 from sidecar.checkpoints.directory import publish
 from tests.conftest import run
 
+NAMES = ["adm2", "vif_scale0", "vif_scale1", "vif_scale2", "vif_scale3", "motion2", "psnr_y", "cambi"]
 RANGE = {"settings": {"score_min": 0, "score_max": 100}}
 
 
@@ -45,12 +46,25 @@ def interface(make_network):
         ),
         ({"output": "vmaf"}, "its output is vmaf, that of old score"),
         ({"batch": 1}, "it takes only 1 rows at a time, old any number"),
+        ({"about": {"feature_order": NAMES}}, ""),
+        ({"about": {"features": [f"integer_{name}" for name in NAMES]}}, ""),
+        ({"about": {"feature_order": NAMES[::-1]}}, "its features are in another order: cambi is in the place of adm2"),
+        ({"about": {"feature_order": [*NAMES[:7], "x"]}}, "its features are not those of old: missing: cambi; not known: x"),
+        ({"about": {"feature_order": NAMES[:7]}}, ""),
     ],
 )
 def test_what_differs_is_said(interface, changed, words):
-    found = differences(interface(**changed), interface(), "old")
+    found = differences(interface(**changed), interface(about={**RANGE, "feature_order": NAMES}), "old")
     assert found.startswith(words)
     assert bool(found) == bool(words)
+
+
+def test_names_that_a_json_has_lost_are_in_the_model(make_network):
+    model = to_bytes(make_network([8, 4, 1]), {"feature_order": json.dumps(NAMES)})
+    for about in ({}, {"feature_order": None}, {"notes": "rewritten"}):
+        assert interface_of(Scorer(model), about).names == tuple(NAMES)
+    for spoilt in ("[", "3", "[1]", "[" * 100_000):
+        assert interface_of(Scorer(to_bytes(make_network([8, 4, 1]), {"feature_order": spoilt})), {}).names == ()
 
 
 def test_a_fixed_batch_may_become_free(interface):

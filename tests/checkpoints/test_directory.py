@@ -27,6 +27,7 @@ from sidecar.checkpoints.directory import (
     promote,
     publish,
     read_digest,
+    trained_after,
 )
 from sidecar.models.description import DescriptionError, read_description
 from tests.conftest import ROOT, tree
@@ -74,6 +75,8 @@ def test_a_checkpoint_and_its_siblings(tmp_path):
     assert "parent" not in read_description(first.model)
     assert {k: v for k, v in read_description(second.model).items() if k != "sha256"} == {
         "name": "model_v000002",
+        "id": "model_v000002",
+        "onnx": "model_v000002.onnx",
         "version": 2,
         "parent": 1,
     }
@@ -322,3 +325,25 @@ def test_what_is_planted_under_its_names_is_not_followed_and_not_waited_for(tmp_
     assert read_description(tmp_path / "model_v000000.onnx") is None
     assert publish(tmp_path, b"two", {}).version == 2
     assert precious.read_bytes() == b"precious"
+
+
+def test_a_json_that_is_too_large_loses_what_nobody_needs(tmp_path, caplog):
+    about = {"feature_order": ["x" * 1000] * 400, "data": ["p" * 1000] * 400, "loso": ["q" * 1000] * 500, "small": 1}
+    published = publish(tmp_path, b"model", about)
+    assert published.description.stat().st_size <= 1 << 20
+    assert {*read_description(published.model)} >= {"feature_order", "data", "small", "name", "sha256"}
+    assert "loso is left out of the checkpoint's JSON, which may have 1,048,576 bytes at most" in caplog.text
+    with pytest.raises(CheckpointError, match="the JSON of the checkpoint would have"):
+        publish(tmp_path, b"model", {"feature_order": ["x" * 1000] * 2000, "data": []})
+    assert [each.version for each in checkpoints(tmp_path)] == [1]
+    assert not assert_whole(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "journal", [None, {}, 3, {"directory": "elsewhere", "last": 9}, {"directory": "{state}", "last": None}]
+)
+def test_a_json_that_says_nothing_of_a_journal_is_of_no_state(tmp_path, journal):
+    if isinstance(journal, dict) and "directory" in journal:
+        journal = {**journal, "directory": journal["directory"].format(state=(tmp_path / "state").resolve())}
+    publish(tmp_path, b"model", {"journal": journal})
+    assert trained_after(tmp_path, tmp_path / "state", 0) == []

@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from sidecar.checkpoints.directory import publish
+from onnx_builder.write import to_bytes
+from sidecar.checkpoints.directory import checkpoints, linked, publish
+from sidecar.checkpoints.verify import verify
 from tests.conftest import EXAMPLE, run
 
 
@@ -57,6 +59,88 @@ def test_verify_says_no_to_what_was_spoilt(trained, tmp_path, spoil, check):
     (verified,) = json.loads(done.stdout)["models"]
     assert check in verified["failed"]
     assert "FAILED" in run("verify", tmp_path).stdout
+
+
+NAMED = {"feature_order": [f"f{place}" for place in range(80)]}
+SCALING = {"feature_mean": [1.0] * 80, "feature_std": [2.0] * 80}
+
+
+@pytest.mark.parametrize(
+    ("about", "wrong"),
+    [
+        ({}, ""),
+        ({"notes": "of another tool"}, ""),
+        ({"opset": 17, "input_names": ["features"], "output_name": "score", "n_features": 80, **NAMED}, ""),
+        ({"opset": 18}, "its JSON says opset 18, the graph 17"),
+        ({"input_names": ["x"]}, "its JSON says input_names ['x'], the graph ['features']"),
+        ({"output_name": "vmaf"}, "its JSON says output_name vmaf, the graph score"),
+        ({"n_features": 6}, "its JSON says n_features 6, the graph 80"),
+        ({"features": ["adm2"]}, "the JSON names 1 features; the graph takes 80"),
+        ({"onnx_has_scaler": True}, ""),
+        ({"onnx_has_scaler": False}, "its JSON says that the graph does not hold the scaling, but not which scaling"),
+        ({"onnx_has_scaler": False, **SCALING}, ""),
+        ({"onnx_has_scaler": True, **SCALING}, "the graph does not hold the scaling feature_mean and feature_std of its JSON"),
+        ({"onnx_has_scaler": False, **SCALING, "feature_std": [2.0]}, "80 values in feature_mean and 1 in feature_std"),
+    ],
+)
+def test_verify_holds_the_json_against_the_graph(trained, tmp_path, about, wrong):
+    checkpoint = publish(tmp_path, (trained[0] / "model_v000001.onnx").read_bytes(), {})
+    digest = checkpoint.digest.read_text().strip()
+    checkpoint.description.write_text(json.dumps({"sha256": digest, **about}))
+    (verified,) = verify([tmp_path])
+    assert verified.checks["inputs"].removeprefix(f"{checkpoint.description}: ").startswith(wrong)
+    assert verified.ok == (not wrong)
+
+
+def test_scaling_that_the_graph_begins_with_is_said_to_be_there(tmp_path, make_network):
+    network = make_network([3, 4, 1])
+    mean, factor = network.steps[0].value, network.steps[1].value
+    stated = {"input_mean": mean.tolist(), "input_std": (1 / factor).tolist()}
+    for flag, wrong in (
+        (True, ""),
+        (False, "the graph holds the scaling input_mean and input_std of its JSON, which says that"),
+    ):
+        publish(tmp_path / str(flag), to_bytes(network), {"onnx_has_scaler": flag, **stated})
+        (verified,) = verify([tmp_path / str(flag)])
+        assert verified.checks["inputs"].startswith(wrong)
+        assert verified.ok is flag
+
+
+def test_names_in_the_json_are_those_in_the_model(tmp_path, make_network):
+    model = to_bytes(make_network([2, 4, 1]), {"feature_order": '["adm2", "motion2"]'})
+    for names, ok in ((["integer_adm2", "motion2"], True), (["motion2", "adm2"], False)):
+        publish(tmp_path / names[0], model, {"feature_order": names})
+        assert verify([tmp_path / names[0]])[0].ok is ok
+    assert verify([tmp_path / "motion2"])[0].checks["inputs"] == (
+        "its JSON names the features motion2, adm2, the model adm2, motion2"
+    )
+
+
+def test_a_json_that_a_tool_has_rewritten_harms_no_other_checkpoint(tmp_path, random_rows, write_lines):
+    directory, pairs = tmp_path / "c", write_lines(random_rows(1200))
+    train = ("train-offline", pairs, "--output", directory, "--epochs", 30)
+    assert run(*train).returncode == 0
+    first = directory / "model_v000001.json"
+    for rewritten in (
+        '{"id":"x","kind":"fr","notes":"\\u00e9"}',
+        "{",
+        "[]",
+        "",
+        '{"sha256": 3, "journal": null, "settings": []}',
+    ):
+        first.write_text(rewritten)
+        assert run(*train).returncode == 0
+        newest = max(each.version for each in checkpoints(directory))
+        assert linked(directory, "stable.onnx").version == newest
+        others = {one.model.name: one.ok for one in verify([directory]) if one.model.name != "model_v000001.onnx"}
+        assert others
+        assert all(others.values())
+        assert run("promote", 2, "--checkpoint-dir", directory).returncode == 0
+        second = directory / "model_v000002.json"
+        kept = {key: value for key, value in json.loads(second.read_text()).items() if key not in ("n_features", "settings")}
+        second.write_text(json.dumps({**kept, "added": True}, indent=None))
+        assert run(*train).returncode == 0
+        assert linked(directory, "stable.onnx").version > newest
 
 
 @pytest.mark.parametrize(

@@ -299,6 +299,19 @@ def test_the_notes_say_what_comes_next():
     assert "enabled is false" in render({})["NOTES.txt"]
 
 
+@pytest.mark.parametrize(
+    ("model", "given", "takes"), [("fr_regressor_v3", 80, 24), ("fr_regressor_v2", 24, 20), ("vmaf_tiny_v2", 80, 6)]
+)
+def test_the_notes_warn_of_another_number_of_features_than_a_published_base_model_takes(model, given, takes):
+    def notes(n_features):
+        trainer = {"baseModelPath": f"/mnt/vmafx-models/base/{model}.onnx", "nFeatures": n_features}
+        return render(over(SEED, {"sidecar": {"trainer": trainer}}))["NOTES.txt"]
+
+    assert f"WARNING: nFeatures is {given}, but {model} takes {takes} features" in notes(given)
+    assert f"Leave nFeatures out, or set it to {takes}." in notes(given)
+    assert "WARNING" not in notes(takes)
+
+
 # The settings
 
 

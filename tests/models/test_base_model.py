@@ -12,7 +12,7 @@ from onnx_builder import Activation, Dense, Elementwise, Network, NetworkError, 
 from onnx_builder.runtime import Scorer
 from onnx_builder.write import to_bytes
 from sidecar.checkpoints.verify import probe_features
-from sidecar.models.base_model import load, load_or_fresh
+from sidecar.models.base_model import load, load_or_fresh, scaler_evidence
 from sidecar.models.json_scaling import json_scaling, scaled
 from sidecar.pairs.recorded import read_pairs
 from tests.conftest import SHARED, run, tree
@@ -106,6 +106,61 @@ def test_fine_tuning_is_better_than_the_base_and_can_be_fine_tuned_again(tmp_pat
     assert (tmp_path / "c" / "model_v000002.onnx").read_bytes() == published.read_bytes()
 
 
+def test_a_scaling_that_is_left_out_is_told_with_the_bases_error_both_ways(tmp_path, base_path, base_network, pairs_path):
+    features = read_pairs([pairs_path]).features
+    left_out = load(base_path)
+    assert [step.value.tolist() for step in left_out.left_out] == [[1.0, -2.0, 0.5], [2.0, 0.5, 10.0]]
+    scores = left_out.network.forward(features)
+    said = scaler_evidence(left_out, features, scores)
+    assert "the RMSE of the base model is 0.000 as they come and" in said
+    assert said.endswith("with that scaling; they seem to be scaled already")
+    scaled_scores = load(base_path, scaler="json").network.forward(features)
+    said = scaler_evidence(left_out, features, scaled_scores)
+    assert said.startswith(f"{base_path.with_suffix('.json')} has feature_mean and feature_std, which its graph does not hold")
+    assert said.endswith("0.000 with that scaling; set base-scaler json")
+    assert scaler_evidence(load(base_path, scaler="json"), features, scores) == ""
+    done = train(pairs_path, tmp_path / "c", "--base-model", base_path, "--epochs", 0)
+    assert done.stderr.startswith(f"WARNING: {base_path.with_suffix('.json')} has feature_mean and feature_std")
+    done = train(pairs_path, tmp_path / "c", "--base-model", base_path, "--stream")
+    assert done.stderr.startswith(f"WARNING: {base_path.with_suffix('.json')} has feature_mean and feature_std")
+
+
+@pytest.mark.parametrize("form", ["input", "normalization"])
+@pytest.mark.parametrize("begins", [("Sub", "Div"), ("Sub", "Mul"), ("Div", "Sub"), ()])
+def test_a_scaling_that_the_graph_begins_with_is_not_left_out_and_not_applied_twice(tmp_path, base_network, form, begins):
+    mean, std = np.float32([1, -2, 0.5, 0, 0]), np.float32([2, 0.5, 10, 1, 1])
+    value = {"Sub": mean / (std if begins[:1] == ("Div",) else 1), "Div": std, "Mul": 1 / std}
+    steps = (*(Elementwise(operator, np.float32(value[operator])) for operator in begins), *base_network.steps)
+    path = tmp_path / "base.onnx"
+    path.write_bytes(to_bytes(Network(5, steps, base_network.inputs, base_network.output)))
+    stated = {"mean": mean[:3].tolist(), "std": std[:3].tolist()}
+    about = {f"input_{key}": value for key, value in stated.items()} if form == "input" else {"normalization": stated}
+    path.with_suffix(".json").write_text(json.dumps(about))
+    assert bool(load(path).left_out) == (not begins)
+    assert bool(load(path, scaler="json").scaling) == (not begins)
+    path.with_suffix(".json").write_text(json.dumps({**about, "onnx_has_scaler": True}))
+    assert not load(path).left_out
+    assert not load(path, scaler="json").scaling
+
+
+def test_export_io_base_warns_of_scaling_that_stays_outside(tmp_path, base_path, pairs_path):
+    options = ("--base-model", base_path, "--base-scaler", "json", "--epochs", 0)
+    done = train(pairs_path, tmp_path / "c", *options, "--export-io", "base")
+    assert f"WARNING: {base_path}: export-io base leaves the scaling of its JSON outside of its checkpoints too" in done.stderr
+    about = json.loads((tmp_path / "c" / "latest.json").read_text())
+    assert about["normalization"] == {"mean": about["feature_mean"], "std": about["feature_std"]}
+    assert about["onnx_has_scaler"] is False
+    assert train(pairs_path, tmp_path / "d", *options).stderr == ""
+    assert json.loads((tmp_path / "d" / "latest.json").read_text())["onnx_has_scaler"] is True
+
+
+def test_a_json_that_cannot_be_read_is_a_warning_where_it_is_not_needed(base_path, caplog):
+    for text, said in (("{", "not JSON"), ('{"feature_mean": ["x"], "feature_std": [1]}', "feature_mean: expected a list")):
+        base_path.with_suffix(".json").write_text(text)
+        assert not load(base_path).left_out
+        assert said in caplog.text
+
+
 def test_a_fixed_batch_of_one_is_kept(tmp_path, pairs_path, base_network):
     base = tmp_path / "one.onnx"
     base.write_bytes(to_bytes(Network(5, base_network.steps, (Port("input", (1, 5)),), Port("vmaf", (1, 1)))))
@@ -181,7 +236,9 @@ def test_a_base_that_cannot_be_used_stops_with_its_name(tmp_path, pairs_path, co
         (None, "no such file"),
         ("[", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("{}", "feature_mean: expected a list of finite numbers"),
+        ("{}", "no feature_mean and feature_std, input_mean and input_std, or normalization; it has no fields"),
+        ('{"id": "x", "notes": "y"}', "or normalization; it has id, notes"),
+        ('{"normalization": {"mean": [1]}}', "normalization.std: expected a list of finite numbers, got None"),
         ('{"feature_mean": [1, 2], "feature_std": [1]}', "2 values in feature_mean and 1 in feature_std, for 3 features"),
         (
             '{"feature_mean": [1, 2, 3, 4], "feature_std": [1, 1, 1, 1]}',
@@ -215,6 +272,13 @@ def test_options_that_need_a_base_say_so(tmp_path, pairs_path, options, message)
     done = train(pairs_path, tmp_path / "c", *options)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+@shared
+def test_the_fields_models_jsons_are_told_apart_by_their_graphs():
+    left_out = {name for name in GOOD if load(SHARED / "models" / "onnx" / f"{name}.onnx").left_out}
+    assert left_out == {"fr_regressor_v1", "fr_regressor_v3"}
+    assert len(load(SHARED / "models" / "onnx" / "fr_regressor_v3.onnx").inputs.names) == 24
 
 
 @shared

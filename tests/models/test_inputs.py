@@ -49,8 +49,8 @@ def test_other_numbers_of_names_than_the_graph_takes_are_an_error():
         inputs_of({"features": SIX}, [("features", 7)])
     with pytest.raises(DescriptionError, match="the JSON names 6 features and 4 of the encoder; the graph takes 24"):
         inputs_of({"features": SIX, "encoder_vocab": VOCAB}, [("features", 6), ("codec_block", 18)])
-    with pytest.raises(DescriptionError, match="crf_norm: expected"):
-        inputs_of({"encoder_vocab": VOCAB, "crf_norm": "x"}, [("features", 7)])
+    with pytest.raises(DescriptionError, match="codec_crf_norm: expected"):
+        inputs_of({"encoder_vocab": VOCAB, "codec_crf_norm": "x"}, [("features", 7)])
 
 
 def test_fields_that_describe_the_inputs_are_carried_and_scaling_is_not():

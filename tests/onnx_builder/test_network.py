@@ -48,6 +48,16 @@ def test_equal_networks_give_equal_bytes(make_network):
     assert to_bytes(make_network((80, 64, 1))) != to_bytes(make_network((80, 64, 1), seed=1))
 
 
+def test_metadata_is_in_the_file_and_only_it_differs(make_network):
+    network = make_network((80, 64, 1))
+    model = to_bytes(network, {"b": "2", "a": "1"})
+    assert Scorer(model).metadata == {"a": "1", "b": "2"}
+    assert model == to_bytes(network, {"a": "1", "b": "2"})
+    without = onnx.load_from_string(model)
+    del without.metadata_props[:]
+    assert without == onnx.load_from_string(to_bytes(network))
+
+
 def test_features_of_very_different_scale_keep_parity():
     rng = np.random.default_rng(0)
     scale = 10.0 ** rng.uniform(-20, 20, size=40)

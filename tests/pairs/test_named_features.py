@@ -15,7 +15,7 @@ from sidecar.pairs.named_features import NamedFeatures
 from sidecar.pairs.pair import PairReader
 
 NAMES = ("adm2", "vif_scale0", "motion2")
-BLOCK = EncoderBlock.of_description({"encoder_vocab": ["libx264", "libx265"], "preset_norm": {"slow": 0.75}})
+BLOCK = EncoderBlock.of_description({"encoder_vocab": ["libx264", "libx265"]})
 WITH_BLOCK = (*NAMES, *BLOCK.names)
 
 
@@ -80,21 +80,23 @@ def test_an_object_without_names_is_refused():
 
 def test_an_encoder_and_preset_stand_for_their_numbers():
     named = NamedFeatures(WITH_BLOCK, block=BLOCK)
-    numbers = [0.5, 0.25, 4, 0, 1, 0.75, 0.5]
+    numbers = [0.5, 0.25, 4, 0, 1, 1, 0.5]
     assert read(pair(numbers), named) == numbers
     measured = {"motion2": 4, "adm2": 0.5, "vif_scale0": 0.25}
-    assert read(pair({**measured, "crf_norm": 0.5}, encoder="libx265", preset="slow"), named) == numbers
+    assert read(pair({**measured, "crf_norm": 0.5}, encoder="libx265", preset="placebo"), named) == numbers
     assert read(pair({**measured, "crf_norm": 0.5, "preset_norm": 0.25}, encoder="libx265"), named) == [*numbers[:5], 0.25, 0.5]
-    with pytest.raises(PairError, match="features: missing: crf_norm"):  # the JSON does not say how a CRF becomes a number
-        read(pair(measured, encoder="libx265", preset="slow", crf=30), named)
+    assert read(pair(measured, encoder="libx265", preset="placebo", crf=31.5), named) == numbers
+    with pytest.raises(PairError, match="features: missing: crf_norm"):
+        read(pair(measured, encoder="libx265", preset="slow"), named)
     with pytest.raises(PairError, match="encoder: expected one of libx264, libx265, got 'av1'"):
         read(pair(measured, encoder="av1", preset="slow"), named)
 
 
 def test_an_array_of_what_is_measured_is_enough_where_the_encode_is_given():
-    block = EncoderBlock.of_description({**BLOCK.as_json(), "crf_norm": {"min": 0, "max": 50}})
+    scaled = {"codec_crf_norm": "minmax", "codec_crf_min": 0, "codec_crf_max": 50}
+    block = EncoderBlock.of_description({**BLOCK.as_json(), **scaled})
     named = NamedFeatures(WITH_BLOCK, block=block)
-    assert read(pair([0.5, 0.25, 4], encoder="libx264", preset="slow", crf=25), named) == [0.5, 0.25, 4, 1, 0, 0.75, 0.5]
+    assert read(pair([0.5, 0.25, 4], encoder="libx264", preset="placebo", crf=25), named) == [0.5, 0.25, 4, 1, 0, 1, 0.5]
     with pytest.raises(PairError, match="features: missing: encoder_onehot"):
         read(pair([0.5, 0.25, 4]), named)
 
