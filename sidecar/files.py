@@ -30,10 +30,10 @@ def open_regular(path: Path) -> IO[bytes]:
 def read_regular(path: Path, most: int) -> bytes:
     """All bytes of a regular file of at most so many. Raises OSError, for a larger one too."""
     with open_regular(path) as stream:
-        data = stream.read(most + 1)
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"larger than {most:,} bytes", str(path))
-    return data
+        size = os.fstat(stream.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"larger than {most:,} bytes", str(path))
+        return stream.read(size)  # without a size that is right, it would take memory for `most`
 
 
 @contextlib.contextmanager

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sidecar.checkpoints.directory import checkpoints
@@ -40,19 +42,26 @@ class _Gone(subprocess.Popen[bytes]):
 
 
 class Sidecar:
-    """A running `serve`, and a client of it. changed: see `start_process`."""
+    """A running `serve`, and a client of it. changed: see `start_process`; environment: what is added to that of the tests."""
 
-    def __init__(self, directory: Path, changed: str = "", **settings: object) -> None:
+    def __init__(
+        self, directory: Path, changed: str = "", environment: Mapping[str, str] = MappingProxyType({}), **settings: object
+    ) -> None:
         self.directory, self.socket_path, self.log = directory, directory / "s.sock", directory / "log"
         self.checkpoint_dir = directory / "checkpoints"
         options = {"socket": self.socket_path, "checkpoint_dir": self.checkpoint_dir, "http": "", **settings}
         arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         with self.log.open("ab") as log:
-            self.process = start_process("serve", *arguments, changed=changed, stderr=log)
+            self.process = start_process("serve", *arguments, changed=changed, stderr=log, env={**os.environ, **environment})
         self.client: socket.socket | None = None
         self.unread = b""
 
     def connect(self) -> Sidecar:
+        assert self.accepts(), self.log.read_text()
+        return self
+
+    def accepts(self) -> bool:
+        """Connect to it. False if it has ended."""
         if self.client is not None:
             self.client.close()
         deadline = time.monotonic() + PATIENCE_S
@@ -63,11 +72,12 @@ class Sidecar:
                 self.client.connect(str(self.socket_path))
             except OSError:
                 self.client.close()
-                assert self.process.poll() is None, self.log.read_text()
+                if self.process.poll() is not None:
+                    return False
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             else:
-                return self
+                return True
 
     def send(self, lines: list[bytes]) -> list[dict]:
         """The answers to lines, sent without waiting."""

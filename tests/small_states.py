@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from onnx_builder import Activation, Clip, Dense, Elementwise, Network
+from onnx_builder.write import to_bytes
 from sidecar.journal.run import Run
+from sidecar.journal.segments import first_kept, read_journal
 from sidecar.learning.training_settings import TrainingSettings
+from sidecar.monitoring.history import read_history
+from sidecar.online.start import where_to_start
 from sidecar.online.training import OnlineTraining
-from sidecar.settings import Fsync
+from sidecar.settings import Fsync, Settings
+from sidecar.state.anchor import read_anchor
 from sidecar.state.base_models import digest_of
+from sidecar.state.published_pairs import read_published_pairs
 
 N_FEATURES, _HIDDEN = 4, 3
 
@@ -62,19 +71,49 @@ class Opened(NamedTuple):
 
 def open_state(state: Path, run: Run = RUN) -> Opened:
     """Start on a state directory, and let go of it. Raises what that raises."""
+    with _warnings() as warnings:
+        online = small_online(state, run)
+        online.backlog.wait()
+        found = Opened(online.journal.position, state_digest(online), bool(online.damages.counts) or warnings.seen)
+        online.close()
+    return found
+
+
+def small_settings(checkpoint_dir: Path, base_model: Path, **changes: Any) -> Settings:
+    """Those of `serve` that make `RUN`, where the base model is `BASE`."""
+    settings = {each.name: getattr(SETTINGS, each.name) for each in fields(SETTINGS)}
+    return Settings(checkpoint_dir=checkpoint_dir, base_model=base_model, holdout_fraction=0.1, **{**settings, **changes})
+
+
+def open_as_serve_does(settings: Settings) -> Opened:
+    """Start as `serve` does, and let go of it. The digest is of all that was read from the state directory."""
+    with _warnings() as warnings:
+        base, begins_with, run, failed = where_to_start(settings)
+        assert not failed, failed
+        online = OnlineTraining(settings.state, run, begins_with)
+        online.backlog.wait()
+        anchor = read_anchor(settings.state)
+        parts = [state_digest(online).encode(), b"" if anchor is None else anchor.tobytes()]
+        parts += [str(read_published_pairs(settings.state)).encode(), repr(read_history(settings.state).rows).encode()]
+        parts += [to_bytes(base.network) if base else b""]
+        parts += [entry.line or b"" for entry in read_journal(settings.state, first_kept(settings.state))]
+        digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
+        found = Opened(online.journal.position, digest, bool(online.damages.counts) or warnings.seen)
+        online.close()
+    return found
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[_Warnings]:
     warnings = _Warnings()
     logger = logging.getLogger("sidecar")
     before, logger.propagate = logger.propagate, False
     logger.addHandler(warnings)
     try:
-        online = small_online(state, run)
-        online.backlog.wait()
-        found = Opened(online.journal.position, state_digest(online), bool(online.damages.counts) or warnings.seen)
-        online.close()
+        yield warnings
     finally:
         logger.removeHandler(warnings)
         logger.propagate = before
-    return found
 
 
 def state_digest(online: OnlineTraining) -> str:

@@ -96,6 +96,14 @@ def is_before_blocks(state_directory: Path) -> bool:
         return False
 
 
+def require_blocks(state_directory: Path) -> None:
+    """Raises JournalError for a journal of the format before the first release, which nothing is known to be wrong with."""
+    if is_before_blocks(state_directory):
+        raise JournalError(
+            f"{state_directory}: state of a format before the first release; `serve` moves it aside and begins anew"
+        )
+
+
 @contextlib.contextmanager
 def _opened(segment: Path) -> Iterator[IO[bytes]]:
     with open_regular(segment) as stream:
@@ -109,6 +117,7 @@ def _has_block(segment: Path) -> bool:
 
 def damaged(segment: Path, damage: Damage) -> object:
     """Raises JournalError: what readers do about damage that are not told otherwise."""
+    require_blocks(segment.parent.parent)
     raise JournalError(f"{segment}: damaged from byte {damage.start} to {damage.stop}: {damage.reason}")
 
 

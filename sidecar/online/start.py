@@ -23,7 +23,7 @@ from sidecar.models.description import DescriptionError, read_description
 from sidecar.models.inputs import ModelInputs, inputs_of
 from sidecar.online.recovery import newest_run
 from sidecar.settings import Settings, env_of
-from sidecar.state.base_models import base_path, digest_of
+from sidecar.state.base_models import base_path, digest_of, kept_base
 from sidecar.state.directory import StateError, locked
 
 _log = logging.getLogger(__name__)
@@ -128,6 +128,8 @@ def _base_of(settings: Settings, last: Run) -> BaseModel | None:
     if as_published and latest is not None:
         path = latest.model
     try:
+        if path is not None and not as_published:
+            kept_base(settings.state, last)  # its bytes are those of the run record
         scaler = settings.base_scaler if as_published else "none"
         base = load(path, scaler=scaler, export_io=settings.export_io) if path else None
         if base is None:
@@ -138,7 +140,7 @@ def _base_of(settings: Settings, last: Run) -> BaseModel | None:
         if base.inputs.names and last.order and base.inputs.names != last.order:
             raise NetworkError(f"{base.path} takes {', '.join(base.inputs.names)}, not the features of {settings.state}")
         return base
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         _log.warning("%s", error)
         return None
 

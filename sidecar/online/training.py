@@ -89,7 +89,7 @@ class OnlineTraining:
             end = find_end(state_directory, self._keep_aside, lambda: snapshot_end(state_directory))
             self.journal = Journal(state_directory, end, fsync)
             if base is not None:
-                keep_base(state_directory, base, self.damages)
+                keep_base(state_directory, base)
             try:
                 self.learner, failure = self._recover(run, base, progress), None
             except TrainingError as error:

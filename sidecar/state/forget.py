@@ -9,7 +9,7 @@ from pathlib import Path
 from sidecar.files import remove_leftovers, sync_directory
 from sidecar.journal.blocks import GONE, LOST, RUN, encode_block
 from sidecar.journal.repair import find_end, replace_segment
-from sidecar.journal.segments import JournalError, first_position, journal_segments, whole_blocks
+from sidecar.journal.segments import JournalError, first_position, journal_segments, require_blocks, whole_blocks
 from sidecar.pairs.holdout import holdout_position
 from sidecar.pairs.request import names_of
 from sidecar.state.anchor import read_anchor, write_anchor
@@ -41,11 +41,12 @@ def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
     by running it again. The next start trains on what is left. Where retention has removed the journal's beginning, all
     snapshots go: they may hold pairs from before.
 
-    Raises StateError if a sidecar holds the directory, or there is no journal in it; JournalError if a segment cannot be read
-    or written, with the segments before it done.
+    Raises StateError if a sidecar holds the directory, or there is no journal in it; JournalError if the journal is of a format
+    before the first release, or a segment cannot be read or written, with the segments before it done.
     """
     if not journal_segments(state_directory):
         raise StateError(f"{state_directory}: no journal; expected a sidecar's state directory")
+    require_blocks(state_directory)
     with locked(state_directory):
         damages = Damages(state_directory)
         try:

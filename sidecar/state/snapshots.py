@@ -9,13 +9,15 @@ from __future__ import annotations
 import io
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
 from onnx_builder.network import Array
-from sidecar.state.checked import DamagedError, read_checked, write_checked
+from sidecar.state.checked import DamagedError, checked_file, read_checked
 from sidecar.state.damage import Damages
 
 KEPT = 2
@@ -33,9 +35,10 @@ def snapshots(state_directory: Path) -> list[tuple[int, Path]]:
 def write_snapshot(state_directory: Path, position: int, state: Mapping[str, Array]) -> Path:
     """Write a snapshot, whole or not at all, and delete all but the newest two. Raises OSError."""
     path = state_directory / f"snapshot_{position:012d}.npz"
-    data = io.BytesIO()
-    np.savez(data, allow_pickle=False, **state)
-    write_checked(path, _KIND, data.getbuffer())
+    with checked_file(path, _KIND) as payload, zipfile.ZipFile(cast(IO[bytes], payload), "w") as archive:
+        for name, array in state.items():  # as `numpy.savez`, which wants a file that can be read too
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
     for _, old in snapshots(state_directory)[KEPT:]:
         old.unlink()
     return path

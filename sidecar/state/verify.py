@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from sidecar.files import TEMPORARY, read_regular
+from sidecar.files import TEMPORARY
 from sidecar.journal.blocks import Damage
-from sidecar.journal.segments import JournalError, first_position, journal_segments, read_journal, whole_blocks, with_ends
-from sidecar.state.base_models import base_path
+from sidecar.journal.segments import (
+    JournalError,
+    first_position,
+    journal_segments,
+    read_journal,
+    require_blocks,
+    whole_blocks,
+    with_ends,
+)
+from sidecar.state.base_models import base_path, damage_of_base, kept_bases
 from sidecar.state.checked import DamagedError, NewerFormatError, read_checked
 from sidecar.state.damage import ASIDE, Damages
 from sidecar.state.directory import StateError
@@ -23,8 +30,6 @@ _COSTS = {
     "history": "the charts of the last hours",
     "published": "the next checkpoint counts its new pairs from the beginning",
 }
-_BASE = re.compile(r"base_([0-9a-f]{16})\.onnx")
-_MOST_BYTES = 256 << 20
 
 
 class Finding(NamedTuple):
@@ -41,9 +46,10 @@ def is_state_directory(path: Path) -> bool:
 
 
 def check_state(state_directory: Path) -> list[Finding]:
-    """All files of a state directory, checked. Raises StateError if it is none."""
+    """All files of a state directory, checked. Raises StateError if it is none, JournalError for a format without checksums."""
     if not is_state_directory(state_directory):
         raise StateError(f"{state_directory}: no journal; expected a sidecar's state directory")
+    require_blocks(state_directory)
     segments, end = _segments(state_directory)
     found = [*segments, *_snapshots(state_directory, end), *_bases(state_directory)]
     for name, kind in _CHECKED.items():
@@ -59,7 +65,7 @@ def check_state(state_directory: Path) -> list[Finding]:
 
 
 def move_damaged_aside(state_directory: Path, damages: Damages) -> None:
-    """Move the small files that are damaged aside: anchor, history, counter. Training goes on without them."""
+    """Move the small files that are damaged aside: anchor, history, counter, base models. Training goes on without them."""
     for name, kind in _CHECKED.items():
         try:
             read_checked(state_directory / name, kind)
@@ -67,6 +73,10 @@ def move_damaged_aside(state_directory: Path, damages: Damages) -> None:
             damages.move_aside(state_directory / name, kind, str(error))
         except (OSError, NewerFormatError):  # not there, or not readable now: who needs it will say so
             continue
+    for path in kept_bases(state_directory):
+        with contextlib.suppress(OSError):
+            if wrong := damage_of_base(path):
+                damages.move_aside(path, "base", wrong)
 
 
 def _segments(state_directory: Path) -> tuple[list[Finding], int | None]:
@@ -113,15 +123,14 @@ def _bases(state_directory: Path) -> Iterator[Finding]:
     except JournalError:
         pass  # the segment is named above
     expected = {base_path(state_directory, digest): digest for digest in sorted(digests)}
-    others = {path: "" for path in sorted(state_directory.iterdir()) if _BASE.fullmatch(path.name) and path not in expected}
+    others = {path: "" for path in kept_bases(state_directory) if path not in expected}
     for path, digest in (expected | others).items():
         try:
-            actual = hashlib.sha256(read_regular(path, _MOST_BYTES)).hexdigest()
+            wrong = damage_of_base(path, digest)
         except OSError as error:
             yield Finding(path, str(error.strerror or error), "the state cannot be made again from the journal alone")
-            continue
-        whole = actual == digest if digest else actual.startswith(path.name[5:21])
-        yield Finding(path, "" if whole else "its bytes do not have the SHA-256 of its run", "" if whole else "that base model")
+        else:
+            yield Finding(path, wrong, "that base model" if wrong else "")
 
 
 def _checked(path: Path, kind: str) -> Finding:

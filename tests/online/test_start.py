@@ -6,12 +6,16 @@ import gzip
 
 import pytest
 
+from onnx_builder.write import to_bytes
 from sidecar.journal.run import Run
 from sidecar.journal.segments import is_before_blocks, journal_segments
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.online.start import where_to_start
 from sidecar.online.training import OnlineTraining
 from sidecar.settings import Settings
+from sidecar.state.base_models import kept_bases
+from tests.conftest import run
+from tests.small_states import BASE, open_as_serve_does, small_lines, small_settings
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
 
@@ -36,6 +40,14 @@ def test_a_state_of_before_blocks_is_moved_aside_and_it_begins_anew(settings, se
         segment = segment.with_name(f"{segment.name}.gz")
         data = gzip.compress(data)
     segment.write_bytes(data)
+    told = f"{settings.state}: state of a format before the first release; `serve` moves it aside and begins anew\n"
+    for command in (
+        ["verify", settings.state],
+        ["forget", "g1", "--state-dir", settings.state],
+        ["train-offline", settings.state],
+    ):
+        done = run(*command)
+        assert (done.returncode, done.stderr) == (2, f"Error: {told}")
     start = where_to_start(settings)
     (aside,) = settings.checkpoint_dir.glob("state.old-format-*")
     assert (aside / "journal" / segment.name).read_bytes() == data
@@ -70,3 +82,30 @@ def test_a_damaged_journal_is_not_taken_for_one_of_before_blocks(settings, segme
     assert not is_before_blocks(settings.state)
     where_to_start(settings)
     assert not [*settings.checkpoint_dir.glob("state.*")]
+
+
+@pytest.mark.parametrize("kept", ["whole", "damaged", "gone"])
+def test_a_base_model_that_is_nowhere_else_is_taken_from_the_state_only_if_it_is_whole(tmp_path, caplog, kept):
+    base_model, checkpoints = tmp_path / "base.onnx", tmp_path / "checkpoints"
+    base_model.write_bytes(to_bytes(BASE))
+    settings = small_settings(checkpoints, base_model)
+    online = OnlineTraining(settings.state, where_to_start(settings).run, BASE)
+    online.accept(small_lines(50))
+    online.backlog.wait()
+    online.snapshot()()
+    online.close()
+    before = open_as_serve_does(settings)
+    base_model.unlink()
+    (path,) = kept_bases(settings.state)
+    if kept == "damaged":
+        path.write_bytes(path.read_bytes().replace(b"score", b"scare"))
+    elif kept == "gone":
+        path.unlink()
+    assert (where_to_start(settings).base is not None) == (kept == "whole")
+    after = open_as_serve_does(settings)
+    assert after.position == before.position
+    assert (after.digest == before.digest) == (kept == "whole")
+    assert path.exists() == (kept == "whole")
+    assert [*(settings.state / "damaged").glob("*.onnx")] == (
+        [settings.state / "damaged" / f"000001-{path.name}"] if kept == "damaged" else []
+    )

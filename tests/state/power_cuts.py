@@ -49,7 +49,10 @@ _DIRECTORY = -1
 
 
 class Recorder:
-    """Records what this process does below a directory that is empty at first. operations: in their order, so far."""
+    """Records what this process does below a directory. operations: in their order, so far.
+
+    What is there at first is surely on disk; the first operations make it.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
@@ -57,10 +60,25 @@ class Recorder:
         self._numbers: dict[int, int] = {}  # by inode
         self._contents: dict[int, bytes] = {}
         self._next = itertools.count()
+        for path in [root, *sorted(root.rglob("*"))] if root.is_dir() else []:
+            self._found(path, os.path.relpath(path, root))
+
+    def _found(self, path: Path, name: str) -> None:
+        what: int | str = _DIRECTORY
+        if path.is_symlink():
+            what = os.readlink(path)
+        elif path.is_file():
+            what = next(self._next)
+            self._numbers[path.stat().st_ino] = what
+            self._contents[what] = path.read_bytes()
+            self.operations += [_Write(what, 0, self._contents[what]), _Sync(what)]
+        self.operations += [_Names({name: what}), _Sync(os.path.dirname(name) or ".")]
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        names = ("open", "pwrite", "write", "ftruncate", "fsync", "replace", "rename", "unlink", "link", "symlink", "mkdir")
+        names = (
+            "open", "pwrite", "write", "ftruncate", "fsync", "replace", "rename", "unlink", "link", "symlink", "mkdir", "rmdir",
+        )  # fmt: skip
         with contextlib.ExitStack() as stack:
             for name in names:
                 stack.enter_context(mock.patch.object(os, name, self._recorded(getattr(os, name), getattr(self, f"_{name}"))))
@@ -70,9 +88,10 @@ class Recorder:
     def _recorded(real: Any, record: Any) -> Any:
         return lambda *arguments, **options: record(real, *arguments, **options)
 
-    def _name(self, path: Any) -> str | None:
+    def _name(self, path: Any, dir_fd: int | None = None) -> str | None:
         """A path below the root."""
-        name = os.path.relpath(os.fspath(path), self.root)
+        folder = "" if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}")
+        name = os.path.relpath(os.path.join(folder, path), self.root)
         return None if name.startswith("..") else name
 
     def _number(self, descriptor: int) -> int | None:
@@ -94,7 +113,7 @@ class Recorder:
             self._contents[number] = now
 
     def _open(self, real: Any, path: Any, flags: int, *rest: Any, **options: Any) -> int:
-        name = self._name(path)
+        name = self._name(path, **options)
         new = name is not None and flags & os.O_CREAT and not os.path.lexists(path)
         descriptor: int = real(path, flags, *rest, **options)
         if new:
@@ -139,9 +158,12 @@ class Recorder:
     _rename = _replace
 
     def _unlink(self, real: Any, path: Any, **options: Any) -> None:
+        name = self._name(path, **options)
         real(path, **options)
-        if (name := self._name(path)) is not None:
+        if name is not None:
             self.operations.append(_Names({name: None}))
+
+    _rmdir = _unlink
 
     def _link(self, real: Any, source: Any, target: Any, **options: Any) -> None:
         real(source, target, **options)

@@ -14,7 +14,7 @@ def test_what_was_written_is_read(tmp_path):
     for payload in (b"", b"\n", b"any bytes \x00\xff\n" * 100):
         write_checked(tmp_path / "file", "anchor", payload)
         assert read_checked(tmp_path / "file", "anchor") == payload
-    assert (tmp_path / "file").read_bytes().startswith(b"#vmafx-sidecar anchor 1 1300 ")
+    assert (tmp_path / "file").read_bytes().startswith(b"#vmafx-sidecar anchor 1 000000001300 ")
 
 
 def test_every_flipped_bit_and_every_cut_is_known(tmp_path):
@@ -38,7 +38,7 @@ def test_every_flipped_bit_and_every_cut_is_known(tmp_path):
 
 def test_a_file_of_another_kind_in_its_place_is_damage(tmp_path):
     write_checked(tmp_path / "file", "anchor", b"1")
-    with pytest.raises(DamagedError, match="1 bytes of anchor; expected 1 of snapshot"):
+    with pytest.raises(DamagedError, match="it is of kind anchor; expected snapshot"):
         read_checked(tmp_path / "file", "snapshot")
 
 

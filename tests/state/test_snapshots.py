@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.online.trainer import Trainer
 from sidecar.state.damage import Damages
-from sidecar.state.snapshots import read_snapshots, snapshots, write_snapshot
+from sidecar.state.snapshots import read_snapshot, read_snapshots, snapshots, write_snapshot
 
 SETTINGS = TrainingSettings(replay_capacity=100)
 
@@ -52,6 +53,18 @@ def test_a_state_is_a_copy(example, base):
     before = {name: array.copy() for name, array in state.items()}
     feed(trainer, example, 48, 200)
     assert all(np.array_equal(state[name], before[name]) for name in before)
+
+
+def test_writing_a_snapshot_takes_no_memory_for_a_copy_of_it(tmp_path):
+    state = {"replay": np.arange(10 << 20, dtype=np.float32)}  # 40 MiB
+    tracemalloc.start()
+    try:
+        path = write_snapshot(tmp_path, 1, state)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 35 << 20
+    assert np.array_equal(read_snapshot(path)["replay"], state["replay"])
 
 
 def test_two_snapshots_are_kept(tmp_path):
