@@ -20,6 +20,7 @@ from sidecar.cli.options import (
 )
 from sidecar.cli.output import HEADER, print_chosen, print_fields, print_json, print_skipped, row
 from sidecar.evaluation.report import check_report_path, evaluation_document, write_report
+from sidecar.pairs.tables.choice import Columns
 
 
 @click.command("evaluate")
@@ -34,7 +35,9 @@ from sidecar.evaluation.report import check_report_path, evaluation_document, wr
 @columns_options
 @report_option
 @json_option
-def evaluate_command(model: Path, pairs: tuple[str, ...], report: Path | None, as_json: bool, **settings: Any) -> None:
+def evaluate_command(
+    model: Path, pairs: tuple[str, ...], report: Path | None, as_json: bool, columns: Columns, **settings: Any
+) -> None:
     """Score an ONNX MODEL on recorded PAIRS with onnxruntime.
 
     \b
@@ -45,7 +48,7 @@ def evaluate_command(model: Path, pairs: tuple[str, ...], report: Path | None, a
 
     if report is not None:
         check_report_path(report, (model, model.with_suffix(".json"), *pairs))
-    found = evaluate(model, pairs, **settings, for_report=report is not None)
+    found = evaluate(model, pairs, **settings, columns=columns, for_report=report is not None)
     said: dict[str, Any] = {
         "model": str(model),
         **found.metrics.as_json(),

@@ -68,8 +68,8 @@ def print_result(result: Result) -> None:
     )
     if result.pairs.ungrouped and len(result.held_out):
         click.echo(
-            f"no group is known for {result.pairs.ungrouped:,} of {len(result.pairs):,} pairs, so that pairs of one encode may be on "
-            "both sides of the hold-out: it may flatter"
+            f"no group is known for {result.pairs.ungrouped:,} of {len(result.pairs):,} pairs: those of one encode may be on "
+            "both sides of the hold-out, which then flatters"
         )
     click.echo(f"gate: {result.gate.verdict} ({result.gate.reason})")
     click.echo(f"parity with onnxruntime: {result.parity_max_abs_diff:.2g} score points at most")

@@ -54,6 +54,8 @@ def replay_command(pairs: tuple[str, ...], socket: Path, rate: float | None, col
         )
         if summary.first_refusal:
             click.echo(f"first refusal: {summary.first_refusal}")
+        for line in summary.skips[:100]:
+            click.echo(line)
         for checkpoint in summary.checkpoints:
             click.echo(f"checkpoint: {checkpoint}")
         latencies = (summary.latency_ms(share) for share in (0.5, 0.99, 1.0))

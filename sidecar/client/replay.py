@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import time
 from collections import Counter
@@ -47,9 +46,10 @@ class Summary:
     """What the sidecar answered. accepted + duplicate + refused + retryable are the answered pairs; at the end, all pairs.
 
     trained: answers that say that steps were run; checkpoints: the paths in answers; first_refusal: the first error, with the
-    place of its pair, empty if no pair was refused; seconds: from the first line to the last answer. A latency is the time from
-    giving a line to the socket to its answer, in milliseconds, rounded to three digits; None before the first answer. At full
-    speed it is mostly the time that a full window waits in the sidecar's own queue.
+    place of its pair, empty if no pair was refused; skips: for each table with rows that were not sent, a line; seconds: from
+    the first line to the last answer. A latency is the time from giving a line to the socket to its answer, in milliseconds,
+    rounded to three digits; None before the first answer. At full speed it is mostly the time that a full window waits in the
+    sidecar's own queue.
     """
 
     sent: int = 0
@@ -60,6 +60,7 @@ class Summary:
     trained: int = 0
     checkpoints: list[str] = field(default_factory=list)
     first_refusal: str = ""
+    skips: list[str] = field(default_factory=list)
     seconds: float = 0.0
     latencies_ms: Counter[float] = field(default_factory=Counter)
 
@@ -81,7 +82,18 @@ class Summary:
         return None
 
     def as_json(self) -> dict[str, Any]:
-        counts = ("sent", "accepted", "duplicate", "refused", "retryable", "trained", "checkpoints", "first_refusal", "seconds")
+        counts = (
+            "sent",
+            "accepted",
+            "duplicate",
+            "refused",
+            "retryable",
+            "trained",
+            "checkpoints",
+            "first_refusal",
+            "skips",
+            "seconds",
+        )
         shares = {"p50": 0.5, "p99": 0.99, "max": 1.0}
         return {
             **{name: getattr(self, name) for name in counts},
@@ -124,7 +136,7 @@ def replay(
     over the limit, or if there are no pairs, and ReplayError if the sidecar cannot be reached or closes the connection.
     """
     summary = Summary()
-    requests = read_requests(paths, columns, on_skipped=lambda each: _log.warning("%s", each.said()))
+    requests = read_requests(paths, columns, lambda skipped: summary.skips.append(skipped.said()))
     upcoming = next(requests, None)
     if upcoming is None:
         raise RecordedPairsError(f"{', '.join(map(str, paths))}: no pairs")
@@ -177,8 +189,8 @@ def read_requests(
 
     Request lines go as they stand, unchecked: it is up to the sidecar to refuse a bad one. Rows of other tables become request
     lines, with their features by name; as an array where they have no names, or where `columns` gives their order. Blank lines
-    are left out, and rows with a missing value, of which on_skipped is told after each file. Raises RecordedPairsError if a file
-    cannot be read, a row is wrong, or a line is over the limit.
+    are left out, and rows with a missing value, of which on_skipped is told after each file. Raises RecordedPairsError if a
+    file cannot be read, a row is wrong, or a line is over the limit.
     """
     for path in paths:
         for file in expand(str(path)):
@@ -216,5 +228,4 @@ def _of_table(table: Table, columns: Columns, on_skipped: Callable[[Skipped], ob
         on_skipped(skipped)
 
 
-_log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()

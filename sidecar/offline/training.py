@@ -78,9 +78,9 @@ def train_offline(
     """Train a new model, or fine-tune `base`, on recorded pairs and publish the EMA weights as a checkpoint in `output`.
 
     export_io: "base" publishes with the base's inputs and output. holdout: share of pairs, by whole encodes, that are kept out
-    of training and judge the result. columns: what is read as what; by default the base model's features. group_by: first validate by leaving out each value of this field once. for_report: keep
-    job_ids, and measure the learning curve. progress: takes the number of pairs that will be trained on in all, and returns
-    the function that is told about progress.
+    of training and judge the result. columns: what is read as what; by default the base model's features. group_by: first
+    validate by leaving out each value of this field once. for_report: keep job_ids, and measure the learning curve. progress:
+    takes the number of pairs that will be trained on in all, and returns the function that is told about progress.
 
     Raises RecordedPairsError, TrainingError, NetworkError (parity) or CheckpointError; then nothing is published.
     """

@@ -102,13 +102,13 @@ def choose(table: Table, asked: Columns) -> Choice:
     if table.width is None and not names:
         lacking.append("no features: no column is named like a feature of libvmaf; --features A,B,… names them")
     target = _one(table, asked.target, "the score", "--target")
+    known = _ARCHIVE_TARGETS if table.unit == "row" and not table.requests and "scores" in columns else TARGETS
     if target is None:
-        known = _ARCHIVE_TARGETS if table.width is not None and not table.requests else TARGETS
-        target = next((each for each in (*known, *TARGETS) if each in columns), "")
+        target = next((each for each in known if each in columns), "")
     if not target:
         mos = next((each for each in table.columns if each == "mos" or each.startswith("mos_")), None)
         hint = f"a {mos} has another range: --target {mos} --score-min A --score-max B" if mos else "--target names it"
-        lacking.append(f"no score: no column {', '.join(TARGETS)}; {hint}")
+        lacking.append(f"no score: no column {', '.join(known)}; {hint}")
     if lacking:
         raise RecordedPairsError(f"{table.name}: {'; '.join(lacking)}; columns: {listed(table.columns)}")
     if target in features:
@@ -126,7 +126,7 @@ def _features(table: Table, asked: Columns) -> tuple[tuple[str, ...], tuple[str,
     if table.width is not None:
         if asked.features and len(asked.features) != table.width:
             raise RecordedPairsError(
-                f"{table.name}: features: expected {len(asked.features)} numbers ({listed(asked.features, 6)}), got {table.width}"
+                f"{table.name}: features: expected {len(asked.features)} ({listed(asked.features, 6)}), got {table.width}"
             )
         return (), tuple(map(canonical, asked.features)), (), False
     if not asked.features:

@@ -20,7 +20,7 @@ from sidecar.journal.run import Run
 from sidecar.pairs.errors import PairError, RecordedPairsError
 from sidecar.pairs.lines import Lines
 from sidecar.pairs.named_features import NamedFeatures
-from sidecar.pairs.request import Request, decode_request
+from sidecar.pairs.request import MAX_LINE_BYTES, Request, decode_request
 from sidecar.pairs.tables.table import BLOCK_ROWS, Block, Labels, Table, Wanted, number
 
 _SAMPLE_LINES, _SAMPLE_BYTES = 1024, 4 << 20
@@ -46,12 +46,12 @@ def json_lines(name: str, lines: Lines) -> Table:
     for row in rows:
         features = row.get("features")
         columns.update(dict.fromkeys(key for key in row if key != "features"))
-        if isinstance(features, list) and not width:
-            width = len(features)
-        elif isinstance(features, dict):
+        if isinstance(features, list) and not inner:  # the first row says which of the two they are
+            width = width or len(features)
+        elif isinstance(features, dict) and width is None:
             inner.update(dict.fromkeys(features))
     lines = itertools.chain(first, lines)
-    if width is not None and not inner:
+    if width is not None:
         return Table(
             name, "line", tuple(columns), lambda wanted: _arrays(name, lines, wanted, width), width, requests=True, lines=lines
         )
@@ -256,6 +256,8 @@ def _object(line: bytes) -> dict[str, Any]:
 
 def _why(line: bytes) -> str:
     """Why a line is no JSON object."""
+    if len(line) > MAX_LINE_BYTES:
+        return f"longer than {MAX_LINE_BYTES} bytes"
     try:
         return f"expected an object, got {type(decode_request(line, _anything)).__name__}"
     except PairError as error:

@@ -6,7 +6,6 @@ import glob
 import gzip
 import io
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from sidecar.pairs.lines import STDIN
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".feather", ".arrow", ".npz", ".xml")
 """What the files of a directory are known by; elsewhere, the content counts."""
 _COMPRESSED = ("", ".gz", ".zst")
-_HEAD_BYTES = 4096
+_HEAD_BYTES = 1 << 16
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _OTHERS = (
     (b"\xd0\xcf\x11\xe0", "an Excel file (.xls): save the sheet as CSV"),
@@ -86,12 +85,7 @@ def opened(name: str) -> Iterator[Source]:
     if name == STDIN:
         yield _source("standard input", sys.stdin.buffer)
         return
-    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # which does not wait for a FIFO's other end
-    mode = os.fstat(descriptor).st_mode
-    os.set_blocking(descriptor, True)
-    with open(descriptor, "rb") as stream:
-        if not stat.S_ISREG(mode) and not (stat.S_ISFIFO(mode) and name.startswith("/dev/fd/")):
-            raise RecordedPairsError(f"{name}: not a regular file; use - to read from a pipe")
+    with open(name, "rb", buffering=_HEAD_BYTES) as stream:
         yield _source(name, stream)
 
 
@@ -110,7 +104,7 @@ def _source(name: str, stream: IO[bytes]) -> Source:
 
 
 def _peeked(stream: IO[bytes]) -> tuple[IO[bytes], bytes]:
-    buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(Any, stream), _HEAD_BYTES * 16)
+    buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(Any, stream), _HEAD_BYTES)
     head = buffered.peek(_HEAD_BYTES)
     return cast(IO[bytes], buffered), head[:_HEAD_BYTES]
 
