@@ -92,12 +92,15 @@ def _checked(
     values, scores = block.values[:, :-1], block.values[:, -1]
     if choice.encode and encoder:
         values = _with_encode(choice, values, {each: texts[each] for each in choice.encode}, encoder, wrong)
-    missing = np.isnan(values).any(axis=1) | np.isnan(scores)
-    in_range = (scores >= limits.score_min) & (scores <= limits.score_max)
-    fits = (np.abs(values) <= _FLOAT32_MAX).all(axis=1)
-    for row in np.flatnonzero(~missing & ~(in_range & fits)).tolist():
+    with np.errstate(over="ignore"):
+        features = np.ascontiguousarray(values, dtype=np.float32)
+    good = (scores >= limits.score_min) & (scores <= limits.score_max)
+    missing = np.isnan(scores)
+    if not np.isfinite(features).all():  # rare: whether a number is missing or too large is looked at then
+        missing |= np.isnan(features).any(axis=1)
+        good &= np.isfinite(features).all(axis=1)
+    for row in np.flatnonzero(~missing & ~good).tolist():
         wrong.setdefault(row, _why(choice, values[row], float(scores[row]), limits))
-    good = ~missing
     good[[*wrong]] = False
     skipped.rows += count
     for row in sorted(wrong):
@@ -115,10 +118,9 @@ def _checked(
     numbers = block.numbers
     if not good.all():
         rows = np.flatnonzero(good)
-        numbers, values, scores = numbers[rows], values[rows], scores[rows]
+        numbers, features, scores = numbers[rows], features[rows], scores[rows]
         texts = {key: each.only(rows) for key, each in texts.items()}
         label, none = label.only(rows), none.only(rows)
-    features = np.ascontiguousarray(values, dtype=np.float32)
     group = Labels.joined([texts[each] for each in choice.group]) if choice.group else none
     if table.group:
         group = Labels.same(table.group, len(features))

@@ -8,7 +8,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -21,13 +21,16 @@ from sidecar.pairs.errors import PairError, RecordedPairsError
 from sidecar.pairs.lines import Lines
 from sidecar.pairs.named_features import NamedFeatures
 from sidecar.pairs.request import MAX_LINE_BYTES, Request, decode_request
-from sidecar.pairs.tables.table import BLOCK_ROWS, Block, Labels, Table, Wanted, number
+from sidecar.pairs.tables.table import Block, Labels, Table, Wanted, number
 
-_SAMPLE_LINES, _SAMPLE_BYTES = 1024, 4 << 20
+_BLOCK_ROWS = 2048
+_SAMPLE_LINES, _SAMPLE_BYTES = 256, 4 << 20
 _anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 Line = tuple[str, int, bytes]
-Fast = Callable[[bytes], tuple[bytes, Any]]
-"""From a line to its packed numbers, features and score, and its row; raises an error if it has not all."""
+Packed = list[bytes]
+Texts = list[Sequence[Any]]
+Take = Callable[[Iterator[bytes], Packed, Texts], None]
+"""Appends each line's packed numbers, features and score, and its texts; raises an error at a line that has not all numbers."""
 
 
 def json_lines(name: str, lines: Lines) -> Table:
@@ -35,7 +38,6 @@ def json_lines(name: str, lines: Lines) -> Table:
 
     Raises RecordedPairsError if none of these is a JSON object.
     """
-    lines = ((each, place, line) for each, place, line in lines if line and not line.isspace())
     first = _first(lines)
     rows = [row for row in (_decoded(line) for _, _, line in first) if isinstance(row, dict)]
     if first and not rows:
@@ -53,7 +55,7 @@ def json_lines(name: str, lines: Lines) -> Table:
     lines = itertools.chain(first, lines)
     if width is not None:
         return Table(
-            name, "line", tuple(columns), lambda wanted: _arrays(name, lines, wanted, width), width, requests=True, lines=lines
+            name, "line", tuple(columns), lambda wanted: _arrays(lines, wanted, width), width, requests=True, lines=lines
         )
     beside = tuple(column for column in columns if column not in inner)
     return Table(
@@ -85,7 +87,7 @@ def journal_table(name: str, lines: Callable[[Callable[[bytes], object]], Lines]
         return json_lines(name, found)
     beside = ("true_score", "job_id", "group", "target", "encoder", "preset", "crf")
     return Table(
-        name, "line", (*names, *beside), lambda wanted: _recorded(name, found, wanted, runs), features=names,
+        name, "line", (*names, *beside), lambda wanted: _recorded(found, wanted, runs), features=names,
         target=runs[-1].target, requests=True, lines=found,
     )  # fmt: skip
 
@@ -93,6 +95,8 @@ def journal_table(name: str, lines: Callable[[Callable[[bytes], object]], Lines]
 def _first(lines: Lines) -> list[Line]:
     found, size = [], 0
     for line in lines:
+        if not line[2] or line[2].isspace():
+            continue
         found.append(line)
         size += len(line[2])
         if len(found) >= _SAMPLE_LINES or size > _SAMPLE_BYTES:
@@ -128,18 +132,26 @@ def _beside(wanted: Wanted) -> dict[str, tuple[str, Any, Any]]:
 
 
 def _texts_of(wanted: Wanted) -> Callable[[Any], Sequence[Any]]:
-    names = ["target" if key == wanted.target else f"t{place}" for place, key in enumerate(wanted.texts)]
+    return _attributes(["target" if key == wanted.target else f"t{place}" for place, key in enumerate(wanted.texts)])
+
+
+def _attributes(names: Sequence[str]) -> Callable[[Any], Sequence[Any]]:
+    if len(names) > 1:
+        return attrgetter(*names)
     return lambda row: [getattr(row, name) for name in names]
 
 
-def _arrays(name: str, lines: Lines, wanted: Wanted, width: int) -> Iterator[Block]:
+def _arrays(lines: Lines, wanted: Wanted, width: int) -> Iterator[Block]:
     """Rows whose features are an array of this many numbers."""
     decode = _struct({"features": ("features", list[float], ...), **_beside(wanted)}).decode
     pack = struct.Struct(f"{width + 1}d").pack
 
-    def fast(line: bytes) -> tuple[bytes, Any]:
-        row = decode(line)
-        return pack(*row.features, row.target), row
+    texts_of = _texts_of(wanted)
+
+    def take(bodies: Iterator[bytes], packed: Packed, texts: Texts) -> None:
+        for row in map(decode, bodies):
+            packed.append(pack(*row.features, row.target))
+            texts.append(texts_of(row))
 
     def slow(row: dict[str, Any]) -> list[float]:
         features = row.get("features")
@@ -151,7 +163,7 @@ def _arrays(name: str, lines: Lines, wanted: Wanted, width: int) -> Iterator[Blo
             raise PairError(f"features: expected {width} numbers, got {len(features)}")
         return [number(f"features[{place}]", value) for place, value in enumerate(features)]
 
-    return _blocks(name, lines, wanted, width, fast, slow, _texts_of(wanted))
+    return _blocks(lines, wanted, width, take, slow)
 
 
 def _objects(name: str, lines: Lines, wanted: Wanted, inner: set[str]) -> Iterator[Block]:
@@ -167,9 +179,12 @@ def _objects(name: str, lines: Lines, wanted: Wanted, inner: set[str]) -> Iterat
     pack = struct.Struct(f"{len(wanted.features) + 1}d").pack
     get = attrgetter(*(f"features.{places[key]}" if key in inner else places[key] for key in wanted.features), "target")
 
-    def fast(line: bytes) -> tuple[bytes, Any]:
-        row = decode(line)
-        return pack(*get(row)), row
+    texts_of = _texts_of(wanted)
+
+    def take(bodies: Iterator[bytes], packed: Packed, texts: Texts) -> None:
+        for row in map(decode, bodies):
+            packed.append(pack(*get(row)))
+            texts.append(texts_of(row))
 
     def slow(row: dict[str, Any]) -> list[float]:
         features = row.get("features") if nested else {}
@@ -177,73 +192,67 @@ def _objects(name: str, lines: Lines, wanted: Wanted, inner: set[str]) -> Iterat
             raise PairError(f"features: expected object, got {type(features).__name__}")
         return [number(key, (features or {} if key in inner else row).get(key)) for key in wanted.features]
 
-    return _blocks(name, lines, wanted, len(wanted.features), fast, slow, _texts_of(wanted))
+    return _blocks(lines, wanted, len(wanted.features), take, slow)
 
 
-def _recorded(name: str, lines: Lines, wanted: Wanted, runs: list[Run]) -> Iterator[Block]:
+def _recorded(lines: Lines, wanted: Wanted, runs: list[Run]) -> Iterator[Block]:
     """Rows of a journal, each under the last of the runs that were told by then."""
     readers: dict[Run, NamedFeatures] = {}
     pack = struct.Struct(f"{len(wanted.features) + 1}d").pack
 
-    def fast(line: bytes) -> tuple[bytes, Any]:
-        run = runs[-1]
-        if run not in readers:
-            readers[run] = NamedFeatures(run.features, wanted.features, run.encoder)
-        request: Request = decode_request(line)
-        return pack(*readers[run].values(request), request.true_score), request
+    texts_of = _attributes(wanted.texts)
+
+    def take(bodies: Iterator[bytes], packed: Packed, texts: Texts) -> None:
+        for line in bodies:
+            run = runs[-1]
+            if run not in readers:
+                readers[run] = NamedFeatures(run.features, wanted.features, run.encoder)
+            request: Request = decode_request(line)
+            packed.append(pack(*readers[run].values(request), request.true_score))
+            texts.append(texts_of(request))
 
     def slow(row: dict[str, Any]) -> list[float]:
         raise PairError(f"features: expected {len(wanted.features)} numbers")
 
-    return _blocks(
-        name, lines, wanted, len(wanted.features), fast, slow, lambda row: [getattr(row, key) for key in wanted.texts]
-    )
+    return _blocks(lines, wanted, len(wanted.features), take, slow)
 
 
 def _blocks(
-    name: str,
-    lines: Lines,
-    wanted: Wanted,
-    width: int,
-    fast: Fast,
-    slow: Callable[[dict[str, Any]], list[float]],
-    texts_of: Callable[[Any], Sequence[Any]],
+    lines: Lines, wanted: Wanted, width: int, take: Take, slow: Callable[[dict[str, Any]], list[float]]
 ) -> Iterator[Block]:
-    """Blocks of the rows that `fast` reads; what it does not read, `slow` does, or says why not."""
-    nothing = struct.pack(f"{width + 1}d", *[math.nan] * (width + 1))
-    packed: list[bytes] = []
-    numbers: list[int] = []
-    texts: list[Sequence[Any]] = []
-    wrong: dict[int, str] = {}
-    source = name
-
-    def block() -> Block:
-        values = np.frombuffer(b"".join(packed), dtype=np.float64).reshape(len(packed), width + 1)
+    """Blocks of the rows that `take` reads; what it does not read, `slow` does, or says why not."""
+    pack = struct.Struct(f"{width + 1}d").pack
+    nothing = pack(*[math.nan] * (width + 1))
+    for chunk in _chunks(lines):
+        packed: Packed = []
+        texts: Texts = []
+        wrong: dict[int, str] = {}
+        bodies = iter([line for _, _, line in chunk])
+        while len(packed) < len(chunk):
+            try:
+                take(bodies, packed, texts)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, struct.error, PairError, NamesError):
+                values, beside = nothing, [None] * len(wanted.texts)
+                try:
+                    found = _object(chunk[len(packed)][2])
+                    values = pack(*slow(found), number(wanted.target, found.get(wanted.target)))
+                    beside = [found.get(key) for key in wanted.texts]
+                except PairError as error:
+                    wrong[len(packed)] = str(error)
+                packed.append(values)
+                texts.append(beside)
         columns = zip(*texts, strict=True) if wanted.texts else ()
         labels = [_labels(key, column, wrong) for key, column in zip(wanted.texts, columns, strict=True)]
-        return Block(source, np.array(numbers), values, labels, wrong)
+        numbers = np.array([place for _, place, _ in chunk])
+        yield Block(chunk[0][0], numbers, np.frombuffer(b"".join(packed)).reshape(len(packed), width + 1), labels, wrong)
 
-    for source_now, place, line in lines:
-        if packed and (len(packed) == BLOCK_ROWS or source_now != source):
-            yield block()
-            packed, numbers, texts, wrong = [], [], [], {}
-        source = source_now
-        try:
-            values, row = fast(line)
-            beside = texts_of(row)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, struct.error, PairError, NamesError):
-            values, beside = nothing, [None] * len(wanted.texts)
-            try:
-                found = _object(line)
-                values = struct.pack(f"{width + 1}d", *slow(found), number(wanted.target, found.get(wanted.target)))
-                beside = [found.get(key) for key in wanted.texts]
-            except PairError as error:
-                wrong[len(packed)] = str(error)
-        packed.append(values)
-        numbers.append(place)
-        texts.append(beside)
-    if packed:
-        yield block()
+
+def _chunks(lines: Lines) -> Iterator[list[Line]]:
+    """Lines that are not blank, some of one file at a time."""
+    for chunk in iter(lambda: [*itertools.islice(lines, _BLOCK_ROWS)], []):
+        for _, of_file in itertools.groupby(chunk, key=itemgetter(0)) if chunk[0][0] != chunk[-1][0] else [("", chunk)]:
+            if found := [line for line in of_file if line[2] and not line[2].isspace()]:
+                yield found
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -265,6 +274,8 @@ def _why(line: bytes) -> str:
 
 
 def _labels(key: str, texts: Sequence[Any], wrong: dict[int, str]) -> Labels:
+    if {*map(type, texts)} <= {str, int, float}:
+        return Labels.of(texts)
     found: list[Any] = []
     for row, text in enumerate(texts):
         if isinstance(text, str | int | float):

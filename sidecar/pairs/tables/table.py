@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,9 +26,13 @@ class Labels(NamedTuple):
     @classmethod
     def of(cls, texts: Sequence[object]) -> Labels:
         """Of hashable values; None is no text."""
-        index: dict[object, int] = {}
-        codes = [index.setdefault(text, len(index)) for text in texts]
-        return cls(np.array(codes, dtype=np.intp), ["" if text is None else str(text) for text in index])
+        names = [*dict.fromkeys(texts)]
+        if len(names) == len(texts):
+            codes = np.arange(len(texts))
+        else:
+            index = dict(zip(names, itertools.count(), strict=False))
+            codes = np.fromiter(map(index.__getitem__, texts), np.intp, len(texts))
+        return cls(codes, ["" if text is None else str(text) for text in names])
 
     @classmethod
     def same(cls, text: str, count: int) -> Labels:
