@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from sidecar.pairs.formats import open_lines, read_lines
+from sidecar.pairs.lines import open_lines, read_lines
 from sidecar.pairs.pair import PairReader
 from sidecar.pairs.recorded import read_pairs
 from sidecar.pairs.request import decode_request

@@ -11,14 +11,16 @@ from sidecar.cli import exit_codes
 from sidecar.cli.options import (
     PATH,
     base_scaler_option,
+    columns_options,
     directory_options,
     json_option,
     pairs_argument,
     pairs_options,
     report_option,
 )
-from sidecar.cli.output import HEADER, print_fields, print_json, print_skipped, row
+from sidecar.cli.output import HEADER, print_chosen, print_fields, print_json, print_skipped, row
 from sidecar.evaluation.report import check_report_path, evaluation_document, write_report
+from sidecar.pairs.tables.choice import Columns
 
 
 @click.command("evaluate")
@@ -30,9 +32,12 @@ from sidecar.evaluation.report import check_report_path, evaluation_document, wr
     "--held-out", is_flag=True, help="Only the pairs that the model's hold-out kept out of its training, as its JSON says."
 )
 @pairs_options
+@columns_options
 @report_option
 @json_option
-def evaluate_command(model: Path, pairs: tuple[str, ...], report: Path | None, as_json: bool, **settings: Any) -> None:
+def evaluate_command(
+    model: Path, pairs: tuple[str, ...], report: Path | None, as_json: bool, columns: Columns, **settings: Any
+) -> None:
     """Score an ONNX MODEL on recorded PAIRS with onnxruntime.
 
     \b
@@ -43,8 +48,13 @@ def evaluate_command(model: Path, pairs: tuple[str, ...], report: Path | None, a
 
     if report is not None:
         check_report_path(report, (model, model.with_suffix(".json"), *pairs))
-    found = evaluate(model, pairs, **settings, for_report=report is not None)
-    said: dict[str, Any] = {"model": str(model), **found.metrics.as_json(), "skipped": found.pairs.skipped}
+    found = evaluate(model, pairs, **settings, columns=columns, for_report=report is not None)
+    said: dict[str, Any] = {
+        "model": str(model),
+        **found.metrics.as_json(),
+        "skipped": found.pairs.skipped,
+        "columns": found.pairs.chosen,
+    }
     if found.trained_on:
         said["trained_on"] = found.trained_on
     if found.groups:
@@ -52,9 +62,10 @@ def evaluate_command(model: Path, pairs: tuple[str, ...], report: Path | None, a
     if as_json:
         print_json(said)
     else:
+        print_chosen(found.pairs)
         rows = [row(name, "", measured) for name, measured in found.groups.items()]
         click.echo("\n".join([HEADER, *rows, row("evaluated", "", found.metrics)]))
-        print_skipped(found.pairs.skipped, found.pairs.first_skipped)
+        print_skipped(found.pairs)
         if found.trained_on:
             count = "some" if found.trained_on is True else f"{found.trained_on:,}"
             click.echo(f"{count} of {len(found.pairs):,} pairs were trained on; these figures flatter the model")

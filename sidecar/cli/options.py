@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
+from sidecar.pairs.tables.choice import Columns
 from sidecar.settings import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -34,6 +36,19 @@ _score_min = click.option("--score-min", type=float, default=0.0, show_default=T
 _score_max = click.option(
     "--score-max", type=float, default=100.0, show_default=True, help="Highest true_score that is accepted."
 )
+_COLUMNS = (
+    click.option("--features", metavar="A,B,...", help="The features, by name and in order.  [default: the model's, else all]"),
+    click.option("--target", metavar="NAME", help="The column with the score.  [default: true_score, vmaf, vmaf_score]"),
+    click.option("--group", metavar="NAME", help="The column that names the clip or the encode.  [default: group, and others]"),
+    click.option("--job", metavar="NAME", help="The column that names the pair.  [default: job_id]"),
+    click.option(
+        "--window",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Of logs of libvmaf: take the mean of each N frames; 0: of the whole file.  [default: each frame]",
+    ),
+    click.option("--any-target", is_flag=True, help="Take scores of different VMAF models together."),
+)
 _checkpoint_dir = click.option(
     "--checkpoint-dir",
     type=PATH,
@@ -53,6 +68,23 @@ _state_dir = click.option(
 def pairs_options(command: Command) -> Command:
     """The options that decide which rows of recorded pairs are accepted."""
     return _score_min(_score_max(_skip_bad(command)))
+
+
+def columns_options(command: Command) -> Command:
+    """The options that decide which columns are read as what; the command gets them as `columns`."""
+
+    @functools.wraps(command)
+    def with_columns(*args: Any, features: str | None, **rest: Any) -> Any:
+        asked = {name: rest.pop(name) for name in ("target", "group", "job", "window", "any_target")}
+        names = tuple(name.strip() for name in features.split(",")) if features is not None else ()
+        if not all(names) or len({*names}) < len(names):
+            raise click.UsageError(f"--features {features}: expected names with commas between them, each once")
+        return command(*args, columns=Columns(names, **asked), **rest)
+
+    found: Any = with_columns
+    for option in reversed(_COLUMNS):
+        found = option(found)
+    return cast(Command, found)
 
 
 def directory_options(command: Command) -> Command:

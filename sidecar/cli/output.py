@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sidecar.pairs.recorded import said
+
 if TYPE_CHECKING:  # these load onnxruntime, which --help should not
     from sidecar.checkpoints.publishing import Published
     from sidecar.learning.metrics import Metrics
     from sidecar.offline.training import Result
+    from sidecar.pairs.recorded import RecordedPairs
+
+_MOST_LINES = 100
+"""Of a kind that are printed: more files than that are nobody's to read."""
 
 
 def result_json(result: Result) -> dict[str, Any]:
@@ -31,6 +37,7 @@ def result_json(result: Result) -> dict[str, Any]:
         "pairs_per_second": result.pairs_per_second,
         "settings": dataclasses.asdict(result.recipe),
         **({"refused": result.refused} if result.refused else {}),
+        "columns": result.pairs.chosen,
     }
     return {**document, "loso": result.validation.as_json()} if result.validation else document
 
@@ -45,6 +52,7 @@ def row(name: str, weights: str, measured: Metrics) -> str:
 
 def print_result(result: Result) -> None:
     validation = result.validation
+    print_chosen(result.pairs)
     if validation is not None:
         click.echo("Each group, predicted by a model that was trained on the others:\n" + HEADER)
         for fold in validation.folds:
@@ -54,11 +62,16 @@ def print_result(result: Result) -> None:
     click.echo(HEADER)
     for (place, kind), measured in result.metrics.items():
         click.echo(row(place.replace("_", " "), "EMA" if kind == "ema" else kind, measured))
-    print_skipped(result.pairs.skipped, result.pairs.first_skipped)
+    print_skipped(result.pairs)
     click.echo(
         f"\ntrained {result.recipe.epochs:,} epochs on {len(result.train):,} pairs in {result.seconds:.1f} s "
         f"({result.pairs_per_second:,.0f} pairs per second)"
     )
+    if result.pairs.ungrouped and len(result.held_out):
+        click.echo(
+            f"no group is known for {result.pairs.ungrouped:,} of {len(result.pairs):,} pairs: those of one encode may be on "
+            "both sides of the hold-out, which then flatters"
+        )
     click.echo(f"gate: {result.gate.verdict} ({result.gate.reason})")
     click.echo(f"parity with onnxruntime: {result.parity_max_abs_diff:.2g} score points at most")
     _print_checkpoint(result)
@@ -70,9 +83,19 @@ def _print_checkpoint(done: Result | Published) -> None:
     click.echo(f"checkpoint: {done.checkpoint.model}")
 
 
-def print_skipped(skipped: int, first: str) -> None:
-    if skipped:
-        click.echo(f"bad rows skipped: {skipped:,}; the first: {first}")
+def print_chosen(pairs: RecordedPairs) -> None:
+    """Which columns were taken as what."""
+    for chosen in pairs.chosen[:_MOST_LINES]:
+        click.echo(said(chosen))
+    click.echo("\n".join([*pairs.notes[:_MOST_LINES], ""]))
+
+
+def print_skipped(pairs: RecordedPairs) -> None:
+    """Which rows were not used, a line for each file."""
+    for line in pairs.skips[:_MOST_LINES]:
+        click.echo(line)
+    if len(pairs.skips) > _MOST_LINES:
+        click.echo(f"{len(pairs.skips) - _MOST_LINES} more files with skipped rows; skipped in all: {pairs.skipped:,}")
 
 
 def print_published(published: Published, as_json: bool) -> None:

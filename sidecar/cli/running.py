@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from sidecar.cli import exit_codes
-from sidecar.cli.options import PATH, POSITIVE, http_option, json_option, pairs_argument
+from sidecar.cli.options import PATH, POSITIVE, columns_options, http_option, json_option, pairs_argument
 from sidecar.cli.output import print_json
 from sidecar.cli.progress import draw_again, replay_bar
-from sidecar.pairs.formats import STDIN
+from sidecar.pairs.lines import STDIN
+from sidecar.pairs.tables.choice import Columns
 from sidecar.settings import Settings
 
 
@@ -25,8 +26,9 @@ from sidecar.settings import Settings
     help="The sidecar's Unix socket.",
 )
 @click.option("--rate", type=POSITIVE, help="Pairs per second.  [default: as fast as the answers arrive]")
+@columns_options
 @json_option
-def replay_command(pairs: tuple[str, ...], socket: Path, rate: float | None, as_json: bool) -> int:
+def replay_command(pairs: tuple[str, ...], socket: Path, rate: float | None, columns: Columns, as_json: bool) -> int:
     """Send recorded PAIRS to a running sidecar, as a node would, and measure its answers.
 
     The exit code is 1 if any pair was refused.
@@ -38,9 +40,9 @@ def replay_command(pairs: tuple[str, ...], socket: Path, rate: float | None, as_
     from sidecar.client.replay import ReplayError, read_requests, replay
 
     try:
-        known = None if STDIN in pairs else lambda: sum(1 for _ in read_requests(pairs))
+        known = None if STDIN in pairs else lambda: sum(1 for _ in read_requests(pairs, columns))
         with replay_bar(known) as progress:
-            summary = replay(pairs, socket, rate=rate, progress=progress)
+            summary = replay(pairs, socket, rate=rate, progress=progress, columns=columns)
     except ReplayError as error:
         click.echo(f"Error: {error}", err=True)
         return exit_codes.BAD_INPUT
@@ -52,6 +54,8 @@ def replay_command(pairs: tuple[str, ...], socket: Path, rate: float | None, as_
         )
         if summary.first_refusal:
             click.echo(f"first refusal: {summary.first_refusal}")
+        for line in summary.skips[:100]:
+            click.echo(line)
         for checkpoint in summary.checkpoints:
             click.echo(f"checkpoint: {checkpoint}")
         latencies = (summary.latency_ms(share) for share in (0.5, 0.99, 1.0))

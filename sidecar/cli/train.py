@@ -16,6 +16,7 @@ from sidecar.cli.options import (
     POSITIVE,
     SHARE,
     base_scaler_option,
+    columns_options,
     json_option,
     pairs_argument,
     pairs_options,
@@ -30,11 +31,13 @@ if TYPE_CHECKING:  # imported where they are used, so that --help does not load 
     from sidecar.models.base_model import BaseModel, ExportIo
     from sidecar.models.json_scaling import BaseScaler
     from sidecar.offline.training import Result
+    from sidecar.pairs.tables.choice import Columns
 
 _DEFAULTS = Recipe()
 _ACTIVATIONS = [name for name in get_args(ActivationName) if name != "sigmoid"]
 _AT_LEAST_ONE, _FROM_ZERO = click.IntRange(min=1), click.IntRange(min=0)
 _GOES_WITH_STREAM = (
+    "features", "target", "group", "job", "window", "any_target",
     "output", "base_model", "base_scaler", "export_io", "activation", "holdout", "until", "stream", "as_json", "pairs",
 )  # fmt: skip
 
@@ -57,6 +60,7 @@ _GOES_WITH_STREAM = (
     help="Cross-validate first: leave out each value of this field once. Then train on all pairs.",
 )
 @pairs_options
+@columns_options
 @click.option(
     "--base-model",
     type=PATH,
@@ -160,15 +164,18 @@ def train_offline_command(
     export_io: ExportIo,
     stream: bool,
     until: int | None,
+    columns: Columns,
     **recipe: Any,
 ) -> int:
     """Train a model on recorded PAIRS, from scratch or from a base model, and publish it as a checkpoint.
 
-    PAIRS are .jsonl, .jsonl.gz, .npz or .csv files, a sidecar's state directory, or - for JSON lines on standard input.
+    PAIRS are tables: JSON lines, CSV, TSV, parquet, feather, .npz, logs of libvmaf, gzipped or not; directories of these; a
+    sidecar's state directory; or - for JSON lines on standard input.
 
     \b
     Example:
       vmafx-sidecar train-offline examples/recorded-80.jsonl.gz --group-by source --output checkpoints
+      vmafx-sidecar train-offline logs/*.json --window 6
     """
     from sidecar.models.base_model import load_or_fresh
     from sidecar.offline.training import train_offline
@@ -182,7 +189,7 @@ def train_offline_command(
     if stream:
         from sidecar.online.stream import train_stream
 
-        published = train_stream(pairs, output, until=until, base=base, export_io=export_io, holdout=holdout)
+        published = train_stream(pairs, output, until=until, base=base, export_io=export_io, holdout=holdout, columns=columns)
         print_published(published, as_json)
         return exit_codes.of_gate(published.gate.verdict)
     if base is None and recipe["epochs"] == 0:
@@ -202,6 +209,7 @@ def train_offline_command(
                 skip_bad=skip_bad,
                 for_report=report is not None,
                 progress=progress,
+                columns=columns,
             )
     except KeyboardInterrupt:
         click.echo("nothing was published", err=True)

@@ -15,12 +15,14 @@ import msgspec
 
 from sidecar.client.pipeline import Pipeline
 from sidecar.pairs.errors import RecordedPairsError
-from sidecar.pairs.formats import CsvRows, Lines, journal_end, journal_lines, read_form
 from sidecar.pairs.line_protocol import Answer
-from sidecar.pairs.npz import Archive, ArrayKindError
+from sidecar.pairs.lines import Lines
 from sidecar.pairs.request import MAX_LINE_BYTES
-
-_NPZ_ROWS = 256
+from sidecar.pairs.rows import Limits, Skipped, checked_rows, windows
+from sidecar.pairs.tables.choice import Columns, choose
+from sidecar.pairs.tables.forms import open_table
+from sidecar.pairs.tables.source import expand
+from sidecar.pairs.tables.table import Table
 
 
 class ReplayError(Exception):
@@ -33,9 +35,10 @@ class RequestLine(NamedTuple):
     name: str
     number: int
     line: bytes
+    unit: str = "line"
 
     def where(self) -> str:
-        return f"{self.name}: {'row' if self.name.endswith('.npz') else 'line'} {self.number}"
+        return f"{self.name}: {self.unit} {self.number}"
 
 
 @dataclass
@@ -43,9 +46,10 @@ class Summary:
     """What the sidecar answered. accepted + duplicate + refused + retryable are the answered pairs; at the end, all pairs.
 
     trained: answers that say that steps were run; checkpoints: the paths in answers; first_refusal: the first error, with the
-    place of its pair, empty if no pair was refused; seconds: from the first line to the last answer. A latency is the time from
-    giving a line to the socket to its answer, in milliseconds, rounded to three digits; None before the first answer. At full
-    speed it is mostly the time that a full window waits in the sidecar's own queue.
+    place of its pair, empty if no pair was refused; skips: for each table with rows that were not sent, a line; seconds: from
+    the first line to the last answer. A latency is the time from giving a line to the socket to its answer, in milliseconds,
+    rounded to three digits; None before the first answer. At full speed it is mostly the time that a full window waits in the
+    sidecar's own queue.
     """
 
     sent: int = 0
@@ -56,6 +60,7 @@ class Summary:
     trained: int = 0
     checkpoints: list[str] = field(default_factory=list)
     first_refusal: str = ""
+    skips: list[str] = field(default_factory=list)
     seconds: float = 0.0
     latencies_ms: Counter[float] = field(default_factory=Counter)
 
@@ -77,7 +82,18 @@ class Summary:
         return None
 
     def as_json(self) -> dict[str, Any]:
-        counts = ("sent", "accepted", "duplicate", "refused", "retryable", "trained", "checkpoints", "first_refusal", "seconds")
+        counts = (
+            "sent",
+            "accepted",
+            "duplicate",
+            "refused",
+            "retryable",
+            "trained",
+            "checkpoints",
+            "first_refusal",
+            "skips",
+            "seconds",
+        )
         shares = {"p50": 0.5, "p99": 0.99, "max": 1.0}
         return {
             **{name: getattr(self, name) for name in counts},
@@ -108,17 +124,19 @@ def replay(
     progress: Callable[[int], None] = lambda answered: None,
     window: int = 512,
     clock: Callable[[], float] = time.perf_counter,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
 ) -> Summary:
     """Send all recorded pairs, in order, to the sidecar that listens at socket_path; what it refuses is counted.
 
     rate: pairs per second; pairs that a full window delayed are caught up with; None: as fast as the answers arrive. progress:
-    called with the number of pairs answered so far. window: the largest number of pairs in flight. clock: seconds.
+    called with the number of pairs answered so far. window: the largest number of pairs in flight. clock: seconds. columns:
+    what is read as what.
 
     Lines of JSON are sent unchanged, with all their fields. Raises RecordedPairsError if a file cannot be read or has a line
     over the limit, or if there are no pairs, and ReplayError if the sidecar cannot be reached or closes the connection.
     """
     summary = Summary()
-    requests = read_requests(paths)
+    requests = read_requests(paths, columns, lambda skipped: summary.skips.append(skipped.said()))
     upcoming = next(requests, None)
     if upcoming is None:
         raise RecordedPairsError(f"{', '.join(map(str, paths))}: no pairs")
@@ -162,66 +180,52 @@ def _take_answers(
         raise ReplayError(f"{socket_path}: {error.strerror or error}; pairs answered: {summary.answered}") from error
 
 
-def read_requests(paths: Sequence[str | Path]) -> Iterator[RequestLine]:
-    """The request lines of recorded pairs, in order and unchecked: it is up to the sidecar to refuse a bad one.
+def read_requests(
+    paths: Sequence[str | Path],
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    on_skipped: Callable[[Skipped], object] = lambda skipped: None,
+) -> Iterator[RequestLine]:
+    """The request lines of recorded pairs, in order.
 
-    Lines of JSON keep their bytes; rows of numpy archives and CSV become such lines. Blank lines are left out. Raises
-    RecordedPairsError if a file cannot be read or a line is over the limit.
+    Request lines go as they stand, unchecked: it is up to the sidecar to refuse a bad one. Rows of other tables become request
+    lines, with their features by name; as an array where they have no names, or where `columns` gives their order. Blank lines
+    are left out, and rows with a missing value, of which on_skipped is told after each file. Raises RecordedPairsError if a
+    file cannot be read, a row is wrong, or a line is over the limit.
     """
     for path in paths:
-        for name, number, line in _lines_of(str(path)):
-            if len(line) > MAX_LINE_BYTES:
-                raise RecordedPairsError(f"{name}: line {number}: longer than {MAX_LINE_BYTES} bytes")
-            if line and not line.isspace():
-                yield RequestLine(name, number, line)
+        for file in expand(str(path)):
+            with open_table(file) as table:
+                if table.lines is not None and columns == Columns() and (table.requests or not table.columns):
+                    yield from _as_they_stand(table.lines)
+                elif table.columns or table.width is not None:
+                    yield from _of_table(table, columns, on_skipped)
 
 
-def _lines_of(name: str) -> Lines:
-    return read_form(
-        name,
-        json_lines=lambda lines: lines,
-        archive=lambda archive: _npz_lines(name, archive),
-        table=lambda header, rows: _csv_lines(name, rows),
-        journal=_journal_so_far,
-    )
+def _as_they_stand(lines: Lines) -> Iterator[RequestLine]:
+    for name, number, line in lines:
+        if len(line) > MAX_LINE_BYTES:
+            raise RecordedPairsError(f"{name}: line {number}: longer than {MAX_LINE_BYTES} bytes")
+        yield RequestLine(name, number, line)
 
 
-def _journal_so_far(directory: Path) -> Lines:
-    """The journal as it is now: what a sidecar adds while it is sent its own pairs would never end."""
-    return journal_lines(directory, until=journal_end(directory))
-
-
-def _csv_lines(name: str, rows: CsvRows) -> Lines:
-    for number, row in rows:
-        *features, true_score = map(_cell, row)
-        yield name, number, _encoder.encode({"features": features, "true_score": true_score})
-
-
-def _cell(text: str) -> float | str:
-    """The number, or the unchanged text, which the sidecar refuses with the name of the field."""
-    with contextlib.suppress(ValueError):
-        value = float(text)
-        if math.isfinite(value) and "_" not in text:
-            return value
-    return text
-
-
-def _npz_lines(name: str, archive: Archive) -> Lines:
-    """Lines numbered by row, from 1. One-dimensional text arrays become fields of the line; empty texts are left out."""
-    members = {"features": archive.features, "true_score": archive.true_score}
-    for key in archive.names:
-        if key not in members:
-            try:
-                members[key] = archive.member(key, 1, "U")
-            except ArrayKindError:
-                if key in ("group", "job_id"):  # other arrays may hold anything
-                    raise
-    rows = archive.features.shape[0]
-    for start in range(0, rows, _NPZ_ROWS):
-        columns = [member.rows(start, min(_NPZ_ROWS, rows - start)).tolist() for member in members.values()]
-        for place, values in enumerate(zip(*columns, strict=True), start + 1):
-            pair = {key: value for key, value in zip(members, values, strict=True) if value != ""}
-            yield name, place, _encoder.encode(pair)
+def _of_table(table: Table, columns: Columns, on_skipped: Callable[[Skipped], object]) -> Iterator[RequestLine]:
+    choice = choose(table, columns)
+    skipped = Skipped(table.name)
+    blocks = table.read(choice.wanted())
+    if columns.window is not None:
+        blocks = windows(table, blocks, columns.window, skipped)
+    any_score = Limits(-math.inf, math.inf, skip_bad=False)  # which scores it takes, the sidecar says
+    names = () if columns.features else choice.names
+    for rows in checked_rows(table, choice, blocks, any_score, skipped, None):
+        texts = zip(rows.group.texts(), rows.job.texts(), rows.model.texts(), strict=True)
+        values = zip(rows.numbers.tolist(), rows.features.tolist(), rows.true_score.tolist(), texts, strict=True)
+        for number, features, score, (group, job, model) in values:
+            pair: dict[str, Any] = {"features": dict(zip(names, features, strict=True)) if names else features}
+            pair |= {"true_score": score}
+            pair |= {key: text for key, text in (("group", group), ("job_id", job), ("target", model)) if text}
+            yield RequestLine(table.name, number, _encoder.encode(pair), table.unit)
+    if skipped.counts:
+        on_skipped(skipped)
 
 
 _encoder = msgspec.json.Encoder()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,12 @@ from onnx_builder.runtime import Scorer
 from sidecar.evaluation.residuals import rows_by_group
 from sidecar.evaluation.trained_on import TrainedOn, trained_on
 from sidecar.learning.metrics import Metrics, metrics
+from sidecar.models.description import DescriptionError, read_description
+from sidecar.models.inputs import ModelInputs, inputs_of
 from sidecar.models.json_scaling import BaseScaler, json_scaling, scaled
 from sidecar.pairs.errors import RecordedPairsError
-from sidecar.pairs.recorded import RecordedPairs, read_pairs
+from sidecar.pairs.recorded import RecordedPairs, read_columns
+from sidecar.pairs.tables.choice import Columns
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,22 @@ def evaluate(
     group_by: str | None = None,
     held_out: bool = False,
     for_report: bool = False,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
 ) -> Evaluation:
     """Score recorded pairs with an ONNX model in onnxruntime, and compare the scores with the true ones.
 
     base_scaler: "json" first applies `feature_mean` and `feature_std` from the JSON beside the model. group_by: a field to
     group the pairs by. held_out: only the pairs that the model's hold-out kept out of its training, as the JSON beside it
-    says. for_report: keep job_ids. Raises NetworkError if the model does not run or takes another number of features,
+    says. for_report: keep job_ids. columns: what is read as what; by default the features that the JSON beside the model names,
+    in its order. Raises NetworkError if the model does not run or takes another number of features,
     RecordedPairsError if the pairs cannot be read, or if `held_out` leaves none.
     """
     read_bytes(model)
     scorer = Scorer(model)
     scaling = json_scaling(model, scorer.n_features) if base_scaler == "json" else ()
-    pairs = read_pairs(paths, score_min=score_min, score_max=score_max, group_by=group_by, skip_bad=skip_bad, names=for_report)
+    inputs = _inputs(model, scorer)
+    columns = replace(columns.of_model(inputs.names, inputs.block), label=group_by)
+    pairs = read_columns(paths, columns, score_min=score_min, score_max=score_max, skip_bad=skip_bad, names=for_report)
     n_features = pairs.features.shape[1]
     if scorer.n_features != n_features:
         raise NetworkError(f"{model} takes {scorer.n_features} features, but {', '.join(map(str, paths))} have {n_features}")
@@ -78,6 +85,14 @@ def evaluate(
         for name, rows in zip(pairs.group_names, rows_by_group(pairs.group), strict=True)
     }
     return Evaluation(metrics(scores, pairs.true_score), groups, pairs, scores, predict, known.said)
+
+
+def _inputs(model: Path, scorer: Scorer) -> ModelInputs:
+    """What the JSON beside a model says of its inputs; nothing if it does not fit the graph, which is scored all the same."""
+    try:
+        return inputs_of(read_description(model) or {}, [(each.name, each.width) for each in scorer.inputs])
+    except DescriptionError:
+        return ModelInputs()
 
 
 def _held_out(model: Path, pairs: RecordedPairs, known: TrainedOn) -> tuple[RecordedPairs, TrainedOn]:

@@ -27,7 +27,7 @@ from sidecar.journal.segments import journal_segments
 from sidecar.learning.metrics import metrics
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.offline.validation import predict
-from sidecar.pairs.formats import STDIN
+from sidecar.pairs.lines import STDIN
 from sidecar.pairs.recorded import RecordedPairs
 
 if TYPE_CHECKING:  # these load onnxruntime, which --help should not

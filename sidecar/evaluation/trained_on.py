@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx_builder.constants import read_bytes
 from onnx_builder.network import NetworkError
 from sidecar.models.description import DescriptionError, read_description
-from sidecar.pairs.formats import STDIN, journal_lines
+from sidecar.pairs.lines import STDIN, journal_lines
 from sidecar.pairs.recorded import RecordedPairs
 
 _MOST_MODELS = 16

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from sidecar.learning.head import Head
 from sidecar.learning.metrics import Metrics, metrics, rmse
 from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, fit, no_progress, schedule
 from sidecar.models.base_model import BaseModel, ExportIo, require_features, scaler_evidence
+from sidecar.models.inputs import ModelInputs
 from sidecar.offline.validation import Validation, leave_one_group_out, predict
-from sidecar.pairs.recorded import RecordedPairs, read_pairs
+from sidecar.pairs.recorded import RecordedPairs, read_columns, require_target
+from sidecar.pairs.tables.choice import Columns
 
 _log = logging.getLogger(__name__)
 _PARITY_PAIRS = 4096
@@ -74,25 +76,24 @@ def train_offline(
     skip_bad: bool = False,
     for_report: bool = False,
     progress: Callable[[int], Progress] = lambda total: no_progress,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
 ) -> Result:
     """Train a new model, or fine-tune `base`, on recorded pairs and publish the EMA weights as a checkpoint in `output`.
 
     export_io: "base" publishes with the base's inputs and output. holdout: share of pairs, by whole encodes, that are kept out
-    of training and judge the result. group_by: first validate by leaving out each value of this field once. for_report: keep
-    job_ids, and measure the learning curve. progress: takes the number of pairs that will be trained on in all, and returns
-    the function that is told about progress.
+    of training and judge the result. columns: what is read as what; by default the base model's features. group_by: first
+    validate by leaving out each value of this field once. for_report: keep job_ids, and measure the learning curve. progress:
+    takes the number of pairs that will be trained on in all, and returns the function that is told about progress.
 
     Raises RecordedPairsError, TrainingError, NetworkError (parity) or CheckpointError; then nothing is published.
     """
     check_writable(output)
-    pairs = read_pairs(
-        paths,
-        score_min=recipe.score_min,
-        score_max=recipe.score_max,
-        group_by=group_by,
-        skip_bad=skip_bad,
-        names=for_report,
+    inputs = base.inputs if base else ModelInputs()
+    columns = dataclasses.replace(columns.of_model(inputs.names, inputs.block), label=group_by)
+    pairs = read_columns(
+        paths, columns, score_min=recipe.score_min, score_max=recipe.score_max, skip_bad=skip_bad, names=for_report
     )
+    require_target(pairs, inputs.target, columns)
     is_held_out = pairs.position < holdout
     train, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     if not len(train):
@@ -129,6 +130,8 @@ def train_offline(
         "settings": {**dataclasses.asdict(recipe), "holdout": holdout, "export_io": export_io},
         "journal": None,
         "data": [str(path) for path in paths],
+        "columns": pairs.chosen,
+        **about_features(pairs, inputs),
     }
     if validation is not None:
         description["loso"] = validation.as_json()
@@ -153,6 +156,14 @@ def train_offline(
         curve.n_pairs,
         published.refused,
     )
+
+
+def about_features(pairs: RecordedPairs, inputs: ModelInputs) -> dict[str, Any]:
+    """What the JSON of a checkpoint says of its features and scores, as far as it is known."""
+    named = {"feature_order": [*pairs.feature_names]} if pairs.feature_names else {}
+    encoder = inputs.block.as_json() if inputs.block else {}
+    target = pairs.target or inputs.target
+    return {**named, **encoder, **({"target": target} if target else {})}
 
 
 class _Curve:

@@ -14,14 +14,16 @@ from sidecar.checkpoints.directory import check_writable
 from sidecar.checkpoints.gate import Evidence
 from sidecar.checkpoints.publishing import Published, Terms, publish_network
 from sidecar.journal.run import ALGORITHM, Run
-from sidecar.journal.segments import first_kept
+from sidecar.journal.segments import first_kept, journal_segments
 from sidecar.learning.recipe import TrainingError
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import BaseModel, ExportIo, require_features, scaler_evidence
+from sidecar.models.inputs import ModelInputs
 from sidecar.online.learner import Learner
 from sidecar.online.publication import PARITY_PAIRS, about_inputs
 from sidecar.online.recovery import rebuild
-from sidecar.pairs.recorded import read_pairs
+from sidecar.pairs.recorded import read_columns, require_target
+from sidecar.pairs.tables.choice import Columns
 from sidecar.state.base_models import digest_of
 
 _log = logging.getLogger(__name__)
@@ -39,10 +41,12 @@ def train_stream(
     holdout: float | None = None,
     settings: TrainingSettings | None = None,
     progress: Callable[[int], object] = lambda pairs: None,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
 ) -> Published:
     """Train in stream order and publish the EMA weights as a checkpoint in `output`.
 
-    paths: one state directory, or files of recorded pairs, to which base, holdout and settings (the online defaults) apply.
+    paths: one state directory, or files of recorded pairs, to which base, holdout, settings (the online defaults) and columns
+    apply.
     until: the last position to train on, by default the last one. progress: told how many more pairs were trained on.
 
     Raises JournalError or StateError if the journal does not have all that is needed, RecordedPairsError, NetworkError,
@@ -50,11 +54,13 @@ def train_stream(
     """
     check_writable(output)
     first = Path(paths[0])
-    if len(paths) == 1 and first.is_dir():
+    if len(paths) == 1 and first.is_dir() and journal_segments(first):
+        if columns != Columns():
+            raise TrainingError(f"{first}: its run records say which features it has; columns are chosen for files alone")
         learner = _from_journal(first, until, progress)
     else:
         share = HOLDOUT_FRACTION if holdout is None else holdout
-        learner = _from_files(paths, until, base, share, settings or TrainingSettings(), progress)
+        learner = _from_files(paths, until, base, share, settings or TrainingSettings(), progress, columns)
     trainer = learner.trainer
     if trainer.ema is None or not trainer.trained:
         raise TrainingError(f"{learner.position} pairs are too few for a checkpoint; a new model needs 256 to train on")
@@ -102,14 +108,22 @@ def _from_files(
     holdout: float,
     settings: TrainingSettings,
     progress: Callable[[int], object],
+    columns: Columns,
 ) -> Learner:
-    pairs = read_pairs(paths, score_min=settings.score_min, score_max=settings.score_max)
+    inputs = base.inputs if base else ModelInputs()
+    columns = columns.of_model(inputs.names, inputs.block)
+    pairs = read_columns(paths, columns, score_min=settings.score_min, score_max=settings.score_max, skip_bad=False)
+    require_target(pairs, inputs.target, columns)
     n_features = pairs.features.shape[1]
     if base is not None:
         require_features(base, n_features, ", ".join(map(str, paths)))
         if words := scaler_evidence(base, pairs.features, pairs.true_score):
             _log.warning("%s", words)
-    run = Run(n_features, settings, holdout, digest_of(base.network) if base else None)
+    names = pairs.feature_names
+    run = Run(
+        n_features, settings, holdout, digest_of(base.network) if base else None, features=names, order=names,
+        encoder=inputs.block, target=pairs.target or inputs.target,
+    )  # fmt: skip
     learner = Learner(run, base.network if base else None)
     count = len(pairs) if until is None else until + 1
     if count > len(pairs):

@@ -98,7 +98,12 @@ class PairBlock(NamedTuple):
 def check_score(score: float, low: float, high: float) -> None:
     """Raises PairError for a score that is not a number in [low, high]."""
     if not low <= score <= high:
-        raise PairError(f"true_score: {score:g} is outside {low:g} to {high:g}")
+        raise PairError(f"true_score: {shown(score)} is outside {shown(low)} to {shown(high)}")
+
+
+def shown(value: float) -> str:
+    """A number with all the digits that it needs."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def _fits(value: float) -> bool:

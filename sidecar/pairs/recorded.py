@@ -1,30 +1,25 @@
-"""Recorded pairs, read by streaming: JSON lines, gzipped or not, numpy archives, CSV, standard input, a state directory.
-
-Each format yields blocks of checked float32 rows, and `read_pairs` joins the blocks of several files. A bad row stops the
-reading, with an error that names its file and line; with `skip_bad` it is counted instead.
-"""
+"""Recorded pairs, read by streaming from tables of any form, and joined into arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 import numpy as np
-from msgspec import UNSET
 from numpy.typing import NDArray
 
 from onnx_builder.network import Float32
-from sidecar.pairs.errors import PairError, RecordedPairsError
-from sidecar.pairs.formats import CsvRows, read_form
-from sidecar.pairs.holdout import holdout_position
-from sidecar.pairs.npz import Archive
-from sidecar.pairs.pair import Pair, PairBlock, PairReader, check_score
-from sidecar.pairs.request import Request, decode_request
-
-_BLOCK_ROWS = 8192
+from sidecar.features.encoder_block import EncoderBlock
+from sidecar.pairs.errors import RecordedPairsError
+from sidecar.pairs.pair import PairBlock
+from sidecar.pairs.rows import Limits, Rows, Skipped, checked_rows, positions, windows
+from sidecar.pairs.tables.choice import Choice, Columns, choose
+from sidecar.pairs.tables.forms import open_table
+from sidecar.pairs.tables.source import expand
+from sidecar.pairs.tables.table import Block, Table, listed
 
 
 @dataclass
@@ -33,8 +28,10 @@ class RecordedPairs:
 
     features: (n, n_features) float32; true_score: (n,) float32; position: (n,) float64 in [0, 1), see
     `holdout_position`; group: (n,) int32, an index into group_names, if `group_by` was asked for; job: the job_id of each pair
-    or "", if names were asked for; file_pairs: how many came from each path; feature_names: those in the header of the first
-    CSV file.
+    or "", if names were asked for; file_pairs: how many came from each path; feature_names: in order, empty if they are not
+    known; target: the model whose scores these are, where the files name one, else ""; ungrouped: how many pairs have no group,
+    by which the hold-out keeps pairs of an encode together. skipped: how many rows were; skips: for each file with such rows, a
+    line with their number by reason; chosen: which columns were taken as what, in how many files; notes: what else to tell.
     """
 
     features: Float32
@@ -46,7 +43,12 @@ class RecordedPairs:
     first_skipped: str = ""
     job: list[str] = field(default_factory=list)
     file_pairs: list[int] = field(default_factory=list)
-    feature_names: list[str] = field(default_factory=list)
+    feature_names: tuple[str, ...] = ()
+    target: str = ""
+    ungrouped: int = 0
+    skips: list[str] = field(default_factory=list)
+    chosen: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.true_score)
@@ -74,17 +76,16 @@ class RecordedPairs:
         return PairBlock(self.features[start:stop], self.true_score[start:stop], self.position[start:stop].tolist())
 
 
-class _Block(NamedTuple):
-    features: Float32
-    true_score: Float32
-    position: NDArray[np.float64]
-    labels: list[str]
-    jobs: list[str]
-
-
 def read_pairs(
     paths: Sequence[str | Path],
     *,
+    features: Sequence[str] = (),
+    target: str | None = None,
+    group: str | None = None,
+    job: str | None = None,
+    window: int | None = None,
+    any_target: bool = False,
+    block: EncoderBlock | None = None,
     score_min: float = 0.0,
     score_max: float = 100.0,
     group_by: str | None = None,
@@ -99,68 +100,33 @@ def read_pairs(
     >>> pairs.group_names
     ['libx264', 'libvpx-vp9', 'libsvtav1', 'libx265']
 
-    Every pair must have as many features as the first, and a score from score_min to score_max. group_by: a field that
-    every pair must then have. skip_bad: count bad rows instead of stopping at the first. names: keep the job_ids.
+    A path is a file of any of the forms in docs/training.md, a state directory, a directory of files, or a glob.
 
-    Raises RecordedPairsError if a file cannot be read, a row is bad, or there are no pairs at all.
+    features: their names in order, by default those in the first file; every file must have them, in any order, or as many
+    where they have no names. target, group, job: columns that are not called as usual. window: how many frames of a libvmaf log
+    become one pair, their mean; 0 is all of them. any_target: take scores of different models together. block: how the features
+    with its names are made from columns encoder, preset and crf. Every score must be from score_min to score_max. group_by: a
+    column that every pair must then have. skip_bad: count wrong rows instead of stopping at the first. names: keep the job_ids.
+
+    Raises RecordedPairsError if a file cannot be read, a row is wrong, or there are no pairs at all.
     """
-    checks = _Checks(score_min, score_max, group_by, skip_bad, names)
-    features, true_score, position, group = _Growing(np.float32), _Growing(np.float32), _Growing(np.float64), _Growing(np.int32)
-    group_names: dict[str, int] = {}
-    job: list[str] = []
-    file_pairs = []
-    for path in paths:
-        before = features.count
-        for block in _read(str(path), checks):
-            features.append(block.features)
-            true_score.append(block.true_score)
-            position.append(block.position)
-            job += block.jobs
-            if group_by is not None:
-                indices = [group_names.setdefault(label, len(group_names)) for label in block.labels]
-                group.append(np.array(indices, dtype=np.int32))
-        file_pairs.append(features.count - before)
-    if not features.count:
-        found = f"all {checks.skipped} rows are bad; the first: {checks.first_skipped}" if checks.skipped else "no pairs"
-        raise RecordedPairsError(f"{', '.join(map(str, paths))}: {found}")
-    return RecordedPairs(
-        features.array(),
-        true_score.array(),
-        position.array(),
-        group.array() if group_by is not None else None,
-        list(group_names),
-        checks.skipped,
-        checks.first_skipped,
-        job,
-        file_pairs,
-        checks.feature_names,
-    )
+    columns = Columns(tuple(features), target, group, job, group_by, window, any_target, block)
+    return read_columns(paths, columns, score_min=score_min, score_max=score_max, skip_bad=skip_bad, names=names)
 
 
-class _Checks:
-    """What all rows are checked against, and what is counted; the first good row decides the number of features."""
+def read_columns(
+    paths: Sequence[str | Path], columns: Columns, *, score_min: float, score_max: float, skip_bad: bool, names: bool = False
+) -> RecordedPairs:
+    """`read_pairs`, with the columns as one value."""
+    return _Reading(columns, Limits(score_min, score_max, skip_bad), names).of(paths)
 
-    def __init__(self, score_min: float, score_max: float, group_by: str | None, skip_bad: bool, names: bool) -> None:
-        self.score_min, self.score_max = score_min, score_max
-        self.group_by, self.skip_bad, self.names = group_by, skip_bad, names
-        self.feature_names: list[str] = []
-        self.reader: PairReader | None = None
-        self.skipped = 0
-        self.first_skipped = ""
 
-    def reader_for(self, n_features: int) -> PairReader:
-        if self.reader is None:
-            if not n_features:
-                raise PairError("features: expected at least one number, got 0")
-            self.reader = PairReader(n_features, self.score_min, self.score_max)
-        return self.reader
-
-    def bad(self, where: str, reason: object) -> None:
-        message = f"{where}: {reason}"
-        if not self.skip_bad:
-            raise RecordedPairsError(message)
-        self.first_skipped = self.first_skipped or message
-        self.skipped += 1
+def require_target(pairs: RecordedPairs, target: str, columns: Columns) -> None:
+    """Raises RecordedPairsError if the scores are of another model than `target`, as far as both are known."""
+    if pairs.target and target and pairs.target != target and not columns.any_target:
+        raise RecordedPairsError(
+            f"scores of {pairs.target}, but the base model predicts {target}; --any-target trains it on them all the same"
+        )
 
 
 class _Growing:
@@ -179,143 +145,145 @@ class _Growing:
         self._array[self.count : needed] = block
         self.count = needed
 
+    @property
+    def width(self) -> int | None:
+        """Of its rows, None before the first."""
+        return self._array.shape[1] if self._array.ndim > 1 else None
+
     def array(self) -> NDArray[Any]:
         self._array.resize((self.count, *self._array.shape[1:]), refcheck=False)
         return self._array
 
 
-def _read(path: str, checks: _Checks) -> Iterator[_Block]:
-    return read_form(
-        path,
-        json_lines=lambda lines: _read_json_lines(lines, checks),
-        archive=lambda archive: _read_npz(path, archive, checks),
-        table=lambda header, rows: _read_csv(path, header, rows, checks),
-    )
+class _Reading:
+    """What is collected from all files."""
 
+    def __init__(self, columns: Columns, limits: Limits, names: bool) -> None:
+        self._columns, self._limits, self._names = columns, limits, names
+        self._features, self._true_score = _Growing(np.float32), _Growing(np.float32)
+        self._position, self._group = _Growing(np.float64), _Growing(np.int32)
+        self._group_names: dict[str, int] = {}
+        self._job: list[str] = []
+        self._feature_names: tuple[str, ...] = ()
+        self._targets: dict[str, str] = {}  # each model, and the first file with scores of it
+        self._chosen: dict[str, dict[str, Any]] = {}
+        self._notes: list[str] = []
+        self._skipped: list[Skipped] = []
+        self._ungrouped = 0
 
-class _Builder:
-    """Collects checked pairs into blocks of float32 rows."""
-
-    def __init__(self, checks: _Checks) -> None:
-        self._checks = checks
-        self._pairs: list[Pair] = []
-        self._labels: list[str] = []
-        self._jobs: list[str] = []
-
-    def add(self, request: Request, label: str = "") -> None:
-        """Raises PairError if the pair does not pass the checks; then nothing is added."""
-        self._pairs.append(self._checks.reader_for(len(request.features)).check(request))
-        self._labels.append(label)
-        if self._checks.names:
-            self._jobs.append(request.job_id or "")
-
-    def full(self) -> bool:
-        return len(self._labels) == _BLOCK_ROWS
-
-    def take(self) -> Iterator[_Block]:
-        """The block collected so far, if there is one."""
-        if self._pairs:
-            features, scores, holdout = PairBlock.of(self._pairs)
-            yield _Block(features, scores, np.array(holdout), self._labels, self._jobs)
-            self._pairs, self._labels, self._jobs = [], [], []
-
-
-def _read_json_lines(lines: Iterable[tuple[str, int, bytes]], checks: _Checks) -> Iterator[_Block]:
-    group_by = checks.group_by
-    extra = group_by if group_by not in (None, *Request.__struct_fields__) else None
-    kind = (
-        msgspec.defstruct("LabelledRequest", [("label", Any, UNSET)], bases=(Request,), rename={"label": extra})
-        if extra
-        else Request
-    )
-    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
-    builder = _Builder(checks)
-    for name, number, line in lines:
-        if not line or line.isspace():
-            continue
-        try:
-            request = decode_request(line, decoder)
-            builder.add(request, _label(request, "label" if extra else group_by, group_by) if group_by else "")
-        except PairError as error:
-            checks.bad(f"{name}: line {number}", error)
-        if builder.full():
-            yield from builder.take()
-    yield from builder.take()
-
-
-def _label(request: Any, attribute: str | None, group_by: str) -> str:
-    value = getattr(request, attribute or "")
-    if attribute == "group" and not value:
-        value = request.job_id
-    if value is UNSET:
-        raise PairError(f"{group_by}: missing, but the pairs are to be grouped by it")
-    if not isinstance(value, str | int | float):
-        raise PairError(f"{group_by}: expected text or a number to group by, got {type(value).__name__}")
-    return str(value)
-
-
-def _read_csv(name: str, header: list[str], rows: CsvRows, checks: _Checks) -> Iterator[_Block]:
-    if checks.group_by is not None:
-        raise RecordedPairsError(f"{name}: CSV has only features and true_score, no field {checks.group_by!r} to group by")
-    checks.feature_names = checks.feature_names or header[:-1]
-    builder = _Builder(checks)
-    for number, row in rows:
-        try:
-            builder.add(_request_of_cells(header, row))
-        except PairError as error:
-            checks.bad(f"{name}: line {number}", error)
-        if builder.full():
-            yield from builder.take()
-    yield from builder.take()
-
-
-def _request_of_cells(header: list[str], cells: list[str]) -> Request:
-    if len(cells) != len(header):
-        raise PairError(f"expected {len(header)} columns, got {len(cells)}")
-    *features, true_score = (_number(column, text) for column, text in zip(header, cells, strict=True))
-    return Request(features, true_score)
-
-
-def _number(column: str, text: str) -> float:
-    try:
-        value = float(text) if "_" not in text else float("nan")
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise PairError(f"{column}: expected a finite number, got {text[:40]!r}")
-    return value
-
-
-def _read_npz(name: str, archive: Archive, checks: _Checks) -> Iterator[_Block]:
-    features, scores = archive.features, archive.true_score
-    keys = ["group", "job_id"] + ([checks.group_by] if checks.group_by else [])
-    texts = {key: archive.member(key, 1, "U") for key in keys if key in archive.names}
-    if checks.group_by and checks.group_by not in texts:
-        raise RecordedPairsError(f"{name}: no array {checks.group_by!r} to group by")
-    for start in range(0, features.shape[0], _BLOCK_ROWS):
-        count = min(_BLOCK_ROWS, features.shape[0] - start)
-        values, true = features.rows(start, count), scores.rows(start, count)
-        with np.errstate(over="ignore"):
-            packed = values.astype(np.float32)
-        columns = {key: text.rows(start, count) for key, text in texts.items()}
-        good = []
-        for row in range(count):
-            try:
-                if checks.reader_for(features.shape[1]).n_features != features.shape[1]:
-                    raise PairError(f"features: expected {checks.reader_for(0).n_features} numbers, got {features.shape[1]}")
-                if not np.isfinite(packed[row]).all():
-                    at = int(np.argmin(np.isfinite(packed[row])))
-                    raise PairError(f"features[{at}]: {values[row, at]} is not a finite float32 number")
-                check_score(float(true[row]), checks.score_min, checks.score_max)
-                good.append(row)
-            except PairError as error:
-                checks.bad(f"{name}: row {start + row + 1}", error)
-        empty = [""] * count
-        groups, jobs = columns.get("group", empty), columns.get("job_id", empty)
-        yield _Block(
-            packed[good],
-            true[good].astype(np.float32),
-            np.array([holdout_position(str(groups[i]), str(jobs[i]), packed[i].tobytes()) for i in good], dtype=np.float64),
-            [str(columns[checks.group_by][i]) for i in good] if checks.group_by else [],
-            [str(jobs[i]) for i in good] if checks.names else [],
+    def of(self, paths: Sequence[str | Path]) -> RecordedPairs:
+        file_pairs = []
+        for path in paths:
+            before = self._features.count
+            for name in expand(str(path)):
+                with open_table(name) as table:
+                    if table.columns or table.width is not None:
+                        self._read(table)
+            file_pairs.append(self._features.count - before)
+        skips = [each.said() for each in self._skipped]
+        if not self._features.count:
+            found = "; ".join(["no pairs", *skips[:4]])
+            raise RecordedPairsError(f"{', '.join(map(str, paths))[:1000]}: {found}")
+        if len(self._targets) > 1 and not self._columns.any_target:
+            found = ", ".join(f"{model} ({name})" for model, name in [*self._targets.items()][:4])
+            raise RecordedPairsError(f"scores of different models: {found}; --any-target takes them together")
+        return RecordedPairs(
+            self._features.array(),
+            self._true_score.array(),
+            self._position.array(),
+            self._group.array() if self._columns.label is not None else None,
+            list(self._group_names),
+            sum(each.counts.total() for each in self._skipped),
+            next((first for each in self._skipped for first in each.first.values()), ""),
+            self._job,
+            file_pairs,
+            self._feature_names,
+            next(iter(self._targets)) if len(self._targets) == 1 else "",
+            self._ungrouped,
+            skips,
+            [*self._chosen.values()],
+            self._notes,
         )
+
+    def _read(self, table: Table) -> None:
+        choice = choose(table, self._columns)
+        blocks = table.read(choice.wanted())
+        if choice.by_default:
+            choice, blocks = self._without_empty(table, choice, blocks)
+        width = len(choice.names) or table.width or 0
+        self._check_width(table, width)
+        if choice.names:
+            self._columns = replace(self._columns, features=self._columns.features or choice.names)
+            self._feature_names = self._feature_names or choice.names
+        skipped = Skipped(table.name)
+        if self._columns.window is not None:
+            blocks = windows(table, blocks, self._columns.window, skipped)
+        about = choice.as_json() | ({"group": "the file"} if table.group else {})
+        if self._columns.window is not None:
+            about["window"] = self._columns.window
+        self._chosen.setdefault(repr(about), {**about, "files": 0})["files"] += 1
+        for rows in checked_rows(table, choice, blocks, self._limits, skipped, self._columns.block):
+            self._add(table, choice, rows)
+        if skipped.counts:
+            self._skipped.append(skipped)
+
+    def _check_width(self, table: Table, width: int) -> None:
+        known = self._features.width
+        if not width:
+            raise RecordedPairsError(f"{table.where(1)}: features: expected at least one number, got 0")
+        if known is not None and width != known:
+            raise RecordedPairsError(f"{table.name}: features: expected {known} numbers, got {width}")
+
+    def _without_empty(self, table: Table, choice: Choice, blocks: Iterator[Block]) -> tuple[Choice, Iterator[Block]]:
+        """Without the features that have no value in the first rows: nobody asked for them, and no row could be used."""
+        first = next(blocks, None)
+        if first is None:
+            return choice, iter(())
+        sound = np.ones(len(first.numbers), dtype=np.bool_)
+        sound[[*first.wrong]] = False
+        empty = np.isnan(first.values[sound, :-1]).all(axis=0)
+        blocks = chain([first], blocks)
+        if not sound.any() or not empty.any():
+            return choice, blocks
+        if empty.all():
+            missing = f"every feature is missing in every row: {listed(choice.features)}"
+            raise RecordedPairsError(f"{table.name}: {missing}")
+        kept = np.flatnonzero(~empty)
+        gone = [choice.features[place] for place in np.flatnonzero(empty)]
+        self._notes.append(f"{table.name}: left out, as no row has a value: {listed(gone)}")
+        columns = np.append(kept, len(choice.features))
+        features, names = (tuple(each[place] for place in kept) for each in (choice.features, choice.names))
+        return replace(choice, features=features, names=names), (
+            each._replace(values=each.values[:, columns]) for each in blocks
+        )
+
+    def _add(self, table: Table, choice: Choice, rows: Rows) -> None:
+        self._features.append(rows.features)
+        self._true_score.append(rows.true_score)
+        self._position.append(positions(rows.group, rows.job, rows.features))
+        empty = np.array([not name for name in rows.group.names], dtype=np.bool_)
+        self._ungrouped += int(empty[rows.group.codes].sum())
+        if self._names:
+            self._job += rows.job.texts()
+        if self._columns.label is not None:
+            label = rows.label if choice.label else rows.group
+            used = np.unique(label.codes)
+            places = np.zeros(len(label.names), dtype=np.int32)
+            for code in sorted(used.tolist(), key=lambda code: int(np.argmax(label.codes == code))):
+                places[code] = self._group_names.setdefault(label.names[code], len(self._group_names))
+            self._group.append(places[label.codes])
+        for code in np.unique(rows.model.codes).tolist():
+            if name := rows.model.names[code]:
+                self._targets.setdefault(name, table.name)
+
+
+def said(chosen: dict[str, Any]) -> str:
+    """What was chosen, in a line."""
+    features = chosen["features"]
+    taken = "the array" if features == "array" else f"{len(features)} columns: {listed(features, 8)}"
+    words = [f"features: {taken}", f"score: {chosen['true_score']}", f"group: {chosen.get('group', 'none')}"]
+    if "job_id" in chosen:
+        words.append(f"job: {chosen['job_id']}")
+    if "window" in chosen:
+        words.append(f"window: {chosen['window'] or 'the whole file'}")
+    return "; ".join(words) + (f" ({chosen['files']:,} files)" if chosen["files"] > 1 else "")

@@ -56,8 +56,9 @@ def test_tables_for_people(trained, tmp_path, write_lines, random_rows):
     directory, _ = trained
     done = train(write_lines([*random_rows(400), b"junk"]), "--output", tmp_path / "c", "--group-by", "group", "--skip-bad")
     assert done.returncode == 0
-    assert done.stdout.splitlines()[0] == "Each group, predicted by a model that was trained on the others:"
-    for words in ("all, pooled", "train", "live", "EMA", "PLCC", "SROCC", "RMSE", "pairs per second", "bad rows skipped: 1;"):
+    assert done.stdout.splitlines()[0] == "features: the array; score: true_score; group: group; job: job_id"
+    assert done.stdout.splitlines()[2] == "Each group, predicted by a model that was trained on the others:"
+    for words in ("all, pooled", "train", "live", "EMA", "PLCC", "SROCC", "RMSE", "pairs per second", "rows skipped: 1 wrong"):
         assert words in done.stdout
     assert done.stdout.splitlines()[-1] == f"checkpoint: {tmp_path / 'c' / 'model_v000001.onnx'}"
     assert done.stderr == ""
@@ -179,14 +180,14 @@ BAD_LINE = b'{"features":[1,2,3],"true_score":5}'
         (["{good}", "--optimizer", "lion"], "'lion' is not one of 'sgd', 'adam'"),
         (["{good}", "--activation", "softplus"], "'softplus' is not one of"),
         (["{good}", "--score-max", "-1"], "--score-min 0 is not below --score-max -1"),
-        (["{good}", "--group-by", "codec"], "line 1: codec: missing"),
+        (["{good}", "--group-by", "codec"], "no column 'codec' to group by"),
         (["{good}", "--group-by", "source"], "leaving out one group at a time needs at least two groups, got ['only']"),
         (["{good}", "--output", "{good}"], "is not a directory"),
         (["{good}", "--output", "/proc/nowhere"], "/proc"),
         (["{good}", "--output", "/dev/full/x"], "/dev/full is not a directory"),
         (["{good}", "--frobnicate"], "No such option"),
         ([], "Missing argument 'PAIRS...'"),
-        (["."], "a directory without a journal"),
+        (["/proc/self/fdinfo"], "a directory without a journal"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, random_rows, write_lines, arguments, message):

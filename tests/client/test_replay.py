@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 import sidecar.client.replay
+import sidecar.pairs.tables.npz
 from sidecar.client.replay import ReplayError, RequestLine, Summary, read_requests, replay
 from sidecar.journal.blocks import encode_block
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.line_protocol import Answer
 from sidecar.pairs.request import MAX_LINE_BYTES
+from sidecar.pairs.tables.choice import Columns
 from tests.client.fake_sidecar import DUPLICATE, OK, REFUSED, RETRYABLE, FakeSidecar, Peer, answers, reads
 from tests.conftest import EXAMPLE
 from tests.journals import write_journal
@@ -59,7 +61,7 @@ def test_lines_of_json_go_as_they_stand(jsonl, tmp_path, monkeypatch):
 
 
 def test_rows_of_arrays_become_lines_with_their_texts(tmp_path, monkeypatch):
-    monkeypatch.setattr(sidecar.client.replay, "_NPZ_ROWS", 2)
+    monkeypatch.setattr(sidecar.pairs.tables.npz, "BLOCK_ROWS", 2)
     np.savez(
         tmp_path / "pairs.npz",
         features=np.asfortranarray([row["features"] for row in ROWS]),
@@ -71,18 +73,27 @@ def test_rows_of_arrays_become_lines_with_their_texts(tmp_path, monkeypatch):
     )
     with zipfile.ZipFile(tmp_path / "pairs.npz", "a") as archive:
         archive.writestr("README.txt", "no array")
-    assert [json.loads(line) for line in lines_of(tmp_path / "pairs.npz")] == ROWS
+    expected = [{key: value for key, value in row.items() if key != "codec"} for row in ROWS]
+    assert [json.loads(line) for line in lines_of(tmp_path / "pairs.npz")] == expected
 
 
-def test_rows_of_csv_become_lines_and_bad_cells_are_left_to_the_sidecar(tmp_path):
+def test_rows_of_tables_become_lines_by_name_and_missing_values_are_told(tmp_path):
     pairs = tmp_path / "pairs.csv"
-    pairs.write_text("a,b,true_score\n1,2.5,42\n\n3,x,43\n1_0,,nan\n5,inf,6,44\n")
-    assert [(request.number, json.loads(request.line)) for request in read_requests([pairs])] == [
-        (2, {"features": [1, 2.5], "true_score": 42}),
-        (4, {"features": [3, "x"], "true_score": 43}),
-        (5, {"features": ["1_0", ""], "true_score": "nan"}),
-        (6, {"features": [5, "inf", 6], "true_score": 44}),
+    pairs.write_text("vmaf,integer_vif,key,motion2\n42,1,a,2.5\n\n43,,a,3\n44,5,b,6\n")
+    skipped = []
+    read = [(each.number, each.where(), json.loads(each.line)) for each in read_requests([pairs], on_skipped=skipped.append)]
+    assert read == [
+        (2, f"{pairs}: line 2", {"features": {"vif": 1, "motion2": 2.5}, "true_score": 42, "group": "a"}),
+        (5, f"{pairs}: line 5", {"features": {"vif": 5, "motion2": 6}, "true_score": 44, "group": "b"}),
     ]
+    assert [each.said() for each in skipped] == [
+        f"{pairs}: 1 of 3 rows skipped: 1 with a missing value, the first: line 4 (integer_vif)"
+    ]
+    asked = Columns(features=("motion2", "vif"), target="vmaf")
+    assert json.loads(next(read_requests([pairs], asked)).line) == {"features": [2.5, 1], "true_score": 42, "group": "a"}
+    pairs.write_text("vmaf,vif\n42,x\n")
+    with pytest.raises(RecordedPairsError, match="line 2: vif: expected a number, got 'x'"):
+        list(read_requests([pairs]))
 
 
 def write(name, data):
@@ -97,22 +108,21 @@ def write_npz(**arrays):
     ("name", "make", "reason"),
     [
         ("none.jsonl", lambda folder: None, "No such file"),
-        ("none", lambda folder: None, "no such file"),
-        ("pairs.txt", write("pairs.txt", b""), "expected .jsonl"),
+        ("none", lambda folder: None, "No such file"),
+        ("pairs.txt", write("pairs.txt", b"\0"), "expected JSON lines"),
         ("state", lambda folder: (folder / "state").mkdir(), "without a journal"),
         ("pairs.jsonl", write("pairs.jsonl", b"\n \n"), "no pairs"),
         ("pairs.jsonl", write("pairs.jsonl", b"\n" + b"1" * (MAX_LINE_BYTES + 1) + b"\n"), "line 2: longer than 1048576"),
-        ("pairs.jsonl.gz", write("pairs.jsonl.gz", b"nothing"), "gzip"),
+        ("pairs.jsonl.gz", write("pairs.jsonl.gz", b"nothing"), "line 1: not JSON"),
         ("pairs.jsonl.gz", write("pairs.jsonl.gz", gzip.compress(LINES[0])[:-6]), "gzip"),
-        ("pairs.csv", write("pairs.csv", b""), "expected a header"),
-        ("pairs.csv", write("pairs.csv", b"a,b\n1,2\n"), "got 'b'"),
-        ("pairs.csv", write("pairs.csv", b"a,true_score\n1,\xff\n"), "not CSV text"),
+        ("pairs.csv", write("pairs.csv", b""), "no pairs"),
+        ("pairs.csv", write("pairs.csv", b"a,b\n1,2\n"), "columns: a, b"),
+        ("pairs.csv", write("pairs.csv", b"vif,true_score\n1,\xff\n"), "not CSV text"),
         ("pairs.npz", write("pairs.npz", b"nothing"), "not a numpy .npz archive"),
-        ("pairs.npz", write_npz(features=np.ones((2, 2))), "no array 'true_score'"),
+        ("pairs.npz", write_npz(features=np.ones((2, 2))), "no score: no column true_score"),
         ("pairs.npz", write_npz(features=np.ones((2, 2)), true_score=np.ones(3)), "true_score has 3 rows"),
         ("pairs.npz", write_npz(features=np.ones(2), true_score=np.ones(2)), "features is float64 of shape"),
-        ("pairs.npz", write_npz(features=np.ones((2, 2)), true_score=np.ones(2), group=np.ones(2)), "group is float64"),
-        ("pairs.npz", write_npz(features=np.ones((2, 2)), true_score=np.ones(2), codec=np.full(3, "x")), "codec has 3 rows"),
+        ("pairs.npz", write_npz(features=np.ones((2, 2)), true_score=np.ones(2), group=np.full(3, "x")), "group has 3 rows"),
     ],
 )
 def test_what_cannot_be_read_is_named(name, make, reason, tmp_path, path):
@@ -173,6 +183,7 @@ def test_each_answer_is_counted_for_what_it_is(path, write_lines):
         "trained": 2,
         "checkpoints": ["/ckpt/model_v000001.onnx", "/ckpt/model_v000002.onnx"],
         "first_refusal": f"{pairs}: line 4: features: expected 80 numbers, got 2",
+        "skips": [],
     }
 
 
@@ -266,7 +277,7 @@ def many(monkeypatch, count):
     """So many requests, and the list of those that were read."""
     read = []
 
-    def requests(paths):
+    def requests(paths, columns, on_skipped):
         for number in range(count):
             read.append(number)
             yield RequestLine("pairs.jsonl", number, LINES[0])

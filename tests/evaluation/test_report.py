@@ -249,7 +249,7 @@ def test_features_are_named_by_the_header_of_a_csv(tmp_path):
     rows = rng.normal(size=(100, 2))
     lines = [f"{a},{b},{50 + 10 * a:.4f}" for a, b in rows]
     (tmp_path / "p.csv").write_text("\n".join(["vif,<b>motion</b>,true_score", *lines]) + "\n")
-    arguments = ("--epochs", 50, "--output", tmp_path / "c", "--report", tmp_path / "r.html")
+    arguments = ("--epochs", 50, "--output", tmp_path / "c", "--report", tmp_path / "r.html", "--features", "vif,<b>motion</b>")
     assert run("train-offline", tmp_path / "p.csv", *arguments).returncode == 0
     assert [each["name"] for each in document_of(tmp_path / "r.html")["features"]] == ["vif", "<b>motion</b>"]
 

@@ -62,7 +62,7 @@ def test_until_stops_after_a_position(state, tmp_path, example):
     [
         (["{state}", "--until", "600"], "its last position is 599, but 600 was requested"),
         (["{state}", "--until", "100"], "101 pairs are too few for a checkpoint; a new model needs 256"),
-        (["{empty}"], "no journal with a run in it"),
+        (["{empty}"], "a directory without a journal, and without files of pairs"),
     ],
 )
 def test_what_cannot_be_made_is_told(state, tmp_path, arguments, message):

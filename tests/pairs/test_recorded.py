@@ -61,7 +61,7 @@ def test_all_forms_give_the_same_pairs(rows, tmp_path, write_lines, monkeypatch)
     }
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n  \n" + data)))
     for form, path in paths.items():
-        pairs = read_pairs([path])
+        pairs = read_pairs([path], features=["f0", "f1", "f2"] if form == "csv" else ())
         assert np.array_equal(pairs.features, features.astype(np.float32)), form
         assert np.array_equal(pairs.true_score, scores.astype(np.float32)), form
         if form != "csv":  # which carries no group
@@ -98,12 +98,12 @@ GOOD = b'{"features":[1,2],"true_score":5}'
     ("bad", "reason"),
     [
         (b'{"features":[1],"true_score":5}', "features: expected 2 numbers, got 1"),
-        (b'{"features":[1,NaN],"true_score":5}', "not JSON: invalid character at byte 15"),
-        (b'{"features":[1,Infinity],"true_score":5}', "not JSON: invalid character at byte 15"),
+        (b'{"features":[1,Infinity],"true_score":5}', "features[1]: inf does not fit float32; expected a finite number"),
         (b'{"features":[1,1e39],"true_score":5}', "features[1]: 1e+39 does not fit float32"),
         (b'{"features":[1,true],"true_score":5}', "features[1]: expected a number, got bool"),
-        (b'{"features":[1,"2"],"true_score":5}', "features[1]: expected a number, got str"),
-        (b'{"features":[1,2]}', "true_score: missing"),
+        (b'{"features":[1,"2"],"true_score":5}', "features[1]: expected a number, got the text '2'"),
+        (b'{"features":{"vif":1},"true_score":5}', "features: expected array, got dict"),
+        (b'{"features":[1,2],"true_score":100.0001}', "true_score: 100.0001 is outside 0 to 100"),
         (b'{"features":[1,2],"true_score":101}', "true_score: 101 is outside 0 to 100"),
         (b"\x00\x01\xff", "not JSON: invalid character at byte 0"),
     ],
@@ -116,14 +116,36 @@ def test_a_bad_row_stops_with_file_line_and_reason_or_is_skipped_and_counted(bad
     pairs = read_pairs([path], skip_bad=True)
     assert (len(pairs), pairs.skipped) == (2, 1)
     assert pairs.first_skipped == str(stopped.value)
+    assert pairs.skips == [f"{path}: 1 of 3 rows skipped: 1 wrong, the first: {stopped.value}"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"features":[1,NaN],"true_score":5}',
+        b'{"features":[1,null],"true_score":5}',
+        b'{"features":null,"true_score":5}',
+        b'{"true_score":5}',
+        b'{"features":[1,2]}',
+        b'{"features":[1,2],"true_score":NaN}',
+    ],
+)
+def test_a_row_with_a_missing_value_is_skipped_and_counted(line, write_lines):
+    path = write_lines([GOOD, line, GOOD])
+    pairs = read_pairs([path])
+    assert (len(pairs), pairs.skipped) == (2, 1)
+    assert pairs.skips[0].startswith(f"{path}: 1 of 3 rows skipped: 1 with a missing value, the first: line 2 (")
 
 
 def test_a_missing_group_field_is_a_bad_row(write_lines):
     path = write_lines([b'{"features":[1,2],"true_score":5,"source":["a"]}', GOOD])
-    with pytest.raises(RecordedPairsError, match="line 1: source: expected text or a number to group by, got list"):
+    with pytest.raises(RecordedPairsError, match="line 1: source: expected text or a number, got list"):
         read_pairs([path], group_by="source")
-    with pytest.raises(RecordedPairsError, match="line 1: codec: missing"):
+    with pytest.raises(RecordedPairsError, match="no column 'codec' to group by; columns: true_score, source"):
         read_pairs([path], group_by="codec")
+    path = write_lines([b'{"features":[1,2],"true_score":5,"source":"a"}', GOOD])
+    with pytest.raises(RecordedPairsError, match="line 2: source: missing, but the pairs are to be grouped by it"):
+        read_pairs([path], group_by="source")
 
 
 @pytest.mark.parametrize(
@@ -133,22 +155,22 @@ def test_a_missing_group_field_is_a_bad_row(write_lines):
         ("blank.jsonl", b"\n\n", "no pairs"),
         ("empty.jsonl.gz", b"", "no pairs"),
         ("cut.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], "damaged or truncated gzip"),
-        ("no.jsonl.gz", GOOD, "damaged or truncated gzip"),
+        ("no.jsonl.gz", b"x", "line 1: not JSON"),
         ("endless.jsonl", b"[" * (3 << 20), "line 1: longer than 1048576 bytes"),
         ("junk.npz", os.urandom(2000), "not a numpy .npz archive"),
         ("empty.npz", b"", "not a numpy .npz archive"),
-        ("empty.csv", b"", "expected a header whose last column is true_score, got nothing"),
-        ("header.csv", b"a,b\n1,2\n", "expected a header whose last column is true_score, got 'b'"),
-        ("headless.csv", b"1,2\n3,4\n", "expected a header whose last column is true_score, got '2'"),
-        ("ragged.csv", b"a,true_score\n1,2\n1,2,3\n", "line 3: expected 2 columns, got 3"),
-        ("text.csv", b"a,true_score\nx,2\n", "line 2: a: expected a finite number, got 'x'"),
-        ("nan.csv", b"a,true_score\n1,nan\n", "line 2: true_score: expected a finite number, got 'nan'"),
-        ("void.csv", b"a,true_score\n,2\n", "line 2: a: expected a finite number, got ''"),
-        ("binary.csv", b"a,true_score\n\xff\xfe,2\n", "not CSV text"),
-        ("quote.csv", b'a,true_score\n"1,2\n', "not CSV text"),
-        ("only.csv", b"true_score\n1\n", "line 2: features: expected at least one number, got 0"),
+        ("empty.csv", b"", "no pairs"),
+        ("header.csv", b"a,b\n1,2\n", "no column is named like a feature of libvmaf"),
+        ("headless.csv", b"1,2\n3,4\n", "no header: the first line has numbers"),
+        ("ragged.csv", b"vif,true_score\n1,2\n1,2,3\n", "line 3: expected 2 columns, got 3"),
+        ("text.csv", b"vif,true_score\nx,2\n", "line 2: vif: expected a number, got 'x'"),
+        ("nan.csv", b"vif,true_score\n1,nan\n", "1 with a missing value, the first: line 2 (true_score)"),
+        ("void.csv", b"vif,true_score\n,2\n", "every feature is missing in every row: vif"),
+        ("binary.csv", b"vif,true_score\n\xff\xfe,2\n", "not CSV text"),
+        ("quote.csv", b'vif,true_score\n"1,2\n', "not CSV text"),
+        ("only.csv", b"true_score\n1\n", "no column is named like a feature of libvmaf"),
         ("none.jsonl", b'{"features":[],"true_score":1}\n', "line 1: features: expected at least one number, got 0"),
-        ("pairs.parquet", b"PAR1", "expected .jsonl, .jsonl.gz, .npz, .csv, a state directory"),
+        ("pairs.parquet", b"PAR1", "damaged or truncated parquet"),
     ],
 )
 def test_bad_files(name, data, message, tmp_path):
@@ -162,14 +184,17 @@ def test_bad_files(name, data, message, tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"features": np.ones((3, 2))}, "no array 'true_score'"),
+        ({"features": np.ones((3, 2))}, "no score: no column true_score"),
         ({"features": np.ones((3, 2)), "true_score": np.ones(2)}, "true_score has 2 rows, but features has 3"),
         ({"features": np.ones(3), "true_score": np.ones(3)}, "features is float64 of shape (3,)"),
         ({"features": np.ones((3, 2), bool), "true_score": np.ones(3)}, "features is bool"),
         ({"features": np.full((3, 2), "1"), "true_score": np.ones(3)}, "features is <U1"),
-        ({"features": np.array([[1, 2], [3, np.nan]]), "true_score": np.ones(2)}, "row 2: features[1]: nan is not a finite"),
-        ({"features": np.array([[1, 1e39]]), "true_score": np.ones(1)}, "row 1: features[1]: 1e+39 is not a finite"),
-        ({"features": np.ones((2, 1)), "true_score": np.array([1, np.nan])}, "row 2: true_score: nan is outside 0 to 100"),
+        (
+            {"features": np.array([[3, np.nan]]), "true_score": np.ones(1)},
+            "1 with a missing value, the first: row 1 (features[1])",
+        ),
+        ({"features": np.array([[1, 1e39]]), "true_score": np.ones(1)}, "row 1: features[1]: 1e+39 does not fit float32"),
+        ({"features": np.ones((2, 1)), "true_score": np.array([1, -0.5])}, "row 2: true_score: -0.5 is outside 0 to 100"),
         ({"features": np.ones((0, 2)), "true_score": np.ones(0)}, "no pairs"),
         ({"features": np.array([[object()]]), "true_score": np.ones(1)}, "features is object"),
     ],
@@ -185,7 +210,7 @@ def test_what_is_no_array_is_passed_over_in_an_archive(tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("group", "no array")
         archive.writestr("true_score", "no array")
-    with pytest.raises(RecordedPairsError, match="no array 'true_score'"):
+    with pytest.raises(RecordedPairsError, match="no score: no column true_score"):
         read_pairs([path])
     with zipfile.ZipFile(path, "a") as archive, archive.open("true_score.npy", "w") as member:
         np.save(member, np.ones(3))
@@ -206,21 +231,21 @@ def test_another_width_in_a_later_file_is_told(write_lines, tmp_path):
         write_npz(tmp_path / "wide.npz", features=wide, true_score=np.ones(2)),
         write_csv(tmp_path / "wide.csv", wide, np.ones(2)),
     ):
-        with pytest.raises(RecordedPairsError, match="features: expected 2 numbers, got 3"):
-            read_pairs([first, other])
+        with pytest.raises(RecordedPairsError, match=r"features: expected (2 numbers, got 3|3 .f0, f1, f2., got 2)"):
+            read_pairs([first, other], features=["f0", "f1", "f2"] if other.suffix == ".csv" else ())
 
 
 def test_paths_that_cannot_be_read(tmp_path):
     with pytest.raises(RecordedPairsError, match=r"nowhere\.jsonl: No such file"):
         read_pairs([tmp_path / "nowhere.jsonl"])
-    with pytest.raises(RecordedPairsError, match="nowhere: no such file or directory"):
+    with pytest.raises(RecordedPairsError, match="nowhere: No such file or directory"):
         read_pairs([tmp_path / "nowhere"])
     with pytest.raises(RecordedPairsError, match="a directory without a journal"):
         read_pairs([tmp_path])
 
 
 def test_only_bad_rows(write_lines):
-    with pytest.raises(RecordedPairsError, match=r"all 2 rows are bad; the first: .*line 1"):
+    with pytest.raises(RecordedPairsError, match=r"line 1: not JSON"):
         read_pairs([write_lines([b"x", b"y"])], skip_bad=True)
 
 
