@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
 from onnx_builder.runtime import Scorer  # noqa: E402
 from sidecar import VmafRegressor  # noqa: E402
 from sidecar.learning.recipe import Recipe, fit  # noqa: E402
+from tests.conftest import EXAMPLE, ROOT  # noqa: E402
 
 pd = pytest.importorskip("pandas")
 NAMES = ["adm2", "vif_scale0", "motion2", "psnr_y"]
@@ -137,3 +141,12 @@ def test_nothing_is_predicted_or_saved_before_it_is_fitted(tmp_path):
         quick().predict([[1]])
     with pytest.raises(NotFittedError):
         quick().save(tmp_path)
+
+
+def test_the_example_cross_validates_by_clip_and_publishes(tmp_path):
+    command = [sys.executable, ROOT / "examples" / "cross_validate.py", EXAMPLE, "--clip", "source", "--epochs", "2"]
+    done = subprocess.run(
+        [*command, "--plot", tmp_path / "plot.png", "--output", tmp_path], capture_output=True, text=True, check=True
+    )
+    assert len(re.findall(r"^\w+: RMSE [\d.]+ on \d+ pairs$", done.stdout, flags=re.MULTILINE)) == 8
+    assert done.stdout.endswith(f"trained on all: {tmp_path}/model_v000001.onnx\n")
