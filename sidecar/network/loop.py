@@ -19,9 +19,15 @@ from sidecar.network.conversation import Bounds, Conversation, Farewell
 
 _log = logging.getLogger(__name__)
 READ_BYTES = 1 << 18
-"""Read from one client at a time."""
+"""Read from one client at a time. When many wait they share, so that little has to be kept for them."""
+_FEWEST_BYTES = 1 << 14
 TURN_S = 0.05
-"""After this long, signals, timers and the status have their turn; the clients that are left come after that."""
+"""After this long, signals, timers and the status have their turn; the clients that are left come after that.
+
+A client that had nothing left to be read or answered comes before those that had, and of these the one whose last read was
+smallest: one that sends now and then does not wait for a round of all that send without end. Those have the second half of
+each turn.
+"""
 _PROMPT_TIMES = 32
 """A client that has sent its next line right after its answer this many times in a row is waited for without sleeping, because
 waking up takes longer than answering. Once a line is late, the next waits sleep."""
@@ -29,6 +35,7 @@ _ACCEPT_AGAIN_S = 0.1
 """After an accept that failed, most likely because there are no file descriptors left."""
 _DRAIN_S = 1.0
 """How long clients have at the end to take their answers."""
+_ACCEPTED_AT_ONCE = 64
 
 
 class Loop:
@@ -54,11 +61,6 @@ class Loop:
         """Open connections."""
         return len(self._connections)
 
-    @property
-    def wake_descriptor(self) -> int:
-        """A byte written here ends a `turn` that waits: for signals."""
-        return self._wake.fileno()
-
     def wake(self) -> None:
         """End a `turn` that waits, from any thread."""
         with contextlib.suppress(OSError):
@@ -66,19 +68,21 @@ class Loop:
 
     def turn(self, timeout_s: float) -> None:
         """Take what has arrived and answer it; if nothing has, wait for it, at most timeout_s."""
-        for key, events in self._wait(0.0 if self._queue else self._seconds_to_wait(timeout_s)):
+        left = dict.fromkeys(self._queue)
+        for key, events in self._wait(0.0 if left else self._seconds_to_wait(timeout_s)):
             if key.data in self._connections:
                 self._queue[key.data] = self._queue.get(key.data, 0) | events
             elif key.fileobj is self._listener:
-                self._accept()
+                for _ in range(_ACCEPTED_AT_ONCE):
+                    if not self._accept():
+                        break
             elif key.fileobj is self._woken:
                 with contextlib.suppress(BlockingIOError):
                     self._woken.recv(4096)
-        until = time.monotonic() + TURN_S
-        for connection in list(self._queue):
-            self._serve(connection, self._queue.pop(connection))
-            if time.monotonic() >= until:
-                break
+        begun = time.monotonic()
+        fresh = sorted((each for each in self._queue if each not in left), key=lambda connection: connection.last_read)
+        self._serve_each(fresh, begun + (TURN_S / 2 if left else TURN_S))
+        self._serve_each([*left], begun + TURN_S)
         if self._kept > self._bounds.kept_bytes:
             fullest = max(self._connections, key=lambda connection: connection.kept)
             self._turn_away(fullest, f"over {self._bounds.kept_bytes} bytes are kept for all, most of them for this one")
@@ -159,7 +163,8 @@ class Loop:
 
     # A connection, from its beginning to its end.
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Take the next client that waits to be accepted; False where nobody does, or it has to wait."""
         bounds, now = self._bounds, time.monotonic()
         first, may_go = None, False
         if len(self._connections) == bounds.connections:
@@ -167,24 +172,25 @@ class Loop:
             may_go = now >= first.since + bounds.patience_s and (bounds.one_request or not first.has_work)
             if bounds.one_request and not may_go:
                 self._accept_later(first.since + bounds.patience_s)
-                return
+                return False
         try:
             accepted, _ = self._listener.accept()
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             self._complaints.warn("accept", "a connection could not be accepted: %s", error.strerror or error)
             self._accept_later(now + _ACCEPT_AGAIN_S)
-            return
+            return False
         connection = _Connection(accepted, self._converse(), now)
         self._connections[connection] = None
         if first is not None and may_go:
             self._drop(first)
         elif first is not None:
             self._turn_away(connection, f"there are {bounds.connections} already")
-            return
+            return True
         self._allow(connection, bounds.request_s)
         self._queue[connection] = EVENT_READ  # most clients have sent something by now
+        return True
 
     def _accept_later(self, moment: float) -> None:
         """Do not watch the listener, which stays readable, until then or until a connection is dropped: this would spin."""
@@ -196,18 +202,29 @@ class Loop:
         if seconds < math.inf:
             self._due[connection] = time.monotonic() + seconds
 
+    def _serve_each(self, connections: list[_Connection], until: float) -> None:
+        """Give connections their turns, the first at least, others until then. Those that have gone meanwhile have none."""
+        for connection in connections:
+            if (events := self._queue.pop(connection, None)) is not None:
+                self._serve(connection, events)
+                if time.monotonic() >= until:
+                    break
+
     def _serve(self, connection: _Connection, events: int) -> None:
         """A connection's turn: take what has come, send what there is to say, and decide what comes next."""
-        talk = connection.talk
+        talk, waiting, has_more = connection.talk, len(self._queue) + 1, False
         try:
             if events & EVENT_READ and not (talk.waiting or talk.closing):
                 # Into memory allocated once: `recv` allocates as much each time, which takes ten times as long as a line does.
-                talk.receive(bytes(self._room[: connection.socket.recv_into(self._room)]))
+                most = max(_FEWEST_BYTES, READ_BYTES // waiting)
+                connection.last_read = size = connection.socket.recv_into(self._room, most)
+                has_more = size == most
+                talk.receive(bytes(self._room[:size]))
                 if not self._bounds.one_request:
                     connection.since = time.monotonic()
                 if talk.closing:
                     self._allow(connection, self._bounds.request_s)
-            connection.send(talk.next(len(self._queue) + 1) if talk.waiting else b"")
+            connection.send(talk.next(waiting) if talk.waiting else b"")
             if connection.is_over:
                 if not talk.lingers:
                     self._drop(connection)
@@ -220,14 +237,15 @@ class Loop:
         except OSError:  # a client that goes away is no error
             self._drop(connection)
             return
+        unsent = len(connection.unsent)
+        is_read = not (talk.waiting or talk.closing or unsent > self._bounds.unsent_bytes)
         if talk.waiting:
             self._queue[connection] = 0
-        unsent = len(connection.unsent)
+        elif has_more and is_read:
+            self._queue[connection] = EVENT_READ
         self._kept += talk.kept + unsent - connection.kept
         connection.kept = talk.kept + unsent
-        wanted = EVENT_WRITE if unsent else 0
-        if not (talk.waiting or talk.closing or unsent > self._bounds.unsent_bytes):
-            wanted |= EVENT_READ
+        wanted = (EVENT_WRITE if unsent else 0) | (EVENT_READ if is_read else 0)
         if wanted != connection.watched:
             self._watch(connection, wanted)
 
@@ -263,14 +281,14 @@ class _Connection:
     """A socket with its conversation, and what the client has not taken yet.
 
     since: when it was accepted, or has last sent something if it is for more than one request. watched: for which events.
-    kept: the bytes kept for it, as counted in the loop's total.
+    kept: the bytes kept for it, as counted in the loop's total. last_read: how many bytes were last read from it.
     """
 
     def __init__(self, accepted: socket.socket, talk: Conversation, since: float) -> None:
         accepted.setblocking(False)
         self.socket, self.talk, self.since = accepted, talk, since
         self.unsent = bytearray()
-        self.watched = self.kept = 0
+        self.watched = self.kept = self.last_read = 0
 
     @property
     def has_work(self) -> bool:

@@ -162,7 +162,7 @@ def test_a_client_with_many_lines_does_not_keep_the_others_waiting(line_loop):
     running.turn(2)
     assert received(modest) == ["m"]
     running.turn(4)
-    assert [len(each) for each in running.calls] == [TURN_LINES, TURN_LINES // 2, 1, TURN_LINES, TURN_LINES // 2]
+    assert [len(each) for each in running.calls] == [TURN_LINES, 1, TURN_LINES, TURN_LINES]
     assert len(received(greedy)) == 3 * TURN_LINES
 
 
@@ -318,6 +318,68 @@ def test_a_turn_ends_in_time_and_goes_on_with_those_who_waited(line_loop, monkey
     assert [len(received(client)) > 0 for client in clients] == [True] * 6
 
 
+def test_who_sends_now_and_then_comes_before_those_who_send_without_end(line_loop):
+    running = line_loop()
+    *greedy, modest = running.accept(41)
+    for each in greedy:
+        each.send(b"x\n" * TURN_LINES)
+    running.turn()
+    modest.send(b"m\n")
+    served = len(running.calls)
+    running.turn()
+    assert running.calls[served] == [b"m"]
+    running.turn(100)
+    assert [len(received(each)) for each in greedy] == [TURN_LINES] * 40
+
+
+def test_those_who_send_without_end_have_a_part_of_each_turn(line_loop, monkeypatch):
+    running = line_loop()
+    greedy, *modest = running.accept(41)
+    greedy.send(b"x\n" * 3 * TURN_LINES)
+    running.turn()
+    moments = itertools.count(step=TURN_S)  # each look at the clock is a whole turn later
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(monotonic=lambda: next(moments), perf_counter=time.perf_counter))
+    for each in modest:
+        each.send(b"m\n")
+    before = len(running.calls)
+    running.turn()
+    assert [call[0] for call in running.calls[before:]] == [b"m", b"x"]
+
+
+def test_of_those_that_come_the_one_that_sent_least_comes_first(line_loop):
+    running = line_loop()
+    *greedy, modest = running.accept(4)
+    for each, size in zip([*greedy, modest], (9000, 8000, 7000, 10), strict=True):
+        each.send(b"x" * size + b"\n")
+    running.turn(2)
+    running.calls.clear()
+    for each, line in zip([*greedy, modest], (b"4", b"3", b"2", b"1"), strict=True):
+        each.send(line + b"\n")
+    running.turn(2)
+    assert running.calls == [[b"1"], [b"2"], [b"3"], [b"4"]]
+
+
+def test_where_many_wait_little_is_read_from_each(line_loop):
+    running = line_loop()
+    clients = running.accept(40)
+    for each in clients:
+        each.send(b"y" * 100_000)
+    running.turn()
+    assert sum(connection.talk.kept for connection in running.loop._connections) < 40 * 50_000
+    for each in clients:
+        each.send(b"\n")
+    running.turn(10)
+    assert [len(call[0]) for call in running.calls] == [100_000] * 40
+
+
+def test_those_who_wait_to_be_accepted_are_accepted_together(line_loop):
+    running = line_loop()
+    for _ in range(40):
+        running.connect()
+    running.turn()
+    assert len(running.loop) == 40
+
+
 # The end
 
 
@@ -429,9 +491,6 @@ def test_where_nobody_is_in_lockstep_it_always_sleeps(run, selector, monkeypatch
 def test_a_turn_that_waits_is_ended_from_elsewhere(run):
     running = run(Conversation, Bounds(connections=2))
     running.loop.wake()
-    running.loop.turn(3600.0)
-    with socket.socket(fileno=socket.dup(running.loop.wake_descriptor)) as signals:
-        signals.send(b"\0")
     running.loop.turn(3600.0)
 
 
