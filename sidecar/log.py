@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 _MOST_LINES = 2000
-_DRAIN_S = 1.0
+DRAIN_S = 1.0
 REPEATED_S = 60.0
 """What is said again and again is logged once in so long."""
 
@@ -46,12 +46,18 @@ def configure(log_format: Literal["text", "json"] = "text", level: str = "info")
     handler = _writer.handler()
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    atexit.register(_writer.drain)
+    atexit.register(drain)
 
 
 def dropped() -> int:
     """Log lines of this process that were dropped because nobody reads standard error."""
     return _writer.dropped if _writer is not None else 0
+
+
+def drain() -> None:
+    """Give what is to be logged a second to be written. Called at the end of the process, if that comes as usual."""
+    if _writer is not None:
+        _writer.drain()
 
 
 class _Writer:
@@ -83,8 +89,7 @@ class _Writer:
         return Handler()
 
     def drain(self) -> None:
-        """Give what is left a second to be written."""
-        until = time.monotonic() + _DRAIN_S
+        until = time.monotonic() + DRAIN_S
         while self._lines.unfinished_tasks and time.monotonic() < until:
             time.sleep(0.005)
 

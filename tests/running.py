@@ -42,16 +42,25 @@ class _Gone(subprocess.Popen[bytes]):
 
 
 class Sidecar:
-    """A running `serve`, and a client of it. changed: see `start_process`; environment: what is added to that of the tests."""
+    """A running `serve`, and a client of it.
+
+    changed: see `start_process`; environment: what is added to that of the tests; end_s: how long its end may take.
+    """
 
     def __init__(
-        self, directory: Path, changed: str = "", environment: Mapping[str, str] = MappingProxyType({}), **settings: object
+        self,
+        directory: Path,
+        changed: str = "",
+        environment: Mapping[str, str] = MappingProxyType({}),
+        end_s: float = PATIENCE_S,
+        **settings: object,
     ) -> None:
         self.directory, self.socket_path, self.log = directory, directory / "s.sock", directory / "log"
         self.checkpoint_dir = directory / "checkpoints"
         options = {"socket": self.socket_path, "checkpoint_dir": self.checkpoint_dir, "http": "", **settings}
         arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         with self.log.open("ab") as log:
+            changed = f"import sidecar.serve.process\nsidecar.serve.process.END_S = {end_s}\n{changed}"
             self.process = start_process("serve", *arguments, changed=changed, stderr=log, env={**os.environ, **environment})
         self.client: socket.socket | None = None
         self.unread = b""

@@ -64,12 +64,13 @@ class Terms:
 class Published(NamedTuple):
     """The result.
 
-    metrics: on the first set of evidence, None if that is empty; seconds: how long it took, with all checks; refused: why
-    libvmaf cannot use it, empty if it can.
+    created_at: as in the JSON; metrics: on the first set of evidence, None if that is empty; seconds: how long it took, with
+    all checks; refused: why libvmaf cannot use it, empty if it can.
     """
 
     checkpoint: Checkpoint
     sha256: str
+    created_at: datetime
     gate: Gate
     metrics: Metrics | None
     parity_max_abs_diff: float
@@ -122,9 +123,10 @@ def publish_network(
         compared = references(base, stable, sets)
         gate = judge_on_each(predicted, sets, compared, plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio)
     measured = metrics(head.predict(sets[0].features), sets[0].true) if len(sets[0].true) else None
+    created_at = datetime.now(UTC).replace(microsecond=0)
     about = {
         **fed,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created_at": created_at.isoformat(),
         "base_model": terms.base.as_json() if terms.base else None,
         "metrics": measured.as_json() if measured else {"pairs": 0},
         "gate": gate._asdict(),
@@ -137,4 +139,5 @@ def publish_network(
     )  # fmt: skip
     refused = refused_by_libvmaf(terms.base, terms.export_io, inputs, network.n_features)
     seconds = time.monotonic() - started
-    return Published(checkpoint, hashlib.sha256(model).hexdigest(), gate, measured, difference, seconds, refused)
+    digest = hashlib.sha256(model).hexdigest()
+    return Published(checkpoint, digest, created_at, gate, measured, difference, seconds, refused)

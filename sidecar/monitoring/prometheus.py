@@ -43,8 +43,13 @@ def metric_families(status: Status) -> list[Metric]:
             counts(STAGES, status.checkpoint_failures),
             "stage",
         ),
-        _gauge("checkpoint_version", "Version of the newest checkpoint.", status.version),
-        _gauge("checkpoint_timestamp_seconds", "Unix time of the newest checkpoint.", status.checkpoint_time),
+        _gauge("checkpoint_version", "Version of the sidecar's last checkpoint.", status.version),
+        _gauge("checkpoint_timestamp_seconds", "Unix time of the sidecar's last checkpoint.", status.checkpoint_time),
+        _counter(
+            "checkpoint_directory_lost",
+            "Times that the checkpoint directory was found removed or replaced.",
+            status.checkpoint_directory_lost,
+        ),
         _gauge(
             "step_seconds",
             "Mean time of a gradient step in the last batch, including all work on its pairs.",

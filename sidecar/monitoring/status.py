@@ -57,12 +57,14 @@ class Status:
     degraded: tuple[str, ...] = ()  # what was damaged in the state directory
     damage: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by kind of file
     log_dropped: int = 0
-    version: int | None = None
+    checkpoint_directory_lost: int = 0  # how many times it was found removed or replaced
+    version: int | None = None  # of the last checkpoint of this process; before that, the newest in the directory
+    latest_version: int | None = None  # what the links name, whoever has published it
     stable_version: int | None = None
-    checkpoint_time: float | None = None  # seconds since the epoch
+    checkpoint_time: float | None = None  # of that version, seconds since the epoch
     checkpoint_gate: str | None = None  # of the last one: stable, unstable, unverified, incompatible
     checkpoints: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by gate
-    checkpoint_failures: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by stage: build, parity, write
+    checkpoint_failures: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by stage: build, parity, write, lock
 
 
 def one_line(text: str) -> str:

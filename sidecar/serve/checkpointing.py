@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from sidecar.checkpoints.directory import LATEST, STABLE, linked
+from sidecar.checkpoints.directory import LATEST, STABLE, Checkpoint, checkpoints
 from sidecar.checkpoints.publishing import Published, Terms
 from sidecar.checkpoints.schedule import CheckpointSchedule
 from sidecar.log import event
@@ -19,23 +17,36 @@ from sidecar.models.base_model import BaseModel
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.online.publication import publication
 from sidecar.online.training import OnlineTraining
+from sidecar.serve.directory_watch import DirectoryWatch
+from sidecar.serve.maintenance import Every
 from sidecar.settings import Settings
 from sidecar.state.published_pairs import read_published_pairs
 
 _log = logging.getLogger(__name__)
-LOCK_S = 2.0
-"""Another process that holds the lock of the checkpoint directory is waited for this long; a snapshot may have to wait too."""
+LOCK_S = 1.0
+"""Another process that holds the lock of the checkpoint directory is waited for this long; a snapshot may have to wait too, and
+the end of the process, twice."""
+LOOK_S = 0.5
 _STAGES = {"ParityError": "parity", "CheckpointError": "write", "OSError": "write", "LockedError": "lock"}
 
 
 class Checkpointing:
-    """Publishes what `online` has learned, on a worker. wake: called on the worker once a checkpoint is done."""
+    """Publishes what `online` has learned, on a worker. wake: called on the worker once a checkpoint is done.
+
+    looker: looks after the checkpoint directory, whose disk may be another than that of the state: nobody else waits for it.
+    """
 
     def __init__(
-        self, settings: Settings, base: BaseModel | None, online: OnlineTraining, worker: Executor, wake: Callable[[], object]
+        self,
+        settings: Settings,
+        base: BaseModel | None,
+        online: OnlineTraining,
+        worker: Executor,
+        looker: Executor,
+        wake: Callable[[], object],
     ) -> None:
         self._directory, self._state = settings.checkpoint_dir, settings.state
-        self._online, self._worker, self._wake = online, worker, wake
+        self._online, self._worker, self._looker, self._wake = online, worker, looker, wake
         self._terms = Terms(
             settings.checkpoint_dir, settings.score_max - settings.score_min, base, settings.export_io if base else "canonical",
             settings.keep_checkpoints, settings.stability_plcc_delta, settings.stability_rmse_ratio, LOCK_S,
@@ -48,15 +59,23 @@ class Checkpointing:
         self._failures: dict[str, int] = {}
         self._gate: str | None = None
         self._warned = ""
-        self._time = _time_of_latest(settings.checkpoint_dir)
+        self._last = next(reversed(checkpoints(self._directory)), None)
+        self._time = _time_of(self._last)
+        self._place = DirectoryWatch(self._directory, settings.state.resolve().is_relative_to(self._directory.resolve()))
+        self._each_look, self._looking = Every(LOOK_S), looker.submit(self._place.look)
+        self._links = self._looking.result()
 
     def request(self) -> None:
         """Publish a checkpoint on the next turn."""
         self._schedule.request()
 
-    def turn(self) -> str:
-        """Start a checkpoint if one is due. Returns the path of one that was published since the last turn, or ""."""
+    def turn(self, now: float) -> str:
+        """Start a checkpoint if one is due. Returns the path of one that was published since the last turn, or "".
+
+        now: `time.monotonic()`.
+        """
         path = ""
+        self._look(now)
         if self._job is not None and self._job.done():
             path = self._end(self._job)
         if self._job is None and self._schedule.requested and not self._has_model:
@@ -75,15 +94,23 @@ class Checkpointing:
 
     def as_status(self) -> dict[str, Any]:
         """The fields of a `Status` that are about checkpoints."""
-        latest, stable = (linked(self._directory, link) for link in (LATEST, STABLE))
         return {
-            "version": latest.version if latest else None,
-            "stable_version": stable.version if stable else None,
+            "version": self._last.version if self._last else None,
+            "latest_version": self._links[LATEST],
+            "stable_version": self._links[STABLE],
+            "checkpoint_directory_lost": self._place.lost,
             "checkpoint_time": self._time,
             "checkpoint_gate": self._gate,
             "checkpoints": dict(self._published),
             "checkpoint_failures": dict(self._failures),
         }
+
+    def _look(self, now: float) -> None:
+        """Take what the last look at the directory has found, and begin another each LOOK_S."""
+        if self._looking.done():
+            self._links = self._looking.result()
+            if self._each_look.is_due(now):
+                self._looking = self._looker.submit(self._place.look)
 
     @property
     def _has_model(self) -> bool:
@@ -116,7 +143,11 @@ class Checkpointing:
         verdict = published.gate.verdict
         self._published_pairs = self._pairs_in_job
         self._published[verdict] = self._published.get(verdict, 0) + 1
-        self._gate, self._time = verdict, time.time()
+        self._last, self._gate = published.checkpoint, verdict
+        self._time = published.created_at.timestamp()
+        moved = {"incompatible": [], "stable": [LATEST, STABLE]}.get(verdict, [LATEST])
+        self._links = self._links | dict.fromkeys(moved, published.checkpoint.version)
+        self._looking = self._looker.submit(self._place.look)  # one that runs may not have seen it
         figures: dict[str, Any] = published.metrics.as_json() if published.metrics else {}
         warn = verdict == "incompatible" and published.gate.reason != self._warned  # once, not with each checkpoint
         self._warned = published.gate.reason if verdict == "incompatible" else ""
@@ -128,9 +159,9 @@ class Checkpointing:
         return str(published.checkpoint.model)
 
 
-def _time_of_latest(checkpoint_directory: Path) -> float | None:
+def _time_of(checkpoint: Checkpoint | None) -> float | None:
     """Seconds since the epoch."""
-    latest = linked(checkpoint_directory, LATEST)
     with contextlib.suppress(DescriptionError, KeyError, TypeError, ValueError):
-        return datetime.fromisoformat((read_description(latest.model) or {})["created_at"]).timestamp() if latest else None
+        about = read_description(checkpoint.model) if checkpoint else None
+        return datetime.fromisoformat(about["created_at"]).timestamp() if about else None
     return None

@@ -59,7 +59,7 @@ class Maintenance:
         if self._each_sync.is_due(now):
             self._look_after_journal()
         if self._online.journal.wants_sync:
-            self._sync()
+            self.sync()
         if self._is_idle() and self._each_snapshot.is_due(now):
             self._snapshot()
         if self._is_idle() and self._each_housekeeping.is_due(now):
@@ -88,9 +88,9 @@ class Maintenance:
             if journal.try_again():
                 event(_log, "the journal can be written again", position=journal.position)
         elif self._settings.journal_fsync == "everysec":
-            self._sync()
+            self.sync()
 
-    def _sync(self) -> None:
+    def sync(self) -> None:
         """Begin an fsync of the journal, if none is running. The journal knows by itself if it fails."""
         if self._syncing is None or self._syncing.done():
             try:

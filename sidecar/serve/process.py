@@ -3,48 +3,75 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+import os
 import resource
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+
+from sidecar import log
+from sidecar.log import event
+
+_log = logging.getLogger(__name__)
+END_S = 3.5
+"""After SIGTERM or SIGINT, whatever has not ended by then is left. With the log's second, the process is gone within five."""
 
 _SWITCH_S = 0.0001
 """How long other threads may hold the interpreter while the answering thread waits. Python's default of 5 ms is too long."""
 
 
 class Signals:
-    """What signals have asked for. stop: set by SIGTERM and SIGINT; publish: set by SIGUSR1, reset by whoever publishes."""
+    """What signals have asked for. stop: set by SIGTERM and SIGINT; publish: set by SIGUSR1, reset by whoever publishes.
+
+    A thread of its own takes them, so that they are heard while the main thread waits for a disk that never answers. wake: what
+    the thread calls after each. doing: what the main thread is doing, for the log.
+    """
 
     def __init__(self) -> None:
         self.stop = self.publish = False
+        self.wake: Callable[[], object] = lambda: None
+        self.doing = "starting"
+        self._ended = threading.Event()
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the signals here; the previous handlers are restored at the end."""
-        handlers = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGUSR1: self._publish}
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        """Handle the signals here; the previous handlers are restored at the end.
+
+        If that is not reached in END_S after the signal to stop, the process exits with code 1: Python would wait for its
+        threads, and they may wait for a disk. What was answered is in the journal, as far as the disk has taken it.
+        """
+        heard, told = socket.socketpair()
+        told.setblocking(False)
+        thread = threading.Thread(target=self._hear, args=(heard,), name="signals", daemon=True)
+        thread.start()
+        # The interpreter writes a signal's number to the descriptor at once, but runs a handler only between two instructions.
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, lambda number, frame: None) for number in numbers}
         try:
             yield
         finally:
+            self._ended.set()
             for number, handler in before.items():
                 signal.signal(number, handler)
+            signal.set_wakeup_fd(-1)
+            told.close()
+            thread.join()
+            heard.close()
 
-    def _stop(self, number: int, frame: object) -> None:
-        self.stop = True
-
-    def _publish(self, number: int, frame: object) -> None:
-        self.publish = True
-
-
-@contextlib.contextmanager
-def woken_by_signals(descriptor: int) -> Iterator[None]:
-    """Each signal writes a byte to this descriptor, which is non-blocking."""
-    signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(-1)
+    def _hear(self, heard: socket.socket) -> None:
+        while not self.stop and (numbers := heard.recv(64)):
+            self.publish = self.publish or signal.SIGUSR1 in numbers
+            self.stop = signal.SIGTERM in numbers or signal.SIGINT in numbers
+            self.wake()
+        if self.stop and not self._ended.wait(END_S):
+            event(_log, "ended without having finished", logging.ERROR, seconds=END_S, doing=self.doing)
+            log.drain()
+            os._exit(1)
 
 
 @contextlib.contextmanager

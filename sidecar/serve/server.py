@@ -32,7 +32,7 @@ from sidecar.online.training import OnlineTraining
 from sidecar.pairs.line_protocol import Answer
 from sidecar.serve.checkpointing import Checkpointing
 from sidecar.serve.maintenance import Every, Maintenance
-from sidecar.serve.process import Signals, places, quick_switches, woken_by_signals
+from sidecar.serve.process import Signals, places, quick_switches
 from sidecar.serve.refusals import Refusals
 from sidecar.serve.status_board import StatusBoard
 from sidecar.serve.step_timer import StepTimer
@@ -80,6 +80,7 @@ class Server:
             stack.enter_context(self._signals.handled())
             stack.enter_context(quick_switches())
             worker = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker"))
+            looker = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="look"))
             syncer = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="fsync"))
             connections, http_connections = places(BOUNDS.connections, HTTP_CONNECTIONS)
             if settings.http:
@@ -97,8 +98,8 @@ class Server:
             bounds = replace(BOUNDS, connections=connections)
             self._loop = loop = Loop(listener, lambda: LineConversation(self._answer, self._refusals.too_long), bounds)
             stack.callback(loop.close)
-            stack.enter_context(woken_by_signals(loop.wake_descriptor))
-            self._checkpointing = Checkpointing(settings, base, online, worker, loop.wake)
+            self._signals.wake = loop.wake
+            self._checkpointing = Checkpointing(settings, base, online, worker, looker, loop.wake)
             self._maintenance = Maintenance(settings, online, self._board.history, worker, syncer)
             gc.freeze()  # what exists now stays; collecting the oldest generation need not look at it again
             self._serve()
@@ -144,6 +145,7 @@ class Server:
     def _serve(self) -> None:
         """The main loop: serve the socket and train; when due, start a checkpoint, maintain the state, update the status."""
         backlog, each_status, each_second = self._online.backlog, Every(_TICK_S), Every(1.0)
+        self._signals.doing = "serving"
         self._update_status(accepting=True)
         event(_log, "listening", socket=str(self._settings.socket), phase=self._board.status.phase)
         while not self._signals.stop:
@@ -153,8 +155,8 @@ class Server:
             if self._signals.publish:
                 self._signals.publish = False
                 self._checkpointing.request()
-            self._announce = self._checkpointing.turn() or self._announce
             now = time.monotonic()
+            self._announce = self._checkpointing.turn(now) or self._announce
             self._maintenance.turn(now)
             if each_second.is_due(now):
                 self._look_after_socket()
@@ -188,10 +190,16 @@ class Server:
         """Answer what was read, publish what was trained on since the last checkpoint, write the state."""
         event(_log, "stopping")
         self._update_status(accepting=False)
-        self._loop.finish()
-        self._online.backlog.wait()
-        self._checkpointing.finish()
-        self._maintenance.finish()
+        for doing, finish in (
+            ("answering", self._loop.finish),
+            ("bringing the journal to disk", self._maintenance.sync),
+            ("training", self._online.backlog.wait),
+            ("publishing a checkpoint", self._checkpointing.finish),
+            ("writing a snapshot", self._maintenance.finish),
+        ):
+            self._signals.doing = doing
+            finish()
+        self._signals.doing = "waiting for the disk"
         self._update_status(accepting=False)
         status = self._board.status
         event(_log, "stopped", position=status.position, step=status.step, **status.pairs)

@@ -66,8 +66,8 @@ async function poll() {
   if (document.hidden) return;
   try {
     take(await ask(`api/history?since=${rows.length ? rows.at(-1).time : 0}`));
-    const {model_version = null, stable_version = null} = latest.now;
-    const areShown = model_version === checkpoints.latest && stable_version === checkpoints.stable;
+    const {latest_version = null, stable_version = null} = latest.now;
+    const areShown = latest_version === checkpoints.latest && stable_version === checkpoints.stable;
     if (!areShown) showCheckpoints(await ask("api/checkpoints"));
     $("lost").hidden = true;
     document.body.classList.remove("lost");

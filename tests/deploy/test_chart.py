@@ -27,7 +27,9 @@ from sidecar import __version__
 from sidecar.checkpoints.directory import checkpoints
 from sidecar.client.feedback_client import FeedbackClient
 from sidecar.journal.segments import read_journal
+from sidecar.log import DRAIN_S
 from sidecar.network.address import parse_address
+from sidecar.serve.process import END_S
 from sidecar.settings import PATH, Settings, read_settings
 from tests.conftest import EXAMPLE, ROOT, run
 from tests.running import PATIENCE_S, free_address
@@ -224,6 +226,7 @@ def test_pod_security_is_restricted_and_no_token_is_mounted(case):
 def test_the_sidecar_has_its_time_to_end_after_the_nodes():
     seconds = [pod_of(manifests(values))["terminationGracePeriodSeconds"] for values in ({}, SEED)]
     assert seconds == [30, 35]
+    assert END_S + DRAIN_S < 35 - 30
 
 
 def test_they_share_tmp_and_only_the_sidecar_writes_models():

@@ -46,6 +46,7 @@ METRICS = {
     'vmafx_training_state_damage_total{file="published"}': 0,
     'vmafx_training_state_damage_total{file="history"}': 0,
     "vmafx_training_log_lines_dropped_total": 6,
+    "vmafx_training_checkpoint_directory_lost_total": 8,
     "vmafx_training_checkpoint_version": 42,
     "vmafx_training_checkpoint_timestamp_seconds": 1767225599.9,
     "vmafx_training_step_seconds": 29e-6,
