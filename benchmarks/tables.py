@@ -78,7 +78,9 @@ def main() -> None:
         for name, write, less in forms:
             for width in (6, 80):
                 path = Path(directory, name)
-                write(path, options.rows // less, NAMES[:width])
+                writer = context.Process(target=write, args=(path, options.rows // less, NAMES[:width]))  # ours would grow
+                writer.start()
+                writer.join()
                 here, there = context.Pipe()
                 process = context.Process(target=measure, args=(path, there))
                 process.start()
