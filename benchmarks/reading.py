@@ -9,6 +9,7 @@ booleans, strings and numbers beyond float32, as sidecar/pairs/pair.py does.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import statistics
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from sidecar.pairs.lines import open_lines, read_lines
+from sidecar.pairs.lines import read_lines
 from sidecar.pairs.pair import PairReader
 from sidecar.pairs.recorded import read_pairs
 from sidecar.pairs.request import decode_request
@@ -43,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pairs", help="a .jsonl or .jsonl.gz file")
     options = parser.parse_args()
-    with open_lines(options.pairs) as stream:
+    with (gzip.open if options.pairs.endswith(".gz") else open)(options.pairs, "rb") as stream:
         lines = [line for _, _, line in read_lines(stream, options.pairs)]
     lines = (lines * (LINES // len(lines) + 1))[:LINES]
     reader = PairReader(len(decode_request(lines[0]).features))
@@ -54,8 +55,6 @@ def main() -> None:
     }
     rates: dict[str, list[float]] = {name: [] for name in (*ways, "read_pairs, .jsonl", "read_pairs, .jsonl.gz")}
     with tempfile.TemporaryDirectory() as directory:
-        import gzip
-
         plain, zipped = Path(directory, "pairs.jsonl"), Path(directory, "pairs.jsonl.gz")
         plain.write_bytes(b"\n".join(lines))
         zipped.write_bytes(gzip.compress(plain.read_bytes(), 6))

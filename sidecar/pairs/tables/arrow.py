@@ -14,7 +14,8 @@ from sidecar.pairs.tables.source import Source, arrow
 from sidecar.pairs.tables.table import Block, Labels, Table, Wanted, listed
 
 PARQUET, FEATHER, FEATHER_1 = b"PAR1", b"ARROW1", b"FEA1"
-_ROWS = 32768
+_BATCH_VALUES = 1 << 18
+"""A batch has about so many numbers, 2 MB, however many columns there are."""
 
 
 def arrow_table(source: Source, stack: ExitStack) -> Table:
@@ -59,7 +60,7 @@ def _parquet(pyarrow: Any, source: Source, stack: ExitStack) -> tuple[Any, Batch
     import pyarrow.parquet as parquet
 
     file = stack.enter_context(parquet.ParquetFile(source.stream, buffer_size=1 << 18, pre_buffer=False))
-    return file.schema_arrow, lambda columns: file.iter_batches(_ROWS, columns=columns, use_threads=False)
+    return file.schema_arrow, lambda columns: file.iter_batches(_rows(columns), columns=columns, use_threads=False)
 
 
 def _feather(pyarrow: Any, source: Source, stack: ExitStack) -> tuple[Any, Batches]:
@@ -67,16 +68,20 @@ def _feather(pyarrow: Any, source: Source, stack: ExitStack) -> tuple[Any, Batch
 
     if source.head.startswith(FEATHER_1):
         table = feather.read_table(source.stream)
-        return table.schema, lambda columns: iter(table.select(columns).to_batches(_ROWS))
+        return table.schema, lambda columns: iter(table.select(columns).to_batches(_rows(columns)))
     file = ipc.open_file(source.stream)
 
     def batches(columns: list[str]) -> Iterator[Any]:
         for place in range(file.num_record_batches):
             batch = file.get_batch(place).select(columns)
-            for start in range(0, batch.num_rows, _ROWS):
-                yield batch.slice(start, _ROWS)
+            for start in range(0, batch.num_rows, _rows(columns)):
+                yield batch.slice(start, _rows(columns))
 
     return file.schema, batches
+
+
+def _rows(columns: list[str]) -> int:
+    return max(1024, _BATCH_VALUES // len(columns))
 
 
 def _is_number(pyarrow: Any, kind: Any) -> bool:
