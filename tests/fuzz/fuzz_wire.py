@@ -199,9 +199,10 @@ def pair_of(line: bytes) -> Taken | None:
     last: dict[str, Any] = {"job_id": "", "group": ""}
     for name, value in fields:  # one that is there twice has to be of its type both times
         if name == "features":
-            if type(value) is not list or any(type(each) not in (int, float) for each in value):
+            numbers = [each for _, each in value] if type(value) is _Fields else value  # an object names its numbers
+            if type(numbers) is not list or any(type(each) not in (int, float) for each in numbers):
                 return None
-            if any(_as_float(each) is None for each in value):
+            if any(_as_float(each) is None for each in numbers):
                 return None
         elif name == "true_score":
             if type(value) not in (int, float) or _as_float(value) is None:
@@ -210,7 +211,7 @@ def pair_of(line: bytes) -> Taken | None:
             return None
         last[name] = value
     features, score = last.get("features"), last.get("true_score")
-    if features is None or score is None or len(features) != N_FEATURES or not 0 <= score <= 100:
+    if type(features) is not list or score is None or len(features) != N_FEATURES or not 0 <= score <= 100:
         return None
     try:
         packed = struct.pack(f"={N_FEATURES}f", *map(float, features))
