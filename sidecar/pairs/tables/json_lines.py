@@ -149,9 +149,10 @@ def _arrays(lines: Lines, wanted: Wanted, width: int) -> Iterator[Block]:
     texts_of = _texts_of(wanted)
 
     def take(bodies: Iterator[bytes], packed: Packed, texts: Texts) -> None:
+        add, add_texts = packed.append, texts.append
         for row in map(decode, bodies):
-            packed.append(pack(*row.features, row.target))
-            texts.append(texts_of(row))
+            add(pack(*row.features, row.target))
+            add_texts(texts_of(row))
 
     def slow(row: dict[str, Any]) -> list[float]:
         features = row.get("features")
