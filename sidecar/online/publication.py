@@ -49,13 +49,18 @@ def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callab
 
     def publish() -> Published:
         sets = [Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2])]
-        anchor = read_anchor(state_directory)  # read each time, because `promote` may have renewed it
+        anchor, readable = None, True
+        try:
+            anchor = read_anchor(state_directory)  # read each time, because `promote` may have renewed it
+        except OSError as error:  # it may pass: the anchor stays as it is
+            readable = False
+            _log.warning("%s: the gate judges without the anchor: %s", state_directory, error)
         if anchor is not None and anchor.shape[1] == held_out.shape[1]:
             sets.append(Evidence("anchor", anchor[:, :-2], anchor[:, -2]))
         published = publish_network(network, terms, sets, real, description)
         _trim_memory()
         try:
-            if published.gate.verdict == "stable":
+            if published.gate.verdict == "stable" and readable:
                 write_anchor(state_directory, held_out)
             write_published_pairs(state_directory, pairs_seen)
         except OSError as error:  # the checkpoint is valid; the gate keeps the old anchor

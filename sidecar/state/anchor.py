@@ -20,13 +20,16 @@ _KIND = "anchor"
 
 
 def read_anchor(state_directory: Path) -> Array | None:
-    """Held-out pairs as `Learner.held_out` has them; None if there are none, or they cannot be read, with a warning."""
+    """Held-out pairs as `Learner.held_out` has them; None if there are none, or they are damaged, with a warning.
+
+    Raises OSError if they cannot be read now.
+    """
     path = state_directory / ANCHOR
     try:
         anchor: Array = np.load(io.BytesIO(read_checked(path, _KIND)), allow_pickle=False)
     except FileNotFoundError:
         return None
-    except (OSError, DamagedError, NewerFormatError, ValueError, EOFError) as error:
+    except (DamagedError, NewerFormatError, ValueError, EOFError) as error:
         _log.warning("%s cannot be read: %s", path, error)
         return None
     return anchor if anchor.ndim == 2 and anchor.dtype == np.float64 else None

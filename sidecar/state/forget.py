@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sidecar.files import remove_leftovers, sync_directory
-from sidecar.journal.blocks import GONE, LOST, RUN, encode_block
-from sidecar.journal.repair import find_end, replace_segment
-from sidecar.journal.segments import JournalError, first_position, journal_segments, require_blocks, whole_blocks
+from sidecar.journal.blocks import GONE, LOST, RUN, Damage, encode_block
+from sidecar.journal.repair import find_end, repair, replace_segment
+from sidecar.journal.segments import (
+    JournalError,
+    first_position,
+    journal_segments,
+    require_blocks,
+    whole_blocks,
+    with_ends,
+)
 from sidecar.pairs.holdout import holdout_position
 from sidecar.pairs.request import names_of
 from sidecar.state.anchor import read_anchor, write_anchor
@@ -17,6 +24,7 @@ from sidecar.state.damage import Damages
 from sidecar.state.directory import StateError, locked
 from sidecar.state.published_pairs import forget_published_pairs
 from sidecar.state.snapshots import snapshots
+from sidecar.state.verify import move_damaged_aside
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,11 @@ class Forgotten:
 def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
     """Replace every pair of these groups by a tombstone that keeps its position, and remove what was made of them.
 
-    groups: as pairs name them; of a pair without a group, its job_id. Snapshots that hold such a pair go first, with all that
-    is in `damaged/` and what a crash left; then the anchor's pairs, then the journal's: stopped in the middle, it is finished
-    by running it again. The next start trains on what is left. Where retention has removed the journal's beginning, all
-    snapshots go: they may hold pairs from before.
+    groups: as pairs name them; of a pair without a group, its job_id. What is damaged is repaired or moved to `damaged/` first,
+    as at a start. Then snapshots that hold such a pair go, with all that is in `damaged/` and what a crash left; then the
+    anchor's pairs, then the journal's: stopped in the middle, it is finished by running it again. The next start trains on what
+    is left. Where retention has removed the journal's beginning, all snapshots go, and where pairs are lost, those that hold
+    them: nobody can tell whose pairs they were.
 
     Raises StateError if a sidecar holds the directory, or there is no journal in it; JournalError if the journal is of a format
     before the first release, or a segment cannot be read or written, with the segments before it done.
@@ -51,25 +60,36 @@ def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
         damages = Damages(state_directory)
         try:
             remove_leftovers(state_directory)
-            find_end(state_directory, lambda path, reason: damages.copy_aside(path, "journal", reason))
+            move_damaged_aside(state_directory, damages)
+
+            def keep_aside(path: Path, reason: str) -> None:
+                damages.copy_aside(path, "journal", reason)
+
+            find_end(state_directory, keep_aside)
             segments = journal_segments(state_directory)
             found: dict[str, int] = dict.fromkeys(groups, 0)
             affected: list[Path] = []
             first: int | None = None
-            for segment in segments:
+            unknown = [0] if not segments or first_position(segments[0]) > 0 else []
+            for segment, end in with_ends(segments):
+                damaged: list[Damage] = []
                 before = sum(found.values())
-                for position, group in _groups(segment):
-                    if group in found:
+                for position, group in _groups(segment, end, damaged):
+                    if group is None:
+                        unknown.append(position)
+                    elif group in found:
                         found[group] += 1
                         first = position if first is None else first
+                if damaged:
+                    repair(segment, end, keep_aside)
+                    unknown.append(first_position(segment))
                 if sum(found.values()) > before:
                     affected.append(segment)
-            # Where retention has removed the beginning, a snapshot holds pairs that nobody can name any more.
-            unknown = not segments or first_position(segments[0]) > 0
+            doubtful = min([*unknown, *([] if first is None else [first])], default=None)
             for position, snapshot in snapshots(state_directory):
-                if unknown or (first is not None and position >= first):
+                if doubtful is not None and position >= doubtful:
                     snapshot.unlink()
-            if unknown or first is not None:
+            if doubtful is not None:
                 forget_published_pairs(state_directory)
             damages.clear()
             sync_directory(state_directory)
@@ -83,13 +103,18 @@ def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
     return Forgotten(found, anchor, first, from_position)
 
 
-def _groups(segment: Path) -> Iterator[tuple[int, str]]:
-    """Positions and groups of the pairs in a segment; of a pair without either name, nothing. A start repairs damage."""
-    for block in whole_blocks(segment, None, lambda segment, damage: None):
+def _groups(segment: Path, end: int | None, damaged: list[Damage]) -> Iterator[tuple[int, str | None]]:
+    """Positions and groups of the pairs in a segment, None of one that is lost; of a pair without either name, nothing.
+
+    damaged: gets what is.
+    """
+    for block in whole_blocks(segment, end, lambda segment, damage: damaged.append(damage)):
         position = block.position
         for line in block.lines:
             if not line.startswith(RUN):
-                if line not in (GONE, LOST) and (name := _group(line)):
+                if line == LOST:
+                    yield position, None
+                elif line != GONE and (name := _group(line)):
                     yield position, name
                 position += 1
 

@@ -12,7 +12,7 @@ import sidecar.journal.writer as journal_module
 import sidecar.state.forget as forget_module
 from sidecar.journal.retention import compress_closed
 from sidecar.journal.run import Run
-from sidecar.journal.segments import journal_segments, read_journal
+from sidecar.journal.segments import JournalError, journal_segments, read_journal
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.online.training import OnlineTraining
 from sidecar.state.anchor import read_anchor, write_anchor
@@ -182,6 +182,35 @@ def test_what_is_whole_of_a_damaged_journal_is_forgotten_and_no_file_keeps_the_p
     left = b"".join(path.read_bytes() for path in state.rglob("*") if path.is_file())
     assert b'"g1"' not in left
     assert b'"g2"' in left
+
+
+def test_what_may_be_of_the_group_in_a_damaged_segment_anchor_or_snapshot_goes_too(tmp_path, train, lines, monkeypatch):
+    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 150_000)
+    state = tmp_path / "state"
+    held_out = train("state", lines[:600])["held_out"]
+    write_anchor(state, held_out)
+    for path in (state / "anchor.npy", journal_segments(state)[0]):
+        data = bytearray(path.read_bytes())
+        data[data.index(lines[20]) + 30 if path.suffix == ".jsonl" else 200] ^= 1
+        path.write_bytes(data)
+    assert snapshots(state)
+    assert forget(["g1"], state).pairs["g1"] < 12
+    assert snapshots(state) == []
+    left = b"".join(path.read_bytes() for path in state.rglob("*") if path.is_file())
+    assert b'"g1"' not in left
+    assert held_out[0, :80].tobytes() not in left
+    assert b'"g2"' in left
+
+
+def test_what_cannot_be_read_now_is_not_taken_for_forgotten(tmp_path, train, lines, monkeypatch):
+    write_anchor(tmp_path / "state", train("state", lines[:100])["held_out"])
+
+    def fails(path, kind):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("sidecar.state.anchor.read_checked", fails)
+    with pytest.raises(JournalError, match=r"anchor\.npy: Input/output error"):
+        forget(["g1"], tmp_path / "state")
 
 
 def test_the_command_says_what_it_did_and_which_checkpoints_had_learned(tmp_path, train, lines):
