@@ -106,11 +106,10 @@ class Checkpointing:
         }
 
     def _look(self, now: float) -> None:
-        """Take what the last look at the directory has found, and begin another each LOOK_S."""
-        if self._looking.done():
+        """Each LOOK_S, take what the last look at the directory has found, and begin another."""
+        if self._each_look.is_due(now) and self._looking.done():
             self._links = self._looking.result()
-            if self._each_look.is_due(now):
-                self._looking = self._looker.submit(self._place.look)
+            self._looking = self._looker.submit(self._place.look)
 
     @property
     def _has_model(self) -> bool:
