@@ -32,6 +32,7 @@ NEVER_RUN = {
     "onnxruntime/quantization": "converts models, like the next ones",
     "onnxruntime/tools": "",
     "onnxruntime/transformers": "",
+    "sidecar/regressor.py": "for programs in Python: it needs scikit-learn, which no command does",
 }
 
 
