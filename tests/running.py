@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,15 +22,23 @@ PATIENCE_S = 120
 """Nothing here takes so long, however busy the machine is: who waits in vain fails."""
 
 
-def start_process(*arguments: object, changed: str = "", **options: Any) -> subprocess.Popen[bytes]:
+def unhurried(changed: str = "", end_s: float = PATIENCE_S) -> list[str]:
+    """The command, as the beginning of a command line, with as long for its end as a busy machine may need.
+
+    changed: Python that changes something of it first.
+    """
+    time = f"import sidecar.serve.process\nsidecar.serve.process.END_S = {end_s}"
+    return [sys.executable, "-c", f"from sidecar.cli.main import main\n{time}\n{changed}\nmain()"]
+
+
+def start_process(*arguments: object, command: Sequence[str] = (), **options: Any) -> subprocess.Popen[bytes]:
     """Start the command so that SIGINT reaches it, even where this process ignores it, as one in the background does.
 
-    For a `with`, at whose end it is gone, whatever it was doing. changed: Python that changes something of it first.
+    For a `with`, at whose end it is gone, whatever it was doing. command: the beginning of the command line, see `unhurried`.
     """
-    how = ["-c", f"from sidecar.cli.main import main\n{changed}\nmain()"] if changed else ["-m", "sidecar"]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return _Gone([sys.executable, *how, *map(str, arguments)], **options)
+        return _Gone([*(command or (sys.executable, "-m", "sidecar")), *map(str, arguments)], **options)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -44,7 +52,7 @@ class _Gone(subprocess.Popen[bytes]):
 class Sidecar:
     """A running `serve`, and a client of it.
 
-    changed: see `start_process`; environment: what is added to that of the tests; end_s: how long its end may take.
+    changed: see `unhurried`; environment: what is added to that of the tests; end_s: how long its end may take.
     """
 
     def __init__(
@@ -60,8 +68,8 @@ class Sidecar:
         options = {"socket": self.socket_path, "checkpoint_dir": self.checkpoint_dir, "http": "", **settings}
         arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         with self.log.open("ab") as log:
-            changed = f"import sidecar.serve.process\nsidecar.serve.process.END_S = {end_s}\n{changed}"
-            self.process = start_process("serve", *arguments, changed=changed, stderr=log, env={**os.environ, **environment})
+            command = unhurried(changed, end_s)
+            self.process = start_process("serve", *arguments, command=command, stderr=log, env={**os.environ, **environment})
         self.client: socket.socket | None = None
         self.unread = b""
 

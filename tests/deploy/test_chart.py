@@ -14,7 +14,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from dataclasses import Field, fields
@@ -32,7 +31,7 @@ from sidecar.network.address import parse_address
 from sidecar.serve.process import END_S
 from sidecar.settings import PATH, Settings, read_settings
 from tests.conftest import EXAMPLE, ROOT, run
-from tests.running import PATIENCE_S, free_address
+from tests.running import PATIENCE_S, free_address, unhurried
 
 helm = pytest.importorskip("helm_python", reason="Helm's engine is not here: pip install helm-python-sdk")
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
@@ -693,7 +692,7 @@ class Pod:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "sidecar", *self.arguments]
+            command = [*unhurried(), *self.arguments]
             environment = {**os.environ, "PYTHONPATH": str(ROOT), **self.environment}
             self.process = subprocess.Popen(command, env=environment, cwd=self.tmp, stderr=log)
         until(lambda: self.probe("startupProbe"), self)

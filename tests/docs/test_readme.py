@@ -19,7 +19,7 @@ import pytest
 from sidecar.cli.main import cli
 from sidecar.settings import Settings
 from tests.conftest import EXAMPLE, ROOT
-from tests.running import free_address
+from tests.running import free_address, unhurried
 
 README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -72,7 +72,7 @@ def test_the_five_commands_work_one_after_the_other(tmp_path):
     said = {}
     with contextlib.ExitStack() as stack:
         for _, name, *arguments in commands:
-            command = [sys.executable, "-m", "sidecar", name, *arguments]
+            command = [*(unhurried() if name == "serve" else (sys.executable, "-m", "sidecar")), name, *arguments]
             if name == "serve":
                 server = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, **started))
                 stack.callback(server.kill)

@@ -94,6 +94,7 @@ def test_it_ends_though_the_disk_does_not_answer_at_the_end(serve, base_path, li
     changed = HANGS.format(call=call, where=where, trigger=str(trigger))
     sidecar = serve(base_model=base_path, changed=changed, end_s=END_S).connect()
     sidecar.send(lines[:300])
+    wait_until((tmp_path / "checkpoints" / "state" / "history.jsonl").exists)  # the first housekeeping is done
     trigger.touch()
     assert sidecar.stop() == 1
     sidecar.logged("it hangs")

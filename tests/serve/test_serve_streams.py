@@ -6,13 +6,12 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
 from sidecar import FeedbackClient
 from tests.conftest import ROOT
-from tests.running import PATIENCE_S, journalled, wait_until
+from tests.running import PATIENCE_S, journalled, unhurried, wait_until
 
 CLOSED = [" ".join(f"{n}>&-" for n in numbers) for k in (1, 2, 3) for numbers in itertools.combinations((0, 1, 2), k)]
 
@@ -21,7 +20,7 @@ CLOSED = [" ".join(f"{n}>&-" for n in numbers) for k in (1, 2, 3) for numbers in
 def test_closed_standard_streams_are_opened_to_nowhere(base_path, lines, tmp_path, closed):
     path = tmp_path / "s.sock"
     options = ["--socket", path, "--checkpoint-dir", tmp_path / "checkpoints", "--http", "", "--base-model", base_path]
-    command = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-m", "sidecar", "serve", *map(str, options)]
+    command = ["sh", "-c", f'exec "$0" "$@" {closed}', *unhurried(), "serve", *map(str, options)]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
         wait_until(lambda: path.exists() or process.poll() is not None)
