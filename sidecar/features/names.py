@@ -53,6 +53,11 @@ def name_of(names: Sequence[str], place: int) -> str:
     return names[place] if names else f"features[{place}]"
 
 
+def repeated(names: Sequence[str]) -> str:
+    """The names that are there more than once, as a list in words; empty if there are none."""
+    return _listed([name for name, count in Counter(names).items() if count > 1])
+
+
 def in_order(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
     """For each name wanted, its place among `names`, which have to be the same ones in any order.
 
@@ -69,8 +74,8 @@ def in_order(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
         found.append(f"missing: {_listed(missing)}")
     if extra := [name for name in places if name not in {*wanted}]:
         found.append(f"not known: {_listed(extra)}")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        found.append(f"more than once: {_listed(twice)}")
+    if twice := repeated(names):
+        found.append(f"more than once: {twice}")
     raise NamesError("; ".join(found))
 
 

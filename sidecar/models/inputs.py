@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sidecar.features.encoder_block import EncoderBlock, EncoderBlockError
-from sidecar.features.names import canonical
+from sidecar.features.names import canonical, repeated
 from sidecar.models.description import DescriptionError
 
 NAME_FIELDS = ("feature_order", "features", "feature_names")
@@ -59,7 +59,7 @@ class ModelInputs:
 def inputs_of(about: Mapping[str, Any], ports: Ports) -> ModelInputs:
     """The inputs of a model, given the JSON beside it and its graph's inputs.
 
-    Raises DescriptionError if the names are not as many as the graph takes.
+    Raises DescriptionError if the names are not as many as the graph takes, or one is there twice, in whatever spelling.
     """
     try:
         block = EncoderBlock.of_description(about)
@@ -75,6 +75,8 @@ def inputs_of(about: Mapping[str, Any], ports: Ports) -> ModelInputs:
     if names and len(names) != width:
         more = f" and {len(layout)} of the encoder" if layout else ""
         raise DescriptionError(f"the JSON names {len(names)} features{more}; the graph takes {width}")
+    if twice := repeated(names):
+        raise DescriptionError(f"the JSON names {twice} more than once")
     if block and not {*block.names} <= {*names}:
         block = None  # the graph does not take it
     return ModelInputs(names, block, target if isinstance(target, str) else "", MappingProxyType(carried))

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnx_builder.network import Network, NetworkError
 from sidecar.checkpoints.directory import LATEST, linked
-from sidecar.features.names import NamesError, canonical, in_order
+from sidecar.features.names import NamesError, canonical, in_order, repeated
 from sidecar.journal.run import Run
 from sidecar.journal.segments import is_before_blocks
 from sidecar.learning.training_settings import TrainingSettings
@@ -22,7 +22,7 @@ from sidecar.models.base_model import BaseModel, load, require_features
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.models.inputs import ModelInputs, inputs_of
 from sidecar.online.recovery import newest_run
-from sidecar.settings import Settings, env_of
+from sidecar.settings import Settings, SettingsError, env_of
 from sidecar.state.base_models import base_path, digest_of, kept_base
 from sidecar.state.directory import StateError, locked
 
@@ -48,7 +48,7 @@ def where_to_start(settings: Settings) -> Start:
     Where nothing is at the base's path, or it is a checkpoint of this very directory, the state goes on; where there is no
     state, a fresh head begins. A state of another number of features, or of a format before the first release, is moved aside.
 
-    Raises StateError where the state cannot be used, or is another sidecar's.
+    Raises StateError where the state cannot be used, or is another sidecar's; SettingsError if a feature is named twice.
     """
     if is_before_blocks(settings.state):
         _move_aside(settings.state, "old-format", "the state is of a format before the first release")
@@ -72,10 +72,11 @@ def where_to_start(settings: Settings) -> Start:
     if base is None and not goes_on and settings.export_io == "base" and not failed:
         failed = f"{env_of('export_io')}=base: needs an ONNX base model; there is none at {settings.base_model}"
     inputs = base.inputs if base else None
-    features = (
-        tuple(map(canonical, settings.features or ())) or (last.features if last else ()) or (inputs.names if inputs else ())
-    )
-    n_features = settings.n_features or len(settings.features or ()) or (last.n_features if last else 0)
+    named = tuple(map(canonical, settings.features or ()))
+    if twice := repeated(named):
+        raise SettingsError(f"{env_of('features')}={','.join(settings.features or ())}: {twice} is there more than once")
+    features = named or (last.features if last else ()) or (inputs.names if inputs else ())
+    n_features = settings.n_features or len(named) or (last.n_features if last else 0)
     n_features = n_features or (base.network.n_features if base else 80)
     features = features if len(features) == n_features else ()
     if base is not None and (why := _does_not_fit(base, n_features, features)):

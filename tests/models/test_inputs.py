@@ -45,6 +45,8 @@ def test_a_model_whose_graph_does_not_take_its_block_has_none():
 
 
 def test_other_numbers_of_names_than_the_graph_takes_are_an_error():
+    with pytest.raises(DescriptionError, match="the JSON names adm2 more than once"):
+        inputs_of({"features": ["adm2", "motion2", "integer_adm2"]}, [("features", 3)])
     with pytest.raises(DescriptionError, match="the JSON names 6 features; the graph takes 7"):
         inputs_of({"features": SIX}, [("features", 7)])
     with pytest.raises(DescriptionError, match="the JSON names 6 features and 4 of the encoder; the graph takes 24"):

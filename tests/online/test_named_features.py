@@ -20,7 +20,7 @@ from sidecar.online.publication import publication
 from sidecar.online.start import where_to_start
 from sidecar.online.stream import train_stream
 from sidecar.online.training import OnlineTraining
-from sidecar.settings import Settings
+from sidecar.settings import Settings, SettingsError
 from tests.small_states import BASE
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
@@ -169,3 +169,12 @@ def test_a_run_is_written_down_with_its_names(settings):
     run = replace(where_to_start(settings).run, features=ORDERED)
     assert Run.from_json(json.loads(json.dumps(run.as_json()))) == run
     assert Run(4, TrainingSettings(), 0.1).features == ()
+
+
+def test_a_feature_that_is_named_twice_in_two_spellings_is_told(settings):
+    with pytest.raises(
+        SettingsError, match=r"^VMAFX_SIDECAR_FEATURES=adm2,motion2,integer_adm2: adm2 is there more than once$"
+    ):
+        where_to_start(replace(settings, features=("adm2", "motion2", "integer_adm2")))
+    settings.base_model.with_suffix(".json").write_text(json.dumps({"features": ["adm2", "float_adm2", "motion2", "psnr_y"]}))
+    assert "the JSON names adm2 more than once" in where_to_start(settings).failed
