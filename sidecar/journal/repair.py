@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sidecar.files import remove_leftovers, sync_directory, whole_file
 from sidecar.journal.blocks import LOST, RUN, Damage, encode_block
-from sidecar.journal.segments import OnDamage, first_position, journal_segments, whole_blocks, with_ends, write_gzipped
+from sidecar.journal.segments import first_position, journal_segments, whole_blocks, write_gzipped
 from sidecar.journal.writer import End
 
 KeepAside = Callable[[Path, str], object]
@@ -99,12 +99,3 @@ def replace_segment(segment: Path, blocks: Iterator[bytes]) -> None:
         stream.flush()
         os.utime(stream.fileno(), ns=(times.st_atime_ns, times.st_mtime_ns))
     sync_directory(segment.parent)
-
-
-def check_segments(state_directory: Path, on_damage: OnDamage) -> int:
-    """Read all of a journal. Gives how many pairs are whole, those forgotten included. Raises JournalError."""
-    pairs = 0
-    for segment, end in with_ends(journal_segments(state_directory)):
-        for block in whole_blocks(segment, end, on_damage):
-            pairs += block.end - block.position
-    return pairs

@@ -434,3 +434,10 @@ def test_the_documentation_lists_every_form():
     text = (ROOT / "docs" / "training.md").read_text()
     for form in FORMS:
         assert f"| {form} |" in text, form
+
+
+def test_a_feature_that_is_named_twice_is_told(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("adm2,vmaf\n1,2\n")
+    with pytest.raises(RecordedPairsError, match=r"^--features adm2,integer_adm2: adm2 is there more than once$"):
+        read_pairs([path], features=["adm2", "integer_adm2"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sidecar.features.encoder_block import EncoderBlock
-from sidecar.features.names import NamesError, canonical, in_order, is_feature
+from sidecar.features.names import NamesError, canonical, in_order, is_feature, repeated
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.tables.table import Table, Wanted, listed
 
@@ -37,6 +37,8 @@ class Columns:
     features: names in order, empty for the default; target, group, job: columns, None for the default; label: a further column
     to group by; window: frames of a log that become one row, 0 for all of them, None for a row each. any_target: scores of
     different models are taken together. block: how features with its names are made from the columns encoder, preset and crf.
+
+    Raises RecordedPairsError if a feature is named twice, in whatever spelling.
     """
 
     features: tuple[str, ...] = ()
@@ -47,6 +49,10 @@ class Columns:
     window: int | None = None
     any_target: bool = False
     block: EncoderBlock | None = None
+
+    def __post_init__(self) -> None:
+        if twice := repeated([canonical(name) for name in self.features]):
+            raise RecordedPairsError(f"--features {','.join(self.features)}: {twice} is there more than once")
 
     def of_model(self, names: Sequence[str], block: EncoderBlock | None) -> Columns:
         """With the features of a model, in its order; empty names are not known.
