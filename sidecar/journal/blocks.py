@@ -58,27 +58,30 @@ class Torn(NamedTuple):
 
 def encode_block(position: int, lines: Sequence[bytes]) -> bytes:
     """A block of lines, without newlines, whose first pair has this position."""
-    payload = b"\n".join(lines) + b"\n"
-    text = b"#block %012d %d %d" % (position, _pairs(lines), len(payload))
-    seed = zlib.crc32(text)
-    checksum = b" %08x" % zlib.crc32(payload, seed)
-    return b"%b%b %08x\n%b" % (text, checksum, zlib.crc32(checksum, seed), payload)
+    return b"".join(_header_and_payload(position, _pairs(lines), lines))
 
 
 def encode_blocks(position: int, lines: Sequence[bytes]) -> bytes:
     """As `encode_block`, in blocks of at most so many lines that damage does not cost many pairs."""
-    if len(lines) <= _LINES:
-        return encode_block(position, lines)
-    blocks = []
+    pieces = list[bytes]()
     for start in range(0, len(lines), _LINES):
         part = lines[start : start + _LINES]
-        blocks.append(encode_block(position, part))
-        position += _pairs(part)
-    return b"".join(blocks)
+        pairs = _pairs(part)
+        pieces += _header_and_payload(position, pairs, part)
+        position += pairs
+    return b"".join(pieces)
+
+
+def _header_and_payload(position: int, pairs: int, lines: Sequence[bytes]) -> tuple[bytes, bytes]:
+    payload = b"\n".join([*lines, b""])
+    text = b"#block %012d %d %d" % (position, pairs, len(payload))
+    seed = zlib.crc32(text)
+    checksum = b" %08x" % zlib.crc32(payload, seed)
+    return b"%b%b %08x\n" % (text, checksum, zlib.crc32(checksum, seed)), payload
 
 
 def _pairs(lines: Sequence[bytes]) -> int:
-    return len(lines) - [line.startswith(RUN) for line in lines].count(True)
+    return len(lines) - sum([line.startswith(RUN) for line in lines])
 
 
 class _Header(NamedTuple):

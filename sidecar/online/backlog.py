@@ -1,7 +1,7 @@
 """Journalled pairs on their way to the learner: which are trained on before they are answered, and which wait.
 
-Two kinds of pairs wait: those that do not complete a group, until their answers are sent; and those that arrive while a new
-model is fitted to its first pairs, which takes about a second and runs on a worker.
+Two kinds of pairs wait: those that do not complete a group, for others that do; and those that arrive while a new model is
+fitted to its first pairs, which takes about a second and runs on a worker.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ class Backlog:
 
     @property
     def has_work(self) -> bool:
-        """`catch_up` has something to do."""
-        return not self.busy and (bool(self._blocks) or self._learner.trainer.steps_left > 0)
+        """`catch_up` has steps to run, or enough pairs for the next ones."""
+        trainer = self._learner.trainer
+        return not self.busy and (trainer.steps_left > 0 or bool(self._blocks and self._waiting_pairs >= trainer.missing))
 
     def take(self, pairs: list[Pair]) -> list[Group]:
         """Train on pairs that complete a group, up to the loss of the last group; keep others for `catch_up`."""
@@ -87,7 +88,7 @@ class Backlog:
 
     def wait(self) -> None:
         """Train on all waiting pairs."""
-        while self.busy or self.has_work:
+        while self.busy or self.has_work or self._blocks:
             self.wait_for_fit()
             self.catch_up()
 

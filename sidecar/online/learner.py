@@ -44,10 +44,11 @@ class Learner:
         features, scores, holdout = block
         self.position += len(holdout)
         fraction = self.run.holdout_fraction
-        held_out = [place for place, position in enumerate(holdout) if is_held_out(position, fraction)]
-        if not held_out:
+        held = [is_held_out(position, fraction) for position in holdout]
+        if not any(held):
             return self.trainer.add(features, scores, finish)
-        train = [place for place, position in enumerate(holdout) if not is_held_out(position, fraction)]
+        held_out = [place for place, is_held in enumerate(held) if is_held]
+        train = [place for place, is_held in enumerate(held) if not is_held]
         rows = np.column_stack([features[held_out], scores[held_out], [holdout[place] for place in held_out]])
         self.held_out.add(rows)
         groups = self.trainer.add(features[train], scores[train], finish)

@@ -118,10 +118,9 @@ class OnlineTraining:
                 continue
             answer = Answer(ok=True, job_id=pair.job_id, trained=False)
             answers.append(answer)
-            if pair in recent:
+            if not recent.add(pair):
                 answer.duplicate = True
                 continue
-            recent.add(pair)
             pairs.append(pair)
             journalled.append(line)
         self.counts.rejected += sum(answer.ok is False for answer in answers)

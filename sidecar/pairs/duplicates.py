@@ -20,14 +20,18 @@ class RecentPairs:
         self._count = 0
         self._numbers: dict[bytes, int] = {}  # the number of each pair that has a job_id
 
-    def __contains__(self, pair: Pair) -> bool:
-        return bool(pair.job_id) and self._numbers.get(_key(pair), -RECENT_PAIRS - 1) >= self._count - RECENT_PAIRS
+    def add(self, pair: Pair | None) -> bool:
+        """Add a pair that is about to be journalled; False, and nothing is added, if it is a duplicate.
 
-    def add(self, pair: Pair | None) -> None:
-        """Add a pair that is about to be journalled; None stands for a forgotten pair, which keeps its number."""
+        None stands for a forgotten pair, which keeps its number.
+        """
         if pair is not None and pair.job_id:
-            self._numbers[_key(pair)] = self._count
+            key, number = _key(pair), self._count
+            if self._numbers.get(key, -RECENT_PAIRS - 1) >= number - RECENT_PAIRS:
+                return False
+            self._numbers[key] = number
         self._count += 1
+        return True
 
     def take_back(self, pairs: Sequence[Pair]) -> None:
         """Remove the last pairs, which could not be journalled after all."""

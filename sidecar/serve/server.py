@@ -40,6 +40,8 @@ from sidecar.settings import Settings, SettingsError, env_of
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.2
+_LOOK_S = 0.01
+"""Looked no more often than this at what is done besides serving; a turn for one line takes less than a tenth of it."""
 HTTP_CONNECTIONS = 64
 _EVIDENCE_PAIRS = 128
 
@@ -144,7 +146,7 @@ class Server:
 
     def _serve(self) -> None:
         """The main loop: serve the socket and train; when due, start a checkpoint, maintain the state, update the status."""
-        backlog, each_status, each_second = self._online.backlog, Every(_TICK_S), Every(1.0)
+        backlog, each_look, each_status, each_second = self._online.backlog, Every(_LOOK_S), Every(_TICK_S), Every(1.0)
         self._signals.doing = "serving"
         self._update_status(accepting=True)
         event(_log, "listening", socket=str(self._settings.socket), phase=self._board.status.phase)
@@ -152,16 +154,19 @@ class Server:
             self._loop.turn(0.0 if backlog.has_work else _TICK_S)
             if backlog.has_work or backlog.busy:
                 self._timer.catch_up(self._online)
+            now = time.monotonic()
+            if not each_look.is_due(now):
+                continue
             if self._signals.publish:
                 self._signals.publish = False
                 self._checkpointing.request()
-            now = time.monotonic()
             self._announce = self._checkpointing.turn(now) or self._announce
             self._maintenance.turn(now)
             if each_second.is_due(now):
                 self._look_after_socket()
                 self._tell_of_scaling()
             if each_status.is_due(now):
+                self._timer.catch_up(self._online)  # a group's first pairs, too, so that figures and snapshots have them
                 self._update_status(accepting=True)
 
     def _tell_of_scaling(self) -> None:

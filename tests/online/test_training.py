@@ -106,7 +106,9 @@ def test_how_pairs_were_grouped_into_reads_does_not_matter(tmp_path, run, base, 
 
 def test_steps_that_answers_need_not_wait_for_are_run_one_at_a_time(tmp_path, run, base, lines, start):
     online = start(tmp_path, replace(run, holdout_fraction=0.0), base)
-    answers = [said(online.accept([line]))[0] for line in lines[:16]]
+    answers = [said(online.accept([line]))[0] for line in lines[:15]]
+    assert not online.backlog.has_work
+    answers += said(online.accept(lines[15:16]))
     assert (answers[-1]["trained"], answers[-1]["step"]) == (True, 4)
     for step in (1, 2, 3, 4):
         assert online.backlog.has_work

@@ -14,22 +14,28 @@ def pair(job_id, score=1.0, features=(1.0, 2.0)):
 
 def test_a_duplicate_has_the_same_job_and_the_same_float32_values():
     recent = RecentPairs()
-    recent.add(pair("a"))
-    assert pair("a") in recent
-    assert pair("a", features=(1.0 + 1e-12, 2.0)) in recent
-    assert pair("a", score=1.5) not in recent
-    assert pair("a", features=(1.0, 3.0)) not in recent
-    assert pair("b") not in recent
-    recent.add(pair(""))
-    assert pair("") not in recent
+    assert recent.add(pair("a"))
+    assert not recent.add(pair("a"))
+    assert not recent.add(pair("a", features=(1.0 + 1e-12, 2.0)))
+    assert recent.add(pair("a", score=1.5))
+    assert recent.add(pair("a", features=(1.0, 3.0)))
+    assert recent.add(pair("b"))
+    assert recent.add(pair(""))
+    assert recent.add(pair(""))
 
 
 def test_only_the_last_pairs_count_as_recent():
-    recent = RecentPairs()
     pairs = [pair(f"j{i}") for i in range(RECENT_PAIRS + 1)]
-    for each in pairs[:RECENT_PAIRS]:
-        recent.add(each)
-    assert pairs[0] in recent
-    recent.add(pairs[RECENT_PAIRS])
-    assert pairs[0] not in recent
-    assert pairs[1] in recent
+    recent = RecentPairs()
+    assert all(recent.add(each) for each in pairs)
+    assert not recent.add(pairs[1])
+    assert recent.add(pairs[0])
+
+
+def test_a_pair_that_was_taken_back_is_no_duplicate():
+    recent = RecentPairs()
+    recent.add(pair("a"))
+    recent.add(pair("b"))
+    recent.take_back([pair("b")])
+    assert not recent.add(pair("a"))
+    assert recent.add(pair("b"))
