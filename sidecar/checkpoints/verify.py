@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,45 +59,53 @@ def verify(paths: Sequence[Path]) -> list[Verification]:
 def _verify(model: Path) -> Verification:
     data = read_bytes(model)
     target = model.resolve()
-    checks = {
-        "digest": _attempt(lambda: _check_digest(target, data)),
-        "description": _attempt(lambda: _check_description(target, data)),
-        "inputs": _attempt(lambda: _check_inputs(target, parse_model(model, data))),
-        "graph": _attempt(lambda: _check_graph(model, data)),
-        "operators": _attempt(lambda: _check_operators(parse_model(model, data))),
-        "parity": _attempt(lambda: _check_parity(data)),
-    }
-    return Verification(model, checks)
-
-
-def _attempt(check: Any) -> str:
+    unreadable, about = "", None
     try:
-        return str(check() or "")
+        about = read_description(target)
+    except DescriptionError as error:
+        unreadable = str(error)
+    checks = dict(checks_of(target, data, read_digest(target), about))
+    return Verification(model, {**checks, **({"description": unreadable} if unreadable else {})})
+
+
+def checks_of(model: Path, data: bytes, digest: str | None, about: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """The checks of a model's bytes, one after the other: the name of each, and what is wrong, empty if nothing is.
+
+    model: its path, for messages. digest: what the file with its digest says, about: its JSON; None where there is none.
+    onnxruntime comes last: it sees nothing that `onnx_builder.read` does not take.
+    """
+    yield "digest", _check_digest(model, data, digest)
+    yield "description", _check_description(model, data, about)
+    yield "inputs", _attempt(lambda: _check_inputs(model, parse_model(model, data), about) if about is not None else "")
+    yield "graph", _attempt(lambda: _check_graph(model, data))
+    yield "operators", _attempt(lambda: _check_operators(parse_model(model, data)))
+    yield "parity", _attempt(lambda: _check_parity(data))
+
+
+def _attempt(check: Callable[[], str]) -> str:
+    try:
+        return check()
     except (NetworkError, DescriptionError) as error:
         return str(error)
 
 
-def _check_digest(model: Path, data: bytes) -> str:
-    stated, actual = read_digest(model), hashlib.sha256(data).hexdigest()
+def _check_digest(model: Path, data: bytes, stated: str | None) -> str:
+    actual = hashlib.sha256(data).hexdigest()
     if stated is None:
         return f"no {model.name}.sha256 beside the model"
     return "" if stated == actual else f"the file's SHA-256 is {actual}, but {model.name}.sha256 says {stated[:64]}"
 
 
-def _check_description(model: Path, data: bytes) -> str:
-    about = read_description(model)
+def _check_description(model: Path, data: bytes, about: Mapping[str, Any] | None) -> str:
     if about is None:
         return f"no {model.with_suffix('.json').name} beside the model"
     actual = hashlib.sha256(data).hexdigest()
     stated = about.get("sha256", actual)  # a tool that has rewritten the JSON may have left it out
-    return "" if stated == actual else f"the file's SHA-256 is {actual}, but its JSON says {stated}"
+    return "" if stated == actual else f"the file's SHA-256 is {actual}, but its JSON says {str(stated)[:64]}"
 
 
-def _check_inputs(model: Path, proto: onnx.ModelProto) -> str:
+def _check_inputs(model: Path, proto: onnx.ModelProto, about: Mapping[str, Any]) -> str:
     """What the JSON says of inputs and output, as far as it does, against the graph."""
-    about = read_description(model)
-    if about is None:
-        return ""  # said already
     network = from_bytes(proto.SerializeToString())
     ports = [(port.name, port.width) for port in network.inputs]
     inputs, outputs = [name for name, _ in ports], [network.output.name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import time
 from http import HTTPStatus
 from typing import Annotated, Any, NotRequired, TypedDict
@@ -11,6 +10,7 @@ import msgspec
 
 from sidecar.monitoring.status import one_line
 from sidecar.network.address import parse_address
+from sidecar.network.http_client import NotHttpError, get
 
 CLIENT_SECONDS = 5.0
 _MOST_BYTES = 1 << 20
@@ -135,21 +135,11 @@ def probe(address: str) -> tuple[bool, str]:
 
 def _get(address: str, path: str) -> tuple[int, bytes]:
     host, port = parse_address(address)
-    connection = http.client.HTTPConnection(_LOOPBACK.get(host, host), port, timeout=CLIENT_SECONDS)
     try:
         until = time.monotonic() + CLIENT_SECONDS
-        connection.request("GET", path)
-        with connection.getresponse() as response:
-            body = b""
-            while len(body) < _MOST_BYTES and (piece := response.read1(_MOST_BYTES)):
-                body += piece
-                if time.monotonic() > until:
-                    raise TimeoutError
-            return response.status, body
+        answer = get(_LOOPBACK.get(host, host), port, path, most=_MOST_BYTES, until=until)
     except OSError as error:
         raise HttpError(f"{address}: no answer: {error.strerror or error or type(error).__name__}") from error
-    except http.client.HTTPException as error:
-        why = one_line(str(error).strip()) or type(error).__name__
-        raise NoSidecarError(f"{address}: not a sidecar: {why}") from error
-    finally:
-        connection.close()
+    except NotHttpError as error:
+        raise NoSidecarError(f"{address}: not a sidecar: {one_line(str(error))}") from error
+    return answer.status, answer.body

@@ -74,8 +74,11 @@ def test_fetch_status_is_what_the_server_tells(serve_status):
             b'HTTP/1.1 404 No\r\n\r\n{"phase":"running"}',
             '/status is not from a sidecar: answered 404 with b\'{"phase":"running"}\'',
         ),
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "not a sidecar: SSH-2.0-OpenSSH_9.6"),
-        (b"", "no answer: Remote end closed connection without response"),
+        (
+            b"SSH-2.0-OpenSSH_9.6\r\n",
+            "not a sidecar: peer unexpectedly closed connection, in an answer that begins with b'SSH-2.0-OpenSSH_9.6\\r\\n'",
+        ),
+        (b"", "no answer: the connection was closed without an answer"),
         (None, "no answer: timed out"),
     ],
 )

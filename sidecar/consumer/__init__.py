@@ -1,0 +1,1 @@
+"""Following the models of a sidecar, and predicting with them."""

@@ -1,0 +1,73 @@
+"""Following a model: each version once, verified, as soon as somebody looks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable
+from os import PathLike, fspath
+from pathlib import Path
+
+from sidecar.consumer.directory_source import DirectorySource
+from sidecar.consumer.http_source import HttpSource
+from sidecar.consumer.source import Source, choose
+from sidecar.consumer.verified import RefusedError, VerifiedModel, verified
+
+
+class Follower:
+    """Looks at a source and gives each new model once.
+
+    source: a checkpoint directory, the path of a link or a model in one, or the URL of a sidecar that gives models out. policy:
+    `latest-stable`, `latest`, or `pinned`, with a version; the path of a link is followed as it is. accept: called with each
+    verified model, raises RefusedError for one that does not fit. Raises ValueError for arguments that cannot be used.
+    """
+
+    def __init__(
+        self,
+        source: str | PathLike[str],
+        policy: str = "latest-stable",
+        version: int | None = None,
+        accept: Callable[[VerifiedModel], None] = lambda model: None,
+    ) -> None:
+        self._source = source_of(source, policy, version)
+        self._pinned = version
+        self._accept = accept
+        self._seen: Hashable = None
+        self._content: tuple[str, bytes, bytes, bytes] | None = None
+        self._in_use = False
+
+    def news(self) -> VerifiedModel | None:
+        """A model that was not there before, None if there is none.
+
+        Raises SourceError if nothing can be read, whenever it is called until something can; and RefusedError, once for each
+        model that is not to be used. It is read again when its files have changed,
+        and given once more only if what is in them has.
+        """
+        fetched = self._source.fetch(self._seen, self._in_use)
+        if fetched is None:
+            return None
+        self._seen = fetched.seal
+        content = fetched.name, hashlib.sha256(fetched.model).digest(), fetched.digest, fetched.description
+        if content == self._content:
+            return None
+        self._content, self._in_use = content, False
+        if self._pinned not in (None, fetched.version):
+            raise RefusedError(f"{fetched.place}: is {fetched.name}; expected version {self._pinned}")
+        model = verified(fetched)
+        self._accept(model)
+        self._in_use = True
+        return model
+
+
+def source_of(source: str | PathLike[str], policy: str, version: int | None) -> Source:
+    """The source that a path or a URL names. Raises ValueError that names the value and what is allowed."""
+    name, where = choose(policy, version), fspath(source)
+    if not where:
+        raise ValueError("source='': expected a checkpoint directory, the path of a link to a model, or http://HOST:PORT")
+    if "://" in where:
+        return HttpSource(where, name)
+    path = Path(where)
+    if path.suffix != ".onnx" or path.is_dir():
+        return DirectorySource(path / f"{name}.onnx")
+    if policy != "latest-stable":
+        raise ValueError(f"policy={policy!r}: expected a checkpoint directory with it, got {where}")
+    return DirectorySource(path)
