@@ -153,7 +153,7 @@ class VmafRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
         Returns the path of the ONNX file. Raises CheckpointError if it cannot be written.
         """
-        from sidecar.checkpoints.gate import Evidence
+        from sidecar.checkpoints.judging.gate import Evidence
         from sidecar.checkpoints.publishing import Terms, publish_network
 
         check_is_fitted(self, "network_")

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from onnx_builder.network import Array, Network, NetworkError
 from onnx_builder.parity import parity
 from onnx_builder.write import to_bytes
-from sidecar.checkpoints.compatibility import differences, interface_of
 from sidecar.checkpoints.description import description_of_inputs, inputs_of_checkpoint, metadata_of
 from sidecar.checkpoints.directory import Checkpoint, publish
-from sidecar.checkpoints.gate import Evidence, Gate, judge_on_each
+from sidecar.checkpoints.judging.compatibility import differences, interface_of
+from sidecar.checkpoints.judging.gate import Evidence, Gate, judge_on_each
+from sidecar.checkpoints.judging.references import references, stable_model
 from sidecar.checkpoints.libvmaf import refused_by_libvmaf
-from sidecar.checkpoints.references import references, stable_model
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import Metrics, metrics
 from sidecar.models.base_model import BaseModel, ExportIo

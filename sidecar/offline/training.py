@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sidecar.checkpoints.directory import Checkpoint, check_writable
-from sidecar.checkpoints.gate import Evidence, Gate
+from sidecar.checkpoints.judging.gate import Evidence, Gate
 from sidecar.checkpoints.publishing import Terms, publish_network
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import Metrics, metrics, rmse

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sidecar.checkpoints.gate import Evidence
+from sidecar.checkpoints.judging.gate import Evidence
 from sidecar.checkpoints.publishing import Published, Terms, publish_network
 from sidecar.journal.run import Run
 from sidecar.online.learner import Learner

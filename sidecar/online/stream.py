@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sidecar.checkpoints.directory import check_writable
-from sidecar.checkpoints.gate import Evidence
+from sidecar.checkpoints.judging.gate import Evidence
 from sidecar.checkpoints.publishing import Published, Terms, publish_network
 from sidecar.journal.run import ALGORITHM, Run
 from sidecar.journal.segments import first_kept, journal_segments

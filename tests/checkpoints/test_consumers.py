@@ -14,7 +14,7 @@ import pytest
 
 from onnx_builder import Activation, Dense, Elementwise, Network, NetworkError, Port
 from onnx_builder.write import to_bytes
-from sidecar.checkpoints.gate import Evidence
+from sidecar.checkpoints.judging.gate import Evidence
 from sidecar.checkpoints.publishing import Terms, publish_network
 from sidecar.features.encoder_block import EncoderBlock
 from sidecar.learning.recipe import Recipe, fit

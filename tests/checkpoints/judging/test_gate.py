@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sidecar.checkpoints.gate import Evidence, judge, judge_on_each
+from sidecar.checkpoints.judging.gate import Evidence, judge, judge_on_each
 
 TRUE = np.random.default_rng(0).uniform(0, 100, 200)
 NOISE = np.random.default_rng(1).normal(size=200)

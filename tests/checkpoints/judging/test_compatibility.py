@@ -11,8 +11,8 @@ from onnx_builder import Network
 from onnx_builder.network import Port
 from onnx_builder.runtime import Scorer
 from onnx_builder.write import to_bytes
-from sidecar.checkpoints.compatibility import differences, interface_of, score_range
 from sidecar.checkpoints.directory import publish
+from sidecar.checkpoints.judging.compatibility import differences, interface_of, score_range
 from tests.conftest import run
 
 NAMES = ["adm2", "vif_scale0", "vif_scale1", "vif_scale2", "vif_scale3", "motion2", "psnr_y", "cambi"]

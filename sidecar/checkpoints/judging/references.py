@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from onnx_builder.network import Array, Elementwise, NetworkError
-from sidecar.checkpoints.compatibility import Interface, interface_of
 from sidecar.checkpoints.directory import STABLE, linked
-from sidecar.checkpoints.gate import Evidence
+from sidecar.checkpoints.judging.compatibility import Interface, interface_of
+from sidecar.checkpoints.judging.gate import Evidence
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.models.json_scaling import outside_scaling, scaled
 
