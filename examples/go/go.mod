@@ -1,0 +1,3 @@
+module example.com/follow
+
+go 1.22
