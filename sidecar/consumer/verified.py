@@ -12,7 +12,7 @@ from typing import Any
 from onnx_builder.network import Elementwise, Network, NetworkError
 from onnx_builder.read import from_bytes
 from onnx_builder.runtime import Scorer
-from sidecar.checkpoints.compatibility import Interface, interface_of
+from sidecar.checkpoints.judging.compatibility import Interface, interface_of
 from sidecar.checkpoints.verify import checks_of
 from sidecar.consumer.source import Fetched
 from sidecar.models.description import DescriptionError
