@@ -3,6 +3,7 @@
 The public names, for programs in Python:
 
     FeedbackClient   delivers pairs to a running sidecar from a background thread
+    LiveModel        predicts with a sidecar's newest stable model, and takes over each new one
     VmafRegressor    the model behind scikit-learn's conventions (extra: sklearn)
     read_pairs       reads recorded pairs from files
 
@@ -13,14 +14,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sidecar.client.feedback_client import FeedbackClient
+    from sidecar.consumer.live_model import LiveModel
     from sidecar.pairs.recorded import read_pairs
     from sidecar.regressor import VmafRegressor
 
-__all__ = ["FeedbackClient", "VmafRegressor", "read_pairs"]
+__all__ = ["FeedbackClient", "LiveModel", "VmafRegressor", "read_pairs"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "FeedbackClient": "sidecar.client.feedback_client",
+    "LiveModel": "sidecar.consumer.live_model",
     "VmafRegressor": "sidecar.regressor",
     "read_pairs": "sidecar.pairs.recorded",
 }

@@ -11,8 +11,9 @@ import pytest
 import sidecar
 from tests.client.fake_sidecar import OK, FakeSidecar, answers
 from tests.conftest import EXAMPLE, ROOT
+from tests.consumer.published import constant, publish_model
 
-PUBLIC = ["FeedbackClient", "VmafRegressor", "read_pairs"]
+PUBLIC = ["FeedbackClient", "LiveModel", "VmafRegressor", "read_pairs"]
 
 
 def python(code: str, *arguments: object) -> str:
@@ -98,7 +99,9 @@ def test_the_examples_in_the_docstrings_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = tmp_path / "s.sock"
     with FakeSidecar(path, answers(OK)):
+        publish_model(tmp_path / "online", constant(50))
         text = getattr(sidecar, name).__doc__.replace("/tmp/vmafx-sidecar.sock", str(path))
+        text = text.replace("/mnt/vmafx-models/online", str(tmp_path / "online"))
         example = doctest.DocTestParser().get_doctest(text, {name: getattr(sidecar, name)}, name, None, None)
         assert example.examples
         assert doctest.DocTestRunner().run(example).failed == 0

@@ -68,18 +68,21 @@ def _verify(model: Path) -> Verification:
     return Verification(model, {**checks, **({"description": unreadable} if unreadable else {})})
 
 
-def checks_of(model: Path, data: bytes, digest: str | None, about: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+def checks_of(
+    model: Path, data: bytes, digest: str | None, about: Mapping[str, Any] | None, parity_rows: int = _PARITY_ROWS
+) -> Iterator[tuple[str, str]]:
     """The checks of a model's bytes, one after the other: the name of each, and what is wrong, empty if nothing is.
 
     model: its path, for messages. digest: what the file with its digest says, about: its JSON; None where there is none.
-    onnxruntime comes last: it sees nothing that `onnx_builder.read` does not take.
+    parity_rows: on how many random rows numpy and onnxruntime are compared. onnxruntime comes last: it sees nothing that
+    `onnx_builder.read` does not take.
     """
     yield "digest", _check_digest(model, data, digest)
     yield "description", _check_description(model, data, about)
     yield "inputs", _attempt(lambda: _check_inputs(model, parse_model(model, data), about) if about is not None else "")
     yield "graph", _attempt(lambda: _check_graph(model, data))
     yield "operators", _attempt(lambda: _check_operators(parse_model(model, data)))
-    yield "parity", _attempt(lambda: _check_parity(data))
+    yield "parity", _attempt(lambda: _check_parity(data, parity_rows))
 
 
 def _attempt(check: Callable[[], str]) -> str:
@@ -158,9 +161,9 @@ def _check_operators(proto: onnx.ModelProto) -> str:
     return f"{', '.join(others)}: not allowed in a checkpoint" if others else ""
 
 
-def _check_parity(data: bytes) -> str:
+def _check_parity(data: bytes, rows: int) -> str:
     network = from_bytes(data)
-    features = probe_features(network, _PARITY_ROWS)
+    features = probe_features(network, rows)
     expected = network.forward(features)
     difference, allowed = parity(Scorer(data).predict(features), expected), PARITY_TOLERANCE * max(1.0, float(np.ptp(expected)))
     return "" if difference <= allowed else f"onnxruntime and numpy differ by {difference:g}; at most {allowed:g} is allowed"

@@ -19,6 +19,9 @@ from sidecar.models.description import DescriptionError
 from sidecar.models.inputs import ModelInputs, inputs_of
 from sidecar.models.json_scaling import outside_scaling
 
+_PARITY_ROWS = 64
+"""Who verifies while others predict keeps it short."""
+
 
 class RefusedError(Exception):
     """A model that was read and is not to be used; the message names it and says why."""
@@ -26,10 +29,10 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class VerifiedModel:
-    """A model to predict with, and what it says of itself.
+    """A model that may be used, and what it says of itself.
 
     name: `model_v000042`. data: the ONNX file, sha256: of it. about: its JSON. network: as our own reader understands it.
-    scorer: a session that is ready. scaling: what comes before the graph. inputs, interface: how it is fed.
+    scaling: what comes before the graph. inputs, interface: how it is fed.
     """
 
     name: str
@@ -38,7 +41,6 @@ class VerifiedModel:
     sha256: str
     about: Mapping[str, Any]
     network: Network
-    scorer: Scorer
     scaling: tuple[Elementwise, ...]
     inputs: ModelInputs
     interface: Interface
@@ -56,7 +58,7 @@ def verified(fetched: Fetched) -> VerifiedModel:
         if about.get(key) != value:
             raise RefusedError(f"{fetched.place}: its JSON says {key} {str(about.get(key))[:64]}; expected {str(value)[:64]}")
     try:
-        for check, wrong in checks_of(Path(f"{fetched.name}.onnx"), fetched.model, digest, about):
+        for check, wrong in checks_of(Path(f"{fetched.name}.onnx"), fetched.model, digest, about, _PARITY_ROWS):
             if wrong:
                 raise RefusedError(f"{fetched.place}: {check}: {wrong}")
         return usable(fetched.name, fetched.version, fetched.model, about)
@@ -65,7 +67,7 @@ def verified(fetched: Fetched) -> VerifiedModel:
 
 
 def usable(name: str, version: int, data: bytes, about: Mapping[str, Any]) -> VerifiedModel:
-    """A model of the given bytes and JSON, ready to predict.
+    """A model of the given bytes and JSON.
 
     Raises NetworkError or DescriptionError where it cannot be used.
     """
@@ -74,7 +76,7 @@ def usable(name: str, version: int, data: bytes, about: Mapping[str, Any]) -> Ve
     scaling = outside_scaling(Path(f"{name}.json"), about, scorer.inputs[0].width, network)
     inputs = inputs_of(about, [(each.name, each.width) for each in scorer.inputs])
     sha256 = hashlib.sha256(data).hexdigest()
-    return VerifiedModel(name, version, data, sha256, about, network, scorer, scaling, inputs, interface_of(scorer, about))
+    return VerifiedModel(name, version, data, sha256, about, network, scaling, inputs, interface_of(scorer, about))
 
 
 def _description(fetched: Fetched) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_each_model_comes_once(follow, directory):
     publish_model(directory, constant(20))
     found = follower.news()
     assert (found.name, found.version, found.data) == ("model_v000001", 1, to_bytes(constant(20)))
-    assert found.scorer.predict(ROW[None])[0] == pytest.approx(score_of(20))
+    assert found.network.forward(ROW[None])[0] == pytest.approx(score_of(20))
     assert follower.news() is None
     publish_model(directory, constant(30))
     publish_model(directory, constant(40))
