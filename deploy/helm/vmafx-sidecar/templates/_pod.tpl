@@ -61,8 +61,8 @@ livenessProbe:
 resources: {{- toYaml $trainer.resources | nindent 2 }}
 securityContext: {{- include "vmafx-sidecar.securityContext" . | nindent 2 }}
 volumeMounts:
-  - {name: vmafx-tmp, mountPath: /tmp}
-  - {name: vmafx-models, mountPath: {{ .Values.persistence.models.mountPath | quote }}}
+  - {name: {{ include "vmafx-sidecar.existingVolume" (list . "tmp") | default "vmafx-tmp" | quote }}, mountPath: /tmp}
+  - {name: {{ include "vmafx-sidecar.existingVolume" (list . "models") | default "vmafx-models" | quote }}, mountPath: {{ .Values.persistence.models.mountPath | quote }}}
   {{- if include "vmafx-sidecar.stateEndsWithPod" . }}
   - {name: vmafx-state, mountPath: /var/lib/vmafx-sidecar}
   {{- end }}
@@ -117,17 +117,31 @@ vmafx-trainer: {{ include "vmafx-sidecar.trainingName" . }}
 {{- end -}}
 {{- end }}
 
-{{- /* Empty if this chart has neither a sidecar nor a node. */ -}}
+{{- /* (list . "tmp"): the name of that volume, if another chart's pods have it already. */ -}}
+{{- define "vmafx-sidecar.existingVolume" -}}
+{{- $node := (index . 0).Values.node -}}
+{{- $existing := get $node.existingVolumes (index . 1) -}}
+{{- if and $existing $node.enabled -}}
+{{- fail (printf "node.existingVolumes.%s is %s: expected it to be empty while node.enabled is true; only pods of another chart have volumes already" (index . 1) $existing) -}}
+{{- end -}}
+{{- $existing -}}
+{{- end }}
+
+{{- /* Those that the pod does not have yet. Empty if this chart has neither a sidecar nor a node. */ -}}
 {{- define "vmafx-sidecar.volumes" -}}
 {{- if or .Values.sidecar.trainer.enabled .Values.node.enabled -}}
+{{- if not (include "vmafx-sidecar.existingVolume" (list . "tmp")) }}
 - name: vmafx-tmp
   emptyDir: {}
+{{- end }}
+{{- if not (include "vmafx-sidecar.existingVolume" (list . "models")) }}
 - name: vmafx-models
   {{- if .Values.persistence.models.enabled }}
   persistentVolumeClaim: {claimName: {{ include "vmafx-sidecar.claim" . | quote }}}
   {{- else }}
   emptyDir: {}
   {{- end }}
+{{- end }}
 {{- if include "vmafx-sidecar.stateEndsWithPod" . }}
 - name: vmafx-state
   emptyDir: {}
@@ -135,10 +149,21 @@ vmafx-trainer: {{ include "vmafx-sidecar.trainingName" . }}
 {{- end -}}
 {{- end }}
 
-{{- /* For the node: the socket is in /tmp, and models are read-only. */ -}}
+{{- /* For the node: the socket is in /tmp, and models are read-only. What the pod has already, the node mounts itself. */ -}}
 {{- define "vmafx-sidecar.nodeVolumeMounts" -}}
 {{- if or .Values.sidecar.trainer.enabled .Values.node.enabled -}}
+{{- if not (include "vmafx-sidecar.existingVolume" (list . "tmp")) }}
 - {name: vmafx-tmp, mountPath: /tmp}
+{{- end }}
+{{- if not (include "vmafx-sidecar.existingVolume" (list . "models")) }}
 - {name: vmafx-models, mountPath: {{ .Values.persistence.models.mountPath | quote }}, readOnly: true}
+{{- end }}
 {{- end -}}
+{{- end }}
+
+{{- /* For a NetworkPolicy of the pods: who may reach the sidecar. */ -}}
+{{- define "vmafx-sidecar.ingress" -}}
+- ports:
+    - port: {{ include "vmafx-sidecar.port" . }}
+  from: {{- toYaml .Values.networkPolicy.from | nindent 4 }}
 {{- end }}

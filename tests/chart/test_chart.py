@@ -6,16 +6,12 @@ Charts are rendered by Helm's own engine (helm-python-sdk), manifests checked ag
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import time
-import urllib.request
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -30,34 +26,34 @@ from sidecar.log import DRAIN_S
 from sidecar.network.address import parse_address
 from sidecar.serve.process import END_S
 from sidecar.settings import PATH, Settings, read_settings
+from tests.chart.pod import Pod, until
+from tests.chart.rendering import (
+    CHART,
+    CUSTOM,
+    DOCS,
+    VERSIONS,
+    documented,
+    environment_of,
+    faults_of,
+    helm,
+    kubernetes_validate,
+    manifests,
+    only,
+    over,
+    pod_of,
+    render,
+    sidecar_of,
+    yaml,
+)
 from tests.conftest import EXAMPLE, ROOT, run
-from tests.running import PATIENCE_S, free_address, unhurried
 
-helm = pytest.importorskip("helm_python", reason="Helm's engine is not here: pip install helm-python-sdk")
-kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
 jsonschema = pytest.importorskip("jsonschema", reason="it comes with kubernetes-validate")
-yaml = pytest.importorskip("yaml", reason="pip install pyyaml")
 
-CHART = ROOT / "deploy" / "helm" / "vmafx-sidecar"
-DOCS = (ROOT / "docs" / "helm.md").read_text()
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 TRAINER = SCHEMA["properties"]["sidecar"]["properties"]["trainer"]["properties"]
 SETTINGS = {each.metadata["helm"]: each for each in fields(Settings) if each.metadata["helm"]}
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not here: apt-get install prometheus")
-
-
-def documented(name: str) -> str:
-    """The code of an example of docs/helm.md."""
-    return re.search(rf"<!-- example: {name} -->\n```yaml\n(.*?)```", DOCS, flags=re.DOTALL)[1]
-
-
-def over(values: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Values with others laid over them, as Helm does."""
-    merged = dict(values)
-    for key, value in other.items():
-        merged[key] = over(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
-    return merged
 
 
 SEED = yaml.safe_load(documented("values"))
@@ -93,53 +89,6 @@ CASES = {
     "nothing kept": over(SEED, {"persistence": {"models": {"enabled": False}}}),
     "pods of another chart": over(SEED, {"node": {"enabled": False}}),
 }
-VERSIONS = ["1.28", "1.29", "1.31", kubernetes_validate.latest_version().rpartition(".")[0]]
-CUSTOM = {"PodMonitor", "PrometheusRule"}
-"""Kinds of the Prometheus operator, of which kubernetes-validate has no schema."""
-
-
-def render(values: dict[str, Any], version: str = "1.31", chart: Path = CHART) -> dict[str, str]:
-    """The texts of a release named training in the namespace vmafx, by file name."""
-    kube_version = f"v{version}" if version.count(".") > 1 else f"v{version}.0"
-    options = {"name": "training", "namespace": "vmafx", "kube_version": kube_version}
-    with helm.Chart.load(chart) as loaded:
-        # Chart.render does not hand on the version of Kubernetes; the call below it does.
-        answer = helm._native.call_string("helm_render", loaded._raw(), json.dumps(values), json.dumps(options))
-    return {name.rpartition("/")[2]: text for name, text in json.loads(answer).items()}
-
-
-def manifests(values: dict[str, Any], version: str = "1.31", chart: Path = CHART) -> list[dict[str, Any]]:
-    texts = render(values, version, chart)
-    return [one for name, text in texts.items() if name != "NOTES.txt" for one in yaml.safe_load_all(text) if one]
-
-
-def only(found: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
-    (one,) = (each for each in found if each["kind"] == kind and name in each["metadata"]["name"])
-    return one
-
-
-def pod_of(found: list[dict[str, Any]]) -> dict[str, Any]:
-    return only(found, "StatefulSet")["spec"]["template"]["spec"]
-
-
-def sidecar_of(pod: dict[str, Any]) -> dict[str, Any]:
-    (one,) = (each for each in pod.get("initContainers", []) + pod["containers"] if each["name"] == "vmafx-sidecar")
-    return one
-
-
-def environment_of(container: dict[str, Any], pod_name: str) -> dict[str, str]:
-    """What Kubernetes makes of an env block: $(NAME) becomes that variable's value, $$ becomes $."""
-    environment: dict[str, str] = {}
-    for each in container["env"]:
-        if "valueFrom" in each:
-            assert each["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
-            environment[each["name"]] = pod_name
-        else:
-            assert isinstance(each["value"], str)
-            environment[each["name"]] = re.sub(
-                r"\$(?:\$|\((\w+)\))", lambda match: environment[match[1]] if match[1] else "$", each["value"]
-            )
-    return environment
 
 
 def trainer_environment(**trainer: Any) -> dict[str, str]:
@@ -176,6 +125,11 @@ def test_a_wrong_manifest_would_be_found():
 def test_the_version_of_the_chart_is_the_programs():
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
     assert sidecar_of(pod_of(manifests({"sidecar": {"trainer": {"enabled": True}}})))["image"].endswith(f":{__version__}")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "pods of another chart"])
+def test_each_mount_of_a_pod_has_a_volume_and_a_path_of_its_own(case):
+    assert faults_of(pod_of(manifests(CASES[case]))) == []
 
 
 def test_off_is_the_node_alone():
@@ -523,61 +477,6 @@ def test_the_documented_values_are_the_schemas_with_the_charts_defaults():
             assert default, name  # told in words
 
 
-# In another chart
-
-
-@pytest.fixture
-def parent(tmp_path):
-    """A chart that includes the sidecar in its Deployment with the lines of docs/helm.md, and its values there."""
-    chart = tmp_path / "platform"
-    (chart / "templates").mkdir(parents=True)
-    dependency = {"name": "vmafx-sidecar", "version": "0.1.0"}
-    about = {"apiVersion": "v2", "name": "platform", "version": "9.9.9", "appVersion": "9.9.9", "dependencies": [dependency]}
-    (chart / "Chart.yaml").write_text(yaml.safe_dump(about))
-    (chart / "values.yaml").write_text(documented("parent-values"))
-    (chart / "templates" / "deployment.yaml").write_text(documented("deployment"))
-    shutil.copytree(CHART, chart / "charts" / "vmafx-sidecar")
-    return chart
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_documented_lines_put_the_sidecar_into_another_charts_deployment(parent, version):
-    found = manifests({}, version, parent)
-    assert sorted(each["kind"] for each in found) == ["Deployment", "Service"]
-    for manifest in found:
-        kubernetes_validate.validate(manifest, version, strict=True)
-    template = only(found, "Deployment")["spec"]["template"]
-    pod = template["spec"]
-    assert bool(pod.get("initContainers")) == (version != "1.28")
-    sidecar = sidecar_of({**pod, "initContainers": pod["initContainers"] or []})
-    assert sidecar["image"] == f"ghcr.io/vmafx/vmafx-sidecar:{__version__}"
-    mounts = {each["mountPath"]: each["name"] for each in sidecar["volumeMounts"]}
-    volumes = {each["name"]: each for each in pod["volumes"]}
-    assert environment_of(sidecar, "a-b-c")["VMAFX_SIDECAR_STATE_DIR"] == "/var/lib/vmafx-sidecar/a-b-c"
-    assert volumes[mounts["/var/lib/vmafx-sidecar"]] == {"name": "vmafx-state", "emptyDir": {}}
-    assert volumes[mounts["/mnt/vmafx-models"]]["persistentVolumeClaim"] == {"claimName": "models"}
-    assert {each["name"] for each in pod["containers"][0]["volumeMounts"]} <= volumes.keys()
-    assert only(found, "Service")["spec"]["selector"].items() <= template["metadata"]["labels"].items()
-
-
-def test_its_own_state_directory_is_kept_there_too(parent):
-    values = {"vmafx-sidecar": {"sidecar": {"trainer": {"stateDir": "/mnt/vmafx-models/state"}}}}
-    pod = only(manifests(values, chart=parent), "Deployment")["spec"]["template"]["spec"]
-    assert environment_of(sidecar_of(pod), "a")["VMAFX_SIDECAR_STATE_DIR"] == "/mnt/vmafx-models/state/a"
-    assert "vmafx-state" not in {each["name"] for each in pod["volumes"]}
-
-
-def test_there_is_nothing_of_it_there_where_it_is_off(parent):
-    (deployment,) = manifests({"vmafx-sidecar": {"sidecar": {"trainer": {"enabled": False}}}}, chart=parent)
-    kubernetes_validate.validate(deployment, "1.31", strict=True)
-    assert "vmafx-" not in json.dumps(deployment)
-
-
-def test_its_values_are_checked_there_too(parent):
-    with pytest.raises(helm.HelmValuesError, match="sidecar/trainer/learningRate"):
-        render({"vmafx-sidecar": {"sidecar": {"trainer": {"learningRate": 0}}}}, chart=parent)
-
-
 # Alerts and the dashboard
 
 
@@ -608,7 +507,7 @@ def queries() -> list[str]:
 def test_alerts_fire_when_they_should_and_only_then(tmp_path):
     rules = alerts()
     (tmp_path / "alerts.yaml").write_text(yaml.safe_dump({"groups": [{"name": "a", "rules": rules}]}))
-    tests = (ROOT / "tests" / "deploy" / "chart" / "alerts.test.yaml").read_text()
+    tests = (ROOT / "tests" / "chart" / "alerts.test.yaml").read_text()
     (tmp_path / "alerts.test.yaml").write_text(tests)
     promtool("check", "rules", "alerts.yaml", cwd=tmp_path)
     promtool("test", "rules", "alerts.test.yaml", cwd=tmp_path)
@@ -667,58 +566,6 @@ def test_each_panel_says_what_it_means_and_has_a_place_of_its_own():
 # A pod, without Kubernetes
 
 
-class Pod:
-    """The sidecar's container: its env block as it was rendered, a directory in place of each volume."""
-
-    def __init__(self, directory: Path, name: str, values: dict[str, Any], shared_models: Path) -> None:
-        self.tmp, self.models = directory / name / "tmp", shared_models
-        self.tmp.mkdir(parents=True)
-        container = sidecar_of(pod_of(manifests(values)))
-        self.address = free_address()
-        here = {"/mnt/vmafx-models": str(shared_models), "0.0.0.0:9091": self.address}
-        self.environment = environment_of(container, name)
-        assert "VMAFX_SIDECAR_SOCKET" not in self.environment
-        self.environment["VMAFX_SIDECAR_SOCKET"] = str(Settings().socket)
-        here["/tmp/vmafx"] = str(self.tmp / "vmafx")
-        for variable, value in self.environment.items():
-            for theirs, ours in here.items():
-                value = value.replace(theirs, ours) if value.startswith(theirs) else value
-            self.environment[variable] = value
-        self.socket = Path(self.environment["VMAFX_SIDECAR_SOCKET"])
-        self.state = Path(self.environment["VMAFX_SIDECAR_STATE_DIR"])
-        self.arguments, self.probes = container["args"], container
-        self.process: subprocess.Popen[bytes] | None = None
-        self.log = directory / f"{name}.log"
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            command = [*unhurried(), *self.arguments]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), **self.environment}
-            self.process = subprocess.Popen(command, env=environment, cwd=self.tmp, stderr=log)
-        until(lambda: self.probe("startupProbe"), self)
-
-    def stop(self, number: int) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE_S)
-
-    def probe(self, name: str) -> bool:
-        with contextlib.suppress(OSError):
-            return self.get(self.probes[name]["httpGet"]["path"]) != ""
-        return False
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=PATIENCE_S) as answer:
-            return answer.read().decode()
-
-
-def until(condition, pod: Pod) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert pod.process.poll() is None, pod.log.read_text()
-        assert time.monotonic() < deadline, pod.log.read_text()
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory):
     """A models volume with a base model on it."""
@@ -734,7 +581,7 @@ def start_pod(volume, tmp_path):
     started = []
 
     def start(name: str, values: dict[str, Any]) -> Pod:
-        pod = Pod(tmp_path, name, values, volume / "models")
+        pod = Pod(tmp_path, name, sidecar_of(pod_of(manifests(values))), {"/mnt/vmafx-models": volume / "models"})
         started.append(pod)
         pod.start()
         return pod
@@ -746,7 +593,7 @@ def start_pod(volume, tmp_path):
             pod.process.wait()
 
 
-def test_a_pod_keeps_the_contract_and_the_program_exports_what_is_looked_at(start_pod, example):
+def test_a_pod_keeps_the_contract_and_the_program_exports_what_is_looked_at(start_pod, volume, example):
     pod = start_pod("training-0", over(SEED, {"sidecar": {"trainer": {"holdoutFraction": 0.2}}}))
     assert pod.probe("readinessProbe")
     assert pod.probe("livenessProbe")
@@ -782,16 +629,16 @@ def test_a_pod_keeps_the_contract_and_the_program_exports_what_is_looked_at(star
     assert named >= set(re.findall(r"vmafx_\w+", looked_at))  # each with a selector, so that none was overlooked
 
     assert pod.stop(signal.SIGTERM) == 0
-    assert pod.state == pod.models / "online" / "state" / "training-0"
+    assert pod.state == volume / "models" / "online" / "state" / "training-0"
     journalled = [json.loads(entry.line)["job_id"] for entry in read_journal(pod.state) if entry.run is None]
     assert sorted(journalled, key=lambda name: int(name[1:])) == [f"j{number}" for number in range(sent)]
-    assert checkpoints(pod.models / "online")
+    assert checkpoints(volume / "models" / "online")
     assert list(pod.tmp.iterdir()) == []
 
 
-def test_replicas_on_one_volume_do_not_collide(start_pod, example):
+def test_replicas_on_one_volume_do_not_collide(start_pod, volume, example):
     pods = [start_pod(f"training-{number}", CASES["three replicas"]) for number in (1, 2)]
-    before = len(checkpoints(pods[0].models / "online"))
+    before = len(checkpoints(volume / "models" / "online"))
     for number, pod in enumerate(pods):
         with FeedbackClient(pod.socket) as node:
             for features, score in zip(example.features[: 50 + number], example.true_score[: 50 + number], strict=True):
@@ -800,7 +647,7 @@ def test_replicas_on_one_volume_do_not_collide(start_pod, example):
     assert [pod.stop(signal.SIGTERM) for pod in pods] == [0, 0]
     for number, pod in enumerate(pods):
         assert len([entry for entry in read_journal(pod.state) if entry.run is None]) == 50 + number
-    assert len(checkpoints(pods[0].models / "online")) == before + 2
+    assert len(checkpoints(volume / "models" / "online")) == before + 2
 
 
 def test_a_base_model_of_another_width_does_not_hold_up_the_node(start_pod):
