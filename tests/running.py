@@ -165,3 +165,11 @@ def wait_until(holds: Callable[[], object], what: str = "") -> None:
     while not holds():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, though nobody may have asked how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

@@ -14,7 +14,7 @@ from sidecar import __version__
 from sidecar.checkpoints.directory import CheckpointError
 from sidecar.cli import exit_codes
 from sidecar.cli.models import evaluate_command, inspect_command, promote_command, verify_command
-from sidecar.cli.running import probe_command, replay_command, status_command
+from sidecar.cli.running import probe_command, replay_command, status_command, watch_command
 from sidecar.cli.serve import serve_command
 from sidecar.cli.state import forget_command
 from sidecar.cli.train import train_offline_command
@@ -73,6 +73,7 @@ for _command in (
     replay_command,
     status_command,
     probe_command,
+    watch_command,
     promote_command,
     forget_command,
     evaluate_command,

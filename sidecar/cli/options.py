@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from sidecar.pairs.tables.choice import Columns
-from sidecar.settings import Settings
+from sidecar.settings import Settings, duration
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -63,6 +63,19 @@ _state_dir = click.option(
     envvar="VMAFX_SIDECAR_STATE_DIR",
     help="The sidecar's state directory.  [default: state in the checkpoint directory]",
 )
+
+
+def duration_option(name: str, default: str, text: str) -> Callable[[Command], Command]:
+    """An option for a time: seconds, or a number with a unit, as in settings."""
+
+    def seconds(context: click.Context, parameter: click.Parameter, value: str) -> float:
+        kind = duration("s", over=True)
+        try:
+            return float(kind.parse(value))
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is not {kind.allowed}") from None
+
+    return click.option(name, metavar="DURATION", default=default, show_default=True, callback=seconds, help=text)
 
 
 def pairs_options(command: Command) -> Command:

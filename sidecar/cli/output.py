@@ -143,3 +143,7 @@ def _words(value: Any) -> str:
 
 def print_json(document: dict[str, Any]) -> None:
     click.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def print_json_line(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, allow_nan=False))

@@ -1,14 +1,15 @@
-"""Commands that talk to a running sidecar: `replay`, `status`, `probe`."""
+"""Commands beside a running sidecar: `replay`, `status`, `probe`, and `watch`, which follows its models."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import click
 
 from sidecar.cli import exit_codes
-from sidecar.cli.options import PATH, POSITIVE, columns_options, http_option, json_option, pairs_argument
-from sidecar.cli.output import print_json
+from sidecar.cli.options import PATH, POSITIVE, columns_options, duration_option, http_option, json_option, pairs_argument
+from sidecar.cli.output import print_json, print_json_line
 from sidecar.cli.progress import draw_again, replay_bar
 from sidecar.pairs.lines import STDIN
 from sidecar.pairs.tables.choice import Columns
@@ -122,3 +123,79 @@ def probe_command(http: str, as_json: bool) -> int:
     else:
         click.echo(line)
     return 0 if ready else exit_codes.CHECK_SAYS_NO
+
+
+class _WithProgram(click.Command):
+    """Everything after `--exec` is the program and its arguments, as in `find` and `fd`."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        if "--exec" in args:
+            place = args.index("--exec")
+            args = [*args[:place], *(f"--exec={each}" for each in args[place + 1 :])]
+        return super().parse_args(context, args)
+
+
+@click.command("watch", cls=_WithProgram)
+@click.argument("source", metavar="DIR|URL")
+@click.option(
+    "--policy",
+    type=click.Choice(["latest-stable", "latest", "pinned"]),
+    default="latest-stable",
+    show_default=True,
+    help="Which model is followed; pinned: the one of --version.",
+)
+@click.option("--version", type=click.IntRange(min=1), help="The version that is meant, with --policy pinned.")
+@duration_option("--interval", "0.5s", "Time between two looks.")
+@duration_option("--timeout", "60s", "How long the program may run.")
+@click.option(
+    "--exec",
+    "command",
+    multiple=True,
+    required=True,
+    type=click.UNPROCESSED,
+    metavar="PROGRAM [ARGUMENT]...",
+    help="The program and all its arguments; nothing of this command comes after it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, on a line, for each run and each refused model.")
+def watch_command(
+    source: str, policy: str, version: int | None, interval: float, timeout: float, command: tuple[str, ...], as_json: bool
+) -> None:
+    """Run a program for each new stable model, until Ctrl-C.
+
+    The models are those of a checkpoint directory, or of a sidecar that gives them out (--http-models), at http://HOST:PORT.
+    Each is verified, as by `verify`, and copied to a directory of its own; `{}` in an argument stands for the path of the copy,
+    which is the last argument where no `{}` stands. The copy is removed when the program has ended. If the program fails, or
+    takes longer than --timeout, it is run again, after 1 to 60 seconds, until it succeeds or there is a newer model.
+
+    \b
+    Example:
+      vmafx-sidecar watch /mnt/vmafx-models/online --exec /usr/local/bin/reload-node
+    """
+    from sidecar.consumer.follower import Follower
+    from sidecar.consumer.verified import VerifiedModel
+    from sidecar.watch.interrupts import Interrupts
+    from sidecar.watch.program import run_program
+    from sidecar.watch.runs import runs
+
+    if shutil.which(command[0]) is None:
+        raise click.BadParameter(f"{command[0]}: there is no such program", param_hint="--exec")
+    try:
+        follower = Follower(source, policy, version)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    stdout = 2 if as_json else None
+    with Interrupts().handled() as interrupts:
+
+        def news() -> VerifiedModel | None:
+            with interrupts.waiting():
+                return follower.news()
+
+        def run(model: VerifiedModel) -> str:
+            return run_program(model, command, timeout, stdout=stdout, sleep=interrupts.sleep)
+
+        for event in runs(news, run, interval, interrupts.sleep):
+            with interrupts.waiting():  # whoever reads this may not
+                if as_json:
+                    print_json_line(event.as_json())
+                else:
+                    click.echo(str(event))

@@ -1,0 +1,1 @@
+"""Running a program for each new model."""
