@@ -40,6 +40,13 @@ def publish_model(directory: Path, network: Network, *, stable: bool = True, kee
     return publish(directory, to_bytes(network), {**ours, **about}, stable=stable, keep=keep)
 
 
+def point_stable_at(directory: Path, version: int) -> None:
+    """Move the link to the stable model, whatever it then leads to."""
+    link = directory / "moved"
+    link.symlink_to(f"model_v{version:06d}.onnx")
+    link.replace(directory / "stable.onnx")
+
+
 Answer = tuple[int, dict[str, str], bytes]
 
 

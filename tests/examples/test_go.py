@@ -14,7 +14,7 @@ import pytest
 
 from sidecar.checkpoints.directory import promote
 from tests.conftest import ROOT
-from tests.consumer.published import ModelServer, constant, publish_model
+from tests.consumer.published import ModelServer, constant, point_stable_at, publish_model
 from tests.running import wait_until
 
 pytestmark = pytest.mark.slow  # the first time, Go compiles its standard library, which takes a minute
@@ -116,7 +116,7 @@ def test_it_scores_by_the_stable_model_and_by_no_other(over, directory, start):
         node.still_scores_by("model_v000002")
         whole = broken.model.read_bytes()
         broken.model.write_bytes(whole[:-20])
-        promote_link(directory, 3)
+        point_stable_at(directory, 3)
         node.says("model_v000003: SHA-256")
         node.still_scores_by("model_v000002")
         broken.model.write_bytes(whole)
@@ -124,16 +124,9 @@ def test_it_scores_by_the_stable_model_and_by_no_other(over, directory, start):
         about = json.loads(broken.description.read_text())
         other = publish_model(directory, constant(60, WIDTH), stable=False)
         other.description.write_text(json.dumps(about))
-        promote_link(directory, 5)
+        point_stable_at(directory, 5)
         node.says("model_v000005: SHA-256")
         node.still_scores_by("model_v000003")
-
-
-def promote_link(directory: Path, version: int) -> None:
-    """Point the link of the stable model at a version, whatever it is."""
-    link = directory / "moved"
-    link.symlink_to(f"model_v{version:06d}.onnx")
-    link.replace(directory / "stable.onnx")
 
 
 def test_a_server_that_lies_is_not_believed(directory, start):
