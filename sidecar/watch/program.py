@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -36,11 +37,12 @@ def run_program(
             path = str(_copy(model, Path(directory)))
             arguments = [each.replace(PLACE, path) for each in command[1:]]
             given = [command[0], *arguments, *([] if any(PLACE in each for each in command[1:]) else [path])]
-            with subprocess.Popen(given, stdin=subprocess.DEVNULL, stdout=stdout, start_new_session=True) as process:
-                try:
-                    return _wait(process, timeout_s, sleep)
-                finally:
-                    if process.returncode is None:
+            process = subprocess.Popen(given, stdin=subprocess.DEVNULL, stdout=stdout, start_new_session=True)
+            try:
+                return _wait(process, timeout_s, sleep)
+            finally:
+                if process.returncode is None:
+                    with contextlib.suppress(PermissionError):  # it has become another user's: nobody can wait for that
                         _kill(process)
     except OSError as error:
         return f"{error.filename or command[0]}: {(error.strerror or str(error)).lower()}"
@@ -66,7 +68,7 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float, sleep: Callable[[f
             return f"did not end in {timeout_s:g} s"
         sleep(_LOOK_S)
     if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
+        return f"ended by signal {-code}"
     return f"exit code {code}" if code else ""
 
 

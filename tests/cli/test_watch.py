@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -60,6 +61,23 @@ def test_it_runs_again_for_the_present_model_after_a_restart_and_json_is_a_line_
         assert (process.returncode, rest) == (0, b"")
         assert said.items() >= {"model": "model_v000001", "version": 1, "ok": True, "attempt": 1}.items()
         assert errors.endswith(b"/model_v000001.onnx\n"), "the program's own output is no JSON"
+
+
+def test_a_signal_ends_it_while_a_server_does_not_answer(start):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE_S)
+        with start(f"http://127.0.0.1:{server.getsockname()[1]}", "exit 0") as process:
+            with server.accept()[0]:
+                process.send_signal(signal.SIGTERM)
+                assert process.communicate(timeout=PATIENCE_S) == (b"", b"")
+            assert process.returncode == 0
+
+
+def test_a_policy_says_which_model(directory, start):
+    for score in (20, 30):
+        publish_model(directory, constant(score))
+    with start(directory, "exit 0", "--policy", "pinned", "--version", "1", "--json") as process:
+        assert json.loads(process.stdout.readline())["version"] == 1
 
 
 def test_without_json_the_program_writes_where_the_command_does(directory, start):

@@ -158,6 +158,20 @@ def test_a_program_that_takes_too_long_is_ended_with_all_that_it_has_started(dir
     assert list(copies.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_a_program_that_may_not_be_ended_is_left(directory, script, tmp_path, monkeypatch):
+    def forbidden(group, number):
+        raise PermissionError
+
+    publish_model(directory, constant(20))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "killpg", forbidden)
+        ran = next(watching(directory, script("echo $$ > $OUT.part; mv $OUT.part $OUT; exec sleep 1000"), timeout_s=0.1))
+    assert ran.failed == "did not end in 0.1 s"
+    wait_until((tmp_path / "out").exists)
+    os.kill(int((tmp_path / "out").read_text()), signal.SIGKILL)
+
+
 def test_what_a_program_leaves_running_when_it_ends_by_itself_is_its_own_affair(directory, script, tmp_path):
     publish_model(directory, constant(20))
     assert next(watching(directory, script("sleep 1000 > /dev/null 2>&1 &\necho $! > $OUT"))).failed == ""
@@ -168,7 +182,7 @@ def test_what_a_program_leaves_running_when_it_ends_by_itself_is_its_own_affair(
 
 def test_the_reasons_of_failures(directory, script, tmp_path, monkeypatch):
     publish_model(directory, constant(20))
-    assert next(watching(directory, script("kill -SEGV $$"))).failed == "ended by SIGSEGV"
+    assert next(watching(directory, script("kill -SEGV $$"))).failed == "ended by signal 11"
     assert next(watching(directory, str(tmp_path / "none"))).failed == f"{tmp_path}/none: no such file or directory"
     (tmp_path / "text").write_text("x")
     assert next(watching(directory, str(tmp_path / "text"))).failed == f"{tmp_path}/text: permission denied"
