@@ -18,15 +18,23 @@ from sidecar.network.http_client import Answer, NotHttpError, get
 
 FETCH_SECONDS = 30.0
 """For all that belongs to one version, however slowly it comes."""
+_VERSION = "x-vmafx-model-version"
 _DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]*):")
 
 
 class _File(NamedTuple):
-    """A file that was sent, as a seal has it."""
+    """A file that was sent."""
 
     target: str
     most: int
     etag: str
+
+
+class _Seal(NamedTuple):
+    """version: as the server named it. files: the model first, then what lies beside it."""
+
+    version: str
+    files: tuple[_File, ...]
 
 
 class HttpSource:
@@ -55,31 +63,32 @@ class HttpSource:
 
     def fetch(self, seen: Hashable, in_use: bool) -> Fetched | None:
         until = time.monotonic() + FETCH_SECONDS
-        files: tuple[_File, ...] = seen if isinstance(seen, tuple) else ()
-        model = self._get(self._model, MAX_BYTES, until, files[0].etag if files else "")
-        if model is None:
-            if in_use or all(self._get(*file[:2], until, file.etag) is None for file in files[1:]):
+        before = seen if isinstance(seen, _Seal) else None
+        model = self._get(self._model, MAX_BYTES, until, before.files[0].etag if before else "")
+        if before and model.status == HTTPStatus.NOT_MODIFIED:
+            # A model of the same weights under another version is another one.
+            same = model.headers.get(_VERSION, before.version) == before.version
+            beside = () if in_use else before.files[1:]
+            if same and all(self._get(*file[:2], until, file.etag).status == HTTPStatus.NOT_MODIFIED for file in beside):
                 return None
             model = self._get(self._model, MAX_BYTES, until)
-        stated = model.headers.get("x-vmafx-model-version", "") if model else ""
+        stated = model.headers.get(_VERSION, "")
         version = CHECKPOINT.fullmatch(stated)
-        if model is None or version is None:
+        if version is None:
             raise SourceError(f"{self._at(self._model)}: X-Vmafx-Model-Version is {stated[:64]!r}; expected model_vNNNNNN")
-        wanted = {".onnx.sha256": MOST_DIGEST_BYTES, ".json": MOST_WRITTEN}
-        beside = {f"{self._folder}/{stated}{ending}": most for ending, most in wanted.items()}
-        digest, description = (self._require(target, most, until) for target, most in beside.items())
-        came = zip((self._model, *beside), (MAX_BYTES, *beside.values()), (model, digest, description), strict=True)
-        seal = tuple(_File(target, most, answer.headers.get("etag", "")) for target, most, answer in came)
+        digest_at, description_at = (f"{self._folder}/{stated}{ending}" for ending in (".onnx.sha256", ".json"))
+        digest = self._get(digest_at, MOST_DIGEST_BYTES, until)
+        description = self._get(description_at, MOST_WRITTEN, until)
+        files = (
+            _File(self._model, MAX_BYTES, _etag(model)),
+            _File(digest_at, MOST_DIGEST_BYTES, _etag(digest)),
+            _File(description_at, MOST_WRITTEN, _etag(description)),
+        )
+        seal = _Seal(stated, files)
         return Fetched(self._at(self._model), int(version[1]), model.body, digest.body, description.body, seal)
 
-    def _require(self, target: str, most: int, until: float) -> Answer:
-        answer = self._get(target, most, until)
-        if answer is None:
-            raise SourceError(f"{self._at(target)}: answered 304 to a request without If-None-Match")
-        return answer
-
-    def _get(self, target: str, most: int, until: float, etag: str = "") -> Answer | None:
-        """A file, None if it still has an ETag. Raises SourceError."""
+    def _get(self, target: str, most: int, until: float, etag: str = "") -> Answer:
+        """A file; with an ETag, perhaps the answer that it still has that. Raises SourceError."""
         headers = {"If-None-Match": etag} if etag else {}
         try:
             answer = get(self._host, self._port, target, headers=headers, most=most, until=until, tls=self._tls)
@@ -88,15 +97,18 @@ class HttpSource:
             raise SourceError(f"{self._at(target)}: no answer: {reason}") from error
         except NotHttpError as error:
             raise SourceError(f"{self._at(target)}: {error}") from error
-        if answer.status == HTTPStatus.NOT_MODIFIED and etag:
-            return None
-        if answer.status != HTTPStatus.OK:
+        if answer.status == HTTPStatus.OK:
+            _check_digest(self._at(target), answer)
+        elif answer.status != HTTPStatus.NOT_MODIFIED or not etag:
             raise SourceError(f"{self._at(target)}: answered {answer.status}{_hint(answer.status)}")
-        _check_digest(self._at(target), answer)
         return answer
 
     def _at(self, target: str) -> str:
         return self._url + target.removeprefix(self._folder.removesuffix("/models"))
+
+
+def _etag(answer: Answer) -> str:
+    return answer.headers.get("etag", "")
 
 
 def _hint(status: int) -> str:

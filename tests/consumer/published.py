@@ -19,6 +19,7 @@ from onnx_builder.write import to_bytes
 from sidecar.checkpoints.directory import Checkpoint, publish
 
 WIDTH = 3
+VERSION = "X-Vmafx-Model-Version"
 ROW = np.array([0.5, -0.25, 1.0], dtype=np.float32)
 
 
@@ -81,7 +82,7 @@ class ModelServer:
     def answer(self, target: str, if_none_match: str) -> Answer:
         status, headers, body = self.change(target, self._found(target))
         if status == 200 and if_none_match == headers.get("ETag"):
-            status, body = 304, b""
+            status, headers, body = 304, {name: headers[name] for name in ("ETag", VERSION) if name in headers}, b""
         self.asked.append((target, status))
         return status, headers, body
 
@@ -100,7 +101,7 @@ class ModelServer:
             {
                 "ETag": f'"{digest.hexdigest()}"',
                 "Repr-Digest": f"sha-256=:{base64.b64encode(digest.digest()).decode()}:",
-                "X-Vmafx-Model-Version": path.stem,
+                VERSION: path.stem,
             },
             body,
         )

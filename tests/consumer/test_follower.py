@@ -229,6 +229,14 @@ def test_over_http_an_unchanged_model_is_one_request_without_a_body(directory, s
     assert server.asked == [("/models/stable.onnx", 304)]
 
 
+def test_equal_weights_under_another_version_are_another_model(follow, directory):
+    follower = follow()
+    for version in (1, 2):
+        publish_model(directory, constant(20))
+        assert follower.news().version == version
+        assert follower.news() is None
+
+
 def test_what_lies_beside_a_model_is_asked_for_by_its_version_though_the_link_has_moved(directory, server):
     publish_model(directory, constant(20))
 
