@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import math
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, helper, numpy_helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from onnx_builder.network import Array, NetworkError
 
@@ -26,11 +26,13 @@ MAX_STRUCTURE_BYTES = 500_000
 """What a file may hold besides the numbers of its tensors: each byte of it can take a hundred once it is parsed."""
 MAX_NODES = 10_000
 MAX_RANK = 8
+OPEN = -(2**62)
+"""Stands for the size of the batch in a shape that a graph computes with."""
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _TYPES: dict[int, int] = {
     TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.DOUBLE: 8, TensorProto.BFLOAT16: 2,
-    TensorProto.INT32: 4, TensorProto.INT64: 8, TensorProto.BOOL: 1,
+    TensorProto.INT32: 4, TensorProto.INT64: 8, TensorProto.BOOL: 1, TensorProto.INT8: 1, TensorProto.UINT8: 1,
 }  # fmt: skip
 """The element types that a regressor's constants may have, with their bytes."""
 
@@ -78,42 +80,34 @@ def parse(data: bytes) -> onnx.ModelProto:
 
 
 class Constants:
-    """The named constants of a graph: initializers, Constant nodes, and arithmetic on these alone, evaluated on demand.
+    """Makes the arrays of a graph's constants, and of what is folded from these, within a limit on all of them together.
 
-    opset: that of the graph; folder: where external data may be, None if there is no such place. `in` says whether a name is
-    constant, `[name]` gives its array, in the type that the file has. Raises NetworkError for what cannot be read or evaluated.
+    folder: where external data may be, None if there is no such place. Raises NetworkError for what cannot be read or made.
     """
 
-    def __init__(self, graph: onnx.GraphProto, opset: int, folder: Path | None) -> None:
-        self._opset, self._folder = opset, folder
-        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
-        self._nodes: dict[str, onnx.NodeProto] = {}
-        self._arrays: dict[str, Array] = {}
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
         self._bytes_left = MAX_BYTES
-        for node in graph.node:  # nodes are in the order of use, so no constant is made from itself
-            inputs = [name for name in node.input if name]
-            folded = operator_of(node) in _FOLDED and inputs and all(name in self for name in inputs)
-            if folded or (operator_of(node) == "Constant" and not inputs):
-                for name in node.output[:1]:
-                    self._nodes.setdefault(name, node)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._initializers or name in self._nodes
+    def read(self, tensor: TensorProto) -> Array:
+        """A tensor's numbers, in the type that the file has."""
+        array = self._read(tensor)
+        self._bytes_left -= _bytes_of(array.shape, array.dtype.itemsize)
+        return array
 
-    def __getitem__(self, name: str) -> Array:
-        waiting = [name]
-        while waiting:  # not by recursion: a chain of nodes may be longer than Python's stack
-            top = waiting[-1]
-            inputs = [] if top in self._initializers else [n for n in self._nodes[top].input if n and n not in self._arrays]
-            if top not in self._arrays and inputs:
-                waiting += inputs
-                continue
-            if top not in self._arrays:
-                array = self._read(self._initializers[top]) if top in self._initializers else self._fold(self._nodes[top])
-                self._bytes_left -= _bytes_of(array.shape, array.dtype.itemsize)
-                self._arrays[top] = array
-            waiting.pop()
-        return self._arrays[name]
+    def require_room(self, *arrays: Array) -> None:
+        """Reserve room for what arrays broadcast to, before arithmetic on them. Raises NetworkError if there is none."""
+        if any(OPEN in array for array in arrays if array.dtype.kind == "i"):
+            raise NetworkError("computes with the size of the batch")
+        self._reserve(np.broadcast_shapes(*(array.shape for array in arrays)), max(array.dtype.itemsize for array in arrays))
+
+    def fold(self, node: onnx.NodeProto, arrays: Sequence[Array | None], attributes: dict[str, Any]) -> Array:
+        """What an operator of FOLDED, or Constant, makes of constants."""
+        if node.op_type == "Constant":
+            return self._constant(attributes)
+        array = np.asarray(FOLDED[operator_of(node)](self._reserve, arrays, attributes))
+        self._reserve(array.shape, array.dtype.itemsize)
+        return array
 
     def _read(self, tensor: onnx.TensorProto) -> Array:
         where = f"constant {tensor.name!r}"
@@ -162,28 +156,17 @@ class Constants:
                 raise
             raise NetworkError(f"{where}: {getattr(error, 'strerror', None) or error}") from error
 
-    def _fold(self, node: onnx.NodeProto) -> Array:
-        attributes = attributes_of(node, self._opset)
-        try:
-            if node.op_type == "Constant":
-                return self._constant(attributes)
-            arrays = [self._arrays[name] if name else None for name in node.input]
-            return np.asarray(_FOLDED[node.op_type](self._require_room_for, arrays, attributes))
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-            raise NetworkError(f"{described(node)}: cannot be evaluated: {_first_line(error)}") from error
-
     def _constant(self, attributes: dict[str, Any]) -> Array:
         for name, dtype in _CONSTANT_ATTRIBUTES.items():
             if name in attributes:
                 return np.asarray(attributes[name], dtype=dtype)
         if "value" in attributes:
-            return self._read(attributes["value"])
+            return self.read(attributes["value"])
         raise NetworkError(f"has none of value, {', '.join(_CONSTANT_ATTRIBUTES)}")
 
-    def _require_room_for(self, *arrays: Array) -> None:
-        """Raises NetworkError if there is no room for what arrays broadcast to."""
-        shape = np.broadcast_shapes(*(array.shape for array in arrays))
-        self._require_room("it", _bytes_of(shape, max(array.dtype.itemsize for array in arrays)))
+    def _reserve(self, shape: Sequence[int], item_size: int) -> None:
+        self._require_room("it", _bytes_of(shape, item_size))
+        self._bytes_left -= _bytes_of(shape, item_size)
 
     def _require_room(self, where: str, size: int) -> None:
         if size > self._bytes_left:
@@ -206,34 +189,56 @@ def type_name(data_type: int) -> str:
     return TensorProto.DataType.Name(data_type) if known else str(data_type)
 
 
-def attributes_of(node: onnx.NodeProto, opset: int) -> dict[str, Any]:
+def attributes_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, Any]:
     """A node's attributes by name, each of the type that its operator declares.
 
-    Raises NetworkError if the opset does not have the operator, or the operator not these attributes or this many inputs.
+    opsets: the version of each domain. Raises NetworkError if that does not have the operator, or the operator not these
+    attributes or this many inputs.
     """
-    schema = _schema(node.op_type, opset)
-    if schema is None:
-        raise NetworkError(f"{described(node)}: opset {opset} has no such operator")
-    least, most = schema.min_input, schema.max_input
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    opset = opsets.get(domain, 0)
+    if domain == "com.microsoft":
+        types, least, most = _MICROSOFT[node.op_type]
+    else:
+        schema = _schema(node.op_type, opset, domain)
+        if schema is None:
+            raise NetworkError(f"{described(node)}: opset {opset} has no such operator")
+        types = {name: int(attribute.type.value) for name, attribute in schema.attributes.items()}  # type: ignore[attr-defined]
+        least, most = schema.min_input, schema.max_input
     if not least <= len(node.input) <= most:
         raise NetworkError(f"{described(node)}: has {len(node.input)} inputs; expected {least} to {most}")
     values = {}
     for attribute in node.attribute:
-        declared: Any = schema.attributes.get(attribute.name)
+        declared = types.get(attribute.name)
         if declared is None:
             raise NetworkError(f"{described(node)}: has no attribute {attribute.name!r} in opset {opset}")
-        if attribute.type != declared.type.value or attribute.ref_attr_name:
-            raise NetworkError(f"{described(node)}: attribute {attribute.name!r} has another type than {declared.type.name}")
+        if attribute.type != declared or attribute.ref_attr_name:
+            expected = AttributeProto.AttributeType.Name(declared)
+            raise NetworkError(f"{described(node)}: attribute {attribute.name!r} has another type than {expected}")
         values[attribute.name] = helper.get_attribute_value(attribute)
     return values
 
 
 @functools.cache
-def _schema(operator: str, opset: int) -> onnx.defs.OpSchema | None:
+def _schema(operator: str, opset: int, domain: str) -> onnx.defs.OpSchema | None:
     try:
-        return onnx.defs.get_schema(operator, opset)
+        return onnx.defs.get_schema(operator, opset, domain)
     except onnx.defs.SchemaError:
         return None
+
+
+_I, _F, _S = AttributeProto.INT, AttributeProto.FLOAT, AttributeProto.STRING
+_PRODUCT = {"alpha": _F, "transA": _I, "transB": _I}
+_ACTIVATED = {"activation": _S, "activation_alpha": _F, "activation_beta": _F, "activation_gamma": _F}
+_MICROSOFT: dict[str, tuple[dict[str, int], int, int]] = {
+    "FusedGemm": ({**_PRODUCT, "beta": _F, **_ACTIVATED}, 2, 3),
+    "FusedMatMul": ({**_PRODUCT, "transBatchA": _I, "transBatchB": _I}, 2, 2),
+    "Gelu": ({}, 1, 1),
+    "BiasGelu": ({}, 2, 2),
+    "FastGelu": ({}, 1, 2),
+    "QuickGelu": ({"alpha": _F}, 1, 1),
+}
+"""What onnxruntime's optimizer makes of a regressor: attributes with their types, fewest and most inputs."""
 
 
 _CONSTANT_ATTRIBUTES = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
@@ -252,36 +257,109 @@ def _values(tensor: onnx.TensorProto) -> Array:
     return np.asarray(numpy_helper.to_array(tensor))
 
 
-def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
-    def fold(require_room: Callable[..., None], arrays: list[Array], attributes: dict[str, Any]) -> Array:
-        require_room(*arrays)
-        if any(array.dtype.kind in "iub" for array in arrays) and function in (np.divide, np.sqrt, np.power):
-            raise NetworkError(f"{function.__name__} of whole numbers is not folded")
-        with np.errstate(all="ignore"):
-            return np.asarray(function(*arrays), dtype=arrays[0].dtype)
-
-    return fold
-
-
-def _cast(require_room: Callable[..., None], arrays: list[Array], attributes: dict[str, Any]) -> Array:
+def _cast(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
     if attributes.get("to") not in _TYPES:
         raise NetworkError(f"to type {type_name(attributes.get('to', 0))}")
-    dtype = helper.tensor_dtype_to_np_dtype(attributes["to"])
-    require_room(arrays[0], np.empty((), dtype=dtype))
+    array, dtype = arrays[0], helper.tensor_dtype_to_np_dtype(attributes["to"])
+    if array.dtype.kind == "i" and OPEN in array and dtype != np.int64:
+        raise NetworkError("computes with the size of the batch")
+    reserve(array.shape, dtype.itemsize)
     with np.errstate(all="ignore"):
-        return arrays[0].astype(dtype)
+        return np.asarray(array.astype(dtype))
 
 
-def _squeeze(require_room: Callable[..., None], arrays: list[Array], attributes: dict[str, Any]) -> Array:
+def _squeeze(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
     axes = axes_of(arrays, attributes)
-    return arrays[0].squeeze(None if axes is None else tuple(axes))
+    return np.asarray(arrays[0].squeeze(None if axes is None else tuple(axes)))
 
 
-def integers(array: Array) -> list[int]:
+def _reshape(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
+    shape, target = arrays[0].shape, integers(arrays[1])
+    if not attributes.get("allowzero", 0):
+        target = [shape[place] if size == 0 else size for place, size in enumerate(target)]
+    return np.asarray(arrays[0].reshape(target))
+
+
+def _slice(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
+    array = arrays[0]
+    for axis, part in slices_of(arrays, attributes, array.ndim):
+        array = array[(slice(None),) * axis + (part,)]
+    return np.asarray(array)
+
+
+def _gather(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
+    array, places = arrays
+    reserve((array.size, places.size), array.dtype.itemsize)
+    return np.asarray(np.take(array, places, axis=attributes.get("axis", 0)))
+
+
+def _unsqueeze(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
+    axes = axes_of(arrays, attributes) or []
+    if arrays[0].ndim + len(axes) > MAX_RANK:
+        raise NetworkError(f"{arrays[0].ndim + len(axes)} dimensions; at most {MAX_RANK} are supported")
+    return np.expand_dims(arrays[0], tuple(axes))
+
+
+def _flatten(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
+    axis, shape = attributes.get("axis", 1), arrays[0].shape
+    if not -len(shape) <= axis <= len(shape):
+        raise NetworkError(f"axis {axis} of {len(shape)} dimensions")
+    return np.asarray(arrays[0].reshape(math.prod(shape[:axis]), math.prod(shape[axis:])))
+
+
+def _extract(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
+    return _gather(reserve, (arrays[0], arrays[1].reshape(-1)), {"axis": -1})
+
+
+def _concat(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
+    return np.concatenate(arrays, axis=attributes["axis"])
+
+
+def _expand(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
+    return np.broadcast_to(arrays[0], np.broadcast_shapes(arrays[0].shape, tuple(integers(arrays[1]))))
+
+
+def _of_shape(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
+    shape = integers(arrays[0])
+    value = numpy_helper.to_array(attributes["value"]) if "value" in attributes else np.zeros(1, np.float32)
+    reserve(shape, value.dtype.itemsize)
+    return np.full(shape, value.reshape(()))
+
+
+def _dequantized(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
+    array, scale, *zero = arrays
+    if attributes.get("block_size", 0):
+        raise NetworkError("is quantised in blocks: use the float original")
+    shape = [1] * array.ndim
+    if scale.size > 1:
+        shape[attributes.get("axis", 1)] = scale.size
+    reserve(array.shape, 8)
+    shifted = array.astype(np.float64) - (zero[0].reshape(shape) if zero and zero[0] is not None else 0)
+    return np.asarray(shifted * scale.reshape(shape), dtype=scale.dtype)
+
+
+def integers(array: Array | None) -> list[int]:
     """The numbers of a shape or of axes. Raises NetworkError if they are not whole, or more than a shape may have."""
-    if array.dtype.kind != "i" or array.size > MAX_RANK:
-        raise NetworkError(f"expected up to {MAX_RANK} whole numbers, got {array.size} of type {array.dtype}")
+    if array is None or array.dtype.kind != "i" or array.size > MAX_RANK:
+        what = "none" if array is None else f"{array.size} of type {array.dtype}"
+        raise NetworkError(f"expected up to {MAX_RANK} whole numbers, got {what}")
     return [int(number) for number in array.reshape(-1)]
+
+
+def slices_of(arrays: Sequence[Array | None], attributes: dict[str, Any], rank: int) -> list[tuple[int, slice]]:
+    """The axes of Slice with the parts that it takes: attributes below opset 10, inputs from then on."""
+    if "starts" in attributes:
+        starts, ends, steps = attributes["starts"], attributes.get("ends", []), None
+        axes = attributes.get("axes")
+    else:
+        given = [*arrays[1:], None, None][:4]
+        starts, ends = integers(given[0]), integers(given[1])
+        axes, steps = (None if array is None else integers(array) for array in given[2:])
+    axes = [*range(len(starts))] if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    if not len(starts) == len(ends) == len(axes) == len(steps) or any(not -rank <= axis < rank for axis in axes):
+        raise NetworkError(f"starts {starts}, ends {ends}, axes {axes} of {rank} dimensions")
+    return [(axis % rank, slice(*part)) for axis, *part in zip(axes, starts, ends, steps, strict=True)]
 
 
 def axes_of(arrays: Sequence[Array | None], attributes: dict[str, Any]) -> list[int] | None:
@@ -291,45 +369,28 @@ def axes_of(arrays: Sequence[Array | None], attributes: dict[str, Any]) -> list[
     return attributes.get("axes")
 
 
-def unsqueezed(shape: tuple[int, ...], axes: list[int] | None) -> tuple[int, ...]:
-    """A shape with ones inserted at the given axes of the result. Raises NetworkError for axes that it does not have."""
-    rank = len(shape) + len(axes or ())
-    places = {axis % rank for axis in axes or () if -rank <= axis < rank}
-    if not axes or rank > MAX_RANK or len(places) < len(axes):
-        raise NetworkError(f"axes {axes} for a result of {rank} dimensions")
-    rest = iter(shape)
-    return tuple(1 if place in places else next(rest) for place in range(rank))
-
-
-def reshaped(shape: tuple[int, ...], target: list[int], attributes: dict[str, Any]) -> list[int]:
-    """The target of Reshape with each zero replaced by the dimension in its place; -1 stays."""
-    if attributes.get("allowzero", 0):
-        return target
-    if any(size == 0 and place >= len(shape) for place, size in enumerate(target)):
-        raise NetworkError(f"to {target} from {len(shape)} dimensions")
-    return [shape[place] if size == 0 else size for place, size in enumerate(target)]
-
-
-_FOLDED: dict[str, Callable[..., Any]] = {
-    "Identity": lambda require_room, arrays, attributes: arrays[0],
-    "Cast": _cast,
-    "Add": _arithmetic(np.add),
-    "Sub": _arithmetic(np.subtract),
-    "Mul": _arithmetic(np.multiply),
-    "Div": _arithmetic(np.divide),
-    "Neg": _arithmetic(np.negative),
-    "Sqrt": _arithmetic(np.sqrt),
-    "Pow": _arithmetic(np.power),
-    "Transpose": lambda require_room, arrays, attributes: arrays[0].transpose(attributes.get("perm")),
-    "Reshape": lambda require_room, arrays, attributes: arrays[0].reshape(
-        reshaped(arrays[0].shape, integers(arrays[1]), attributes)
-    ),
+MOVES: dict[str, Callable[..., Any]] = {
+    "Identity": lambda reserve, arrays, attributes: arrays[0],
+    "Transpose": lambda reserve, arrays, attributes: arrays[0].transpose(attributes.get("perm")),
+    "Reshape": _reshape,
+    "Flatten": _flatten,
     "Squeeze": _squeeze,
-    "Unsqueeze": lambda require_room, arrays, attributes: arrays[0].reshape(
-        unsqueezed(arrays[0].shape, axes_of(arrays, attributes))
-    ),
+    "Unsqueeze": _unsqueeze,
+    "Concat": _concat,
+    "Slice": _slice,
+    "Gather": _gather,
+    "ai.onnx.ml.ArrayFeatureExtractor": _extract,
+    "Expand": _expand,
 }
-"""The operators that are evaluated if all their inputs are constants."""
+"""Operators that move values. reserve: called with a shape and the bytes of an item before more is made than there was."""
+FOLDED = {
+    **MOVES,
+    "Cast": _cast,
+    "Shape": lambda reserve, arrays, attributes: np.array(arrays[0].shape, dtype=np.int64),
+    "ConstantOfShape": _of_shape,
+    "DequantizeLinear": _dequantized,
+}
+"""Operators that are evaluated if all their inputs are constants, besides arithmetic."""
 
 
 def _structure_bytes(data: bytes) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_builder.erf import erf
+from onnx_builder.elementwise import Function, erf, evaluate
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
@@ -55,7 +55,10 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """An elementwise nonlinearity; `slope` is that of leaky ReLU for negative input, unused by the others."""
+    """One of the usual nonlinearities; `slope` is that of leaky ReLU for negative input, unused by the others.
+
+    Any other is a `Function`.
+    """
 
     name: ActivationName
     slope: float = LEAKY_RELU_SLOPE
@@ -73,7 +76,7 @@ class LayerNormalization:
     epsilon: float = 1e-5
 
 
-Step = Elementwise | Clip | Dense | Activation | LayerNormalization
+Step = Elementwise | Clip | Dense | Activation | Function | LayerNormalization
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,13 @@ class Network:
                         f"{where}: it gets {width} values; scale {step.scale.shape} and bias {step.bias.shape} do not fit"
                     )
                 _require_finite(where, step.scale, step.bias)
+            elif isinstance(step, Function):
+                for constant in step.constants:
+                    if constant.shape not in ((), (width,)):
+                        raise NetworkError(
+                            f"{where}: it gets {width} values; a constant of shape {constant.shape} does not fit"
+                        )
+                _require_finite(where, *step.constants)
             elif isinstance(step, Clip):
                 if not step.low <= step.high:
                     raise NetworkError(f"{where}: low {step.low} is above high {step.high}")
@@ -196,6 +206,8 @@ def apply(step: Step, x: Array) -> Array:
             return layer_normalization(x, step)
         case Activation():
             return activate(step, x)
+        case Function():
+            return evaluate(step, x)
 
 
 def activate(step: Activation, x: Array) -> Array:

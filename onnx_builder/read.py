@@ -1,65 +1,62 @@
-"""Reads an ONNX file as a `Network`: follows its graph from the output back to the inputs, then turns it into steps.
+"""Reads an ONNX file as a `Network`: computes its graph once, with terms in place of features, and takes the steps from these.
 
-The graph must be a chain: every node has one input that is not constant, the operators are those of an MLP regressor, and
-changes of shape move only the batch or dimensions of 1. Everything else is refused, with the node, its operator and the reason.
-Opsets 7 to the newest that `onnx` has can be read. Whatever the precision in the file, the network computes in float32.
+The graph must be a chain of layers. Between two layers it may do to each value whatever `terms.py` knows, and select, reorder
+and join values. Operators that move values are followed by computing them on the places of the values, in a batch of a few
+rows. Everything else is refused, with the node, its operator and the reason. Opsets 7 to the newest that `onnx` has can be
+read. Whatever the precision in the file, the network computes in float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from numpy.typing import NDArray
 
 from onnx_builder.constants import (
     FLOATS,
+    FOLDED,
     MAX_BYTES,
     MAX_NODES,
     MAX_RANK,
     MAX_STRUCTURE_BYTES,
+    MOVES,
+    OPEN,
     Constants,
     attributes_of,
     axes_of,
     described,
-    integers,
     operator_of,
     parse,
     read_bytes,
-    reshaped,
+    slices_of,
     type_name,
-    unsqueezed,
 )
-from onnx_builder.network import (
-    LEAKY_RELU_SLOPE,
-    Activation,
-    Array,
-    Clip,
-    Dense,
-    Elementwise,
-    Float32,
-    LayerNormalization,
-    Network,
-    NetworkError,
-    Port,
-    Step,
-)
+from onnx_builder.elementwise import OPERATORS, Function
+from onnx_builder.network import Array, Dense, Elementwise, Float32, LayerNormalization, Network, NetworkError, Port, Step
+from onnx_builder.terms import CONDITIONS, SPELLED, Term, Terms, spelled, steps_of
 
 OLDEST_OPSET, NEWEST_OPSET = 7, onnx.defs.onnx_opset_version()
 MAX_STEPS = 500
 MAX_VALUES = (MAX_BYTES - MAX_STRUCTURE_BYTES) // 4
 """The most values that all steps may have together, so that a file written from the network can be read again."""
-BATCH = -1
-"""Stands for the batch in a shape, if that is not fixed at 1."""
-_HALF_PRECISION = 2e-4
-"""How far off √2 may be in a GELU, since float16 rounds it."""
+MAX_PLACES = 1_000_000
+"""The most features, in all rows that a graph takes at a time."""
+_ROWS = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31)
+"""The graph is followed for so many rows: the first number that it does not name, so that no other is taken for the batch."""
+_UNTOLD_WIDTH = 997
+_TO_THE_END = 2**31 - 1
+_MOST_NESTED = 30
+_QUANTISED = {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearMatMul", "com.microsoft.QGemm"}
 
 Shape = tuple[int, ...]
+Columns = NDArray[np.intp]
 
 
 def read(path: Path) -> Network:
@@ -80,192 +77,160 @@ def from_bytes(data: bytes, folder: Path | None = None) -> Network:
     graph is not a chain of what a regressor is made of, or the bytes are not an ONNX model.
     """
     try:
-        model = parse(data)
+        model = _inlined(parse(data))
         del data  # up to MAX_BYTES, which nobody else holds if they were read from a file
-        return _Reader(model, folder).network()
+        width = 0
+        for rows in (_ROWS[0], *_ROWS):
+            try:
+                return _Reader(model, folder, rows, width).network()
+            except _WidthFoundError as found:
+                width = found.args[0]
+            except _RowsNamedError:
+                pass
+        raise NetworkError("names so many sizes that none is left for the batch")
     except NetworkError as error:
         raise NetworkError(_printable(str(error))) from error
 
 
-@dataclass(frozen=True)
-class _Link:
-    """A node of the chain and the name of the one input that is not constant.
+class _WidthFoundError(Exception):
+    """A weight tells how many features the input has, which itself does not say."""
 
-    gelu_factor: if the node ends a GELU of that input, what the GELU is multiplied by.
+
+class _RowsNamedError(Exception):
+    """The graph names the number of rows that it is followed for."""
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What depends on the features: a term of the last layer's results, with all values of a row, row after row.
+
+    columns: which of the layer's results it has, None for all in order. is_condition: it is true or false.
     """
 
+    term: Term
+    shape: Shape
+    columns: Columns | None = None
+    is_condition: bool = False
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A node with what it gets."""
+
     node: onnx.NodeProto
-    data: str
-    gelu_factor: float | None = None
+    inputs: Sequence[_Value | Array | None]
+    attributes: dict[str, Any]
+
+    def array(self, place: int) -> Array | None:
+        value = self.inputs[place] if place < len(self.inputs) else None
+        assert not isinstance(value, _Value)
+        return value
+
+    def finite(self, place: int) -> Float32:
+        """A constant input as float32. Raises NetworkError if it is absent or not finite in float32."""
+        value = self.array(place)
+        if value is None:
+            raise NetworkError(f"input {place} is missing")
+        return _finite(self.node.input[place], value)
+
+    def number(self, place: int, name: str, default: float) -> float:
+        """An input, or the attribute that was there in its place before. Raises NetworkError if it is not one number."""
+        value = self.array(place)
+        if value is None:
+            return float(self.attributes.get(name, default))
+        if value.size != 1:
+            raise NetworkError(f"{self.node.input[place]!r} has shape {value.shape}; expected one number")
+        with np.errstate(over="ignore"):
+            return float(value.astype(np.float32).reshape(-1)[0])
 
 
 class _Reader:
-    def __init__(self, model: onnx.ModelProto, folder: Path | None) -> None:
+    """Follows a graph for a number of rows; `steps` are those up to the last layer, whose results `leaf` and `width` are.
+
+    untold: the number of features of an input that does not say it; 0 if it is still to be found.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: Path | None, rows: int, untold: int) -> None:
         graph = model.graph
-        self.opset = _opset(model)
+        self.opsets = _opsets(model)
         if len(graph.node) > MAX_NODES:
             raise NetworkError(f"{len(graph.node)} nodes; a regressor has at most {MAX_NODES}")
         if len(graph.output) != 1:
             names = ", ".join(repr(value.name) for value in graph.output[:4])
             raise NetworkError(f"{len(graph.output)} outputs ({names}); expected one, the score")
         self.output = graph.output[0].name
-        initializers = {tensor.name for tensor in graph.initializer}
-        inputs = [value for value in graph.input if value.name not in initializers]  # below IR 4, both list a constant
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.sparse = {tensor.values.name for tensor in graph.sparse_initializer}
+        inputs = [value for value in graph.input if value.name not in self.initializers]  # below IR 4, both list a constant
         self.inputs = {value.name: value for value in inputs}
-        if len(initializers) < len(graph.initializer) or len(self.inputs) < len(inputs) or "" in self.inputs:
+        if len(self.initializers) < len(graph.initializer) or len(self.inputs) < len(inputs) or "" in self.inputs:
             raise NetworkError("two initializers or two inputs have the same name, or an input has none")
         if self.output in self.inputs:
             raise NetworkError(f"output {self.output!r} is an input; nothing is computed")
         self.producers: dict[str, onnx.NodeProto] = {}
         for node in graph.node:
             for name in filter(None, node.output):
-                if name in initializers or name in self.inputs or name in self.producers:
+                if name in self.initializers or name in self.inputs or name in self.producers:
                     raise NetworkError(f"{described(node)}: {name!r} exists already")
                 self.producers[name] = node
-        self.constants = Constants(graph, self.opset, folder)
+        self.constants = Constants(folder)
+        self.terms = Terms(self.constants.require_room)
+        self.leaf, self.width = self.terms.leaf(), 0
+        self.rows, self.has_fixed_batch = rows, False
+        self.untold, self.is_untold = untold, False
+        self.steps: list[Step] = []
+        self.values: dict[str, _Value | Array] = {}
+        self.bias_is_open = False  # the last step is a MatMul, whose bias an Add may bring
+        self._room = MAX_VALUES
 
     def network(self) -> Network:
-        self._require_known_operators()
-        links, sources = self._chain()
-        unused = [name for name in self.inputs if name not in sources]
+        nodes = self._needed_nodes()
+        used = {name for node in nodes for name in node.input}
+        unused = [name for name in self.inputs if name not in used]
         if unused:
-            raise NetworkError(f"input {unused[0]!r} is not part of the chain from {sources[0]!r} to the output")
+            raise NetworkError(f"input {unused[0]!r} is not used")
         ports = [self._input_port(value) for value in self.inputs.values()]
-        batches = {port.shape[0] for port in ports}
-        if len({batch if isinstance(batch, int) else "open" for batch in batches}) != 1:
-            raise NetworkError(f"inputs of different batch: {', '.join(str(port.shape) for port in ports)}")
-        if len(ports) > 1 and any(len(port.shape) != 2 for port in ports):
-            raise NetworkError(f"inputs {', '.join(str(port.shape) for port in ports)}: several must be (batch, width)")
-        batch = ports[0].shape[0]
-        n_features = sum(port.width for port in ports)
-        if isinstance(batch, int) and batch * n_features > MAX_VALUES:
-            raise NetworkError(f"takes {batch} rows of {n_features} features at a time, more than {MAX_VALUES} values")
-        shape = (n_features,) if len(ports) > 1 else tuple(int(size) for size in ports[0].shape[1:])
-        chain = _Chain(self.constants, self.opset, (1 if batch == 1 else BATCH, *shape))
-        for link in links:
-            chain.follow(link)
-        if math.prod(abs(size) for size in chain.shape) != 1 or (BATCH not in chain.shape and batch != 1):
-            raise NetworkError(f"output {self.output!r} has {_shown(chain.shape)} values; expected one score per row")
-        output = tuple(batch if size == BATCH else size for size in chain.shape)
-        columns = _columns(ports, sources)
-        steps = chain.steps if columns is None else _with_columns(chain.steps, columns)
-        return Network(n_features, tuple(steps), tuple(ports), Port(self.output, output))
+        self._begin(ports)
+        for node in nodes:
+            self.values[node.output[0]] = self._result(node)
+        score = self.values.get(self.output)
+        if not isinstance(score, _Value):
+            raise NetworkError(f"output {self.output!r} is constant: it does not depend on an input")
+        columns = self._commit(score)
+        if self.is_untold and not self.untold:
+            raise NetworkError(f"input {ports[0].name!r} does not say how many features it takes, and no weight tells it")
+        if math.prod(score.shape) != self.rows or columns is not None or score.is_condition:
+            raise NetworkError(f"output {self.output!r} has {self.shown(score.shape)} values; expected one score per row")
+        output = tuple(ports[0].shape[0] if size == self.rows else size for size in score.shape)
+        return Network(sum(port.width for port in ports), tuple(self.steps), tuple(ports), Port(self.output, output))
 
-    def _require_known_operators(self) -> None:
-        """Raises NetworkError for unknown operators. This comes first, since it shows what kind of model this is."""
-        unknown: dict[str, onnx.NodeProto] = {}
-        seen, waiting = set(), [self.output]
+    def _needed_nodes(self) -> list[onnx.NodeProto]:
+        """The nodes that the output needs, each after those whose results it takes."""
+        nodes: dict[int, onnx.NodeProto] = {}
+        fault, begun = "", set()
+        waiting: list[tuple[str, onnx.NodeProto | None, bool]] = [(self.output, None, False)]
         while waiting:
-            name = waiting.pop()
-            node = self.producers.get(name)
-            if node is None or id(node) in seen or name in self.constants:
-                continue
-            seen.add(id(node))
-            waiting += node.input
-            if operator_of(node) not in _HANDLERS and operator_of(node) not in ("Concat", "Erf"):
-                unknown[operator_of(node)] = node
-        if unknown:
-            names = [f"{operator} (node {node.name or node.output[0]!r})" for operator, node in reversed(unknown.items())]
-            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-            verb = "is" if len(names) == 1 else "are"
-            raise NetworkError(f"{', '.join(names[:6])}{more} {verb} not part of an MLP regressor")
-
-    def _chain(self) -> tuple[list[_Link], list[str]]:
-        """The nodes from input to output, and the names of the graph's inputs that they take, in order."""
-        links: list[_Link] = []
-        name = self.output
-        while name not in self.inputs:
-            if name in self.constants:
-                raise NetworkError(f"output {self.output!r} comes from the constant {name!r}, not from an input")
+            name, user, done = waiting.pop()
             node = self.producers.get(name)
             if node is None:
-                raise NetworkError(f"output {name!r} is not made by a node")
-            if len(links) > MAX_NODES:
-                raise NetworkError(f"{described(node)}: the graph has a cycle")
-            if node.output[0] != name:
-                raise NetworkError(f"{described(node)}: its second output {name!r} is used")
-            if node.op_type == "Concat":
-                links.reverse()
-                return links, self._concatenated(node)
-            links.append(self._gelu(node) or _Link(node, self._data_input(node)))
-            name = links[-1].data
-        links.reverse()
-        return links, [name]
-
-    def _data_input(self, node: onnx.NodeProto) -> str:
-        data: list[str] = [name for name in node.input if name and name not in self.constants]
-        if not data:
-            raise NetworkError(f"{described(node)}: has no input")
-        absent = [name for name in data if name not in self.inputs and name not in self.producers]
-        if absent:
-            raise NetworkError(f"{described(node)}: {absent[0]!r} is neither an input, a constant nor made by a node")
-        for name in data[1:] if node.input[0] in data else data:
-            if node.op_type in ("Gemm", "MatMul") and name in self.inputs:
-                raise NetworkError(f"{described(node)}: weight {name!r} is an input, not constant")
-        if len(data) > 1:
-            joined = " and ".join(repr(name) for name in data[:3])
-            raise NetworkError(f"branch joins at {described(node)}: {joined} are not constant")
-        return data[0]
-
-    def _concatenated(self, node: onnx.NodeProto) -> list[str]:
-        names = list(node.input)
-        axis = attributes_of(node, self.opset).get("axis")
-        others = [name for name in names if name not in self.inputs]
-        if others:
-            raise NetworkError(f"branch joins at {described(node)}: {others[0]!r} is not an input of the graph")
-        if axis not in (1, -1) or len(set(names)) != len(names):
-            raise NetworkError(f"{described(node)}: expected each input once, along axis 1, got {names} along {axis}")
-        return names
-
-    def _gelu(self, node: onnx.NodeProto) -> _Link | None:
-        """Is this the last Mul of `x · (1 + erf(x / √2)) · ½`, with its factors in any order?
-
-        A constant that comes last and is not needed for the GELU becomes a step of its own.
-        """
-        if node.op_type != "Mul":
-            return None
-        arguments = [self._erf_argument(factor) for factor in self._factors(node.output[0])]
-        for x in filter(None, arguments):  # several if x is a GELU, too
-            factors = list(self._factors(node.output[0], x))
-            others = [factor for factor in factors if factor not in self.constants]
-            if len(others) == 2 and x in others and x in map(self._erf_argument, others):
-                factor = 2 * math.prod(self._number(name) for name in factors if name in self.constants)
-                last = [self._number(name) for name in node.input if name in self.constants]
-                apart = last and not (_is_one(factor) and not _is_one(last[0]))
-                return _Link(node, x, factor) if math.isfinite(factor) and not apart else None
-        return None
-
-    def _factors(self, name: str, x: str = "", depth: int = 3) -> Iterator[str]:
-        """The factors of `name`, through at most `depth` nodes; x is not taken apart."""
-        product = self.producers.get(name)
-        if product is None or product.op_type != "Mul" or len(product.input) != 2 or name == x or not depth:
-            yield name
-        else:
-            for factor in product.input:
-                yield from self._factors(factor, x, depth - 1)
-
-    def _erf_argument(self, name: str) -> str | None:
-        """The x of `1 + erf(x / √2)`; None if `name` is anything else."""
-        erf = self._operand(name, "Add", 1, tolerance=0)
-        scaled = self.producers.get(erf) if erf else None
-        if scaled is None or scaled.op_type != "Erf" or len(scaled.input) != 1:
-            return None
-        x = self._operand(scaled.input[0], "Div", math.sqrt(2))
-        return x or self._operand(scaled.input[0], "Mul", math.sqrt(0.5))
-
-    def _operand(self, name: str, operator: str, constant: float, tolerance: float = _HALF_PRECISION) -> str | None:
-        """The other operand, if `name` is the result of this operator on about this constant and a tensor."""
-        node = self.producers.get(name)
-        if node is None or node.op_type != operator or len(node.input) != 2:
-            return None
-        a, b = node.input if node.input[1] in self.constants or operator == "Div" else node.input[::-1]
-        fits = b in self.constants and math.isclose(self._number(b), constant, rel_tol=tolerance)
-        return a if fits and a not in self.constants else None
-
-    def _number(self, name: str) -> float:
-        """A constant with one element as a number; NaN for others."""
-        array = self.constants[name]
-        return float(array.reshape(-1)[0]) if array.size == 1 and array.ndim < 2 else math.nan
+                if name not in self.inputs and name not in self.initializers:
+                    kind = "a sparse initializer: store it dense" if name in self.sparse else ""
+                    kind = kind or "neither an input, a constant nor made by a node"
+                    fault = f"{described(user)}: {name!r} is {kind}" if user else f"output {name!r} is not made by a node"
+            elif done:
+                nodes[id(node)] = node
+            elif id(node) not in nodes:
+                if name != node.output[0]:
+                    raise NetworkError(f"{described(node)}: its second output {name!r} is used")
+                if id(node) in begun:
+                    fault = fault or f"{described(node)}: the graph has a cycle"
+                    continue
+                begun.add(id(node))
+                waiting += [(name, user, True), *((each, node, False) for each in reversed(node.input) if each)]
+        _require_known_operators(nodes.values())
+        if fault or not nodes:
+            raise NetworkError(fault or f"output {self.output!r} is constant: it does not depend on an input")
+        return list(nodes.values())
 
     def _input_port(self, value: onnx.ValueInfoProto) -> Port:
         kind = value.type.tensor_type
@@ -274,317 +239,454 @@ class _Reader:
         sizes = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in kind.shape.dim]
         if any(isinstance(name, bytes) for name in (value.name, self.output, *sizes)):
             raise NetworkError(f"input {value.name!r} or output {self.output!r} has a name that is not UTF-8")
-        widths = sizes[1:]
-        known = all(isinstance(size, int) and size > 0 for size in widths)
-        if not known or not 1 <= len(widths) < MAX_RANK or sum(size != 1 for size in widths) > 1:
+        told = [isinstance(size, int) and size > 0 for size in sizes[1:]]
+        widths = [size if known else self.untold or _UNTOLD_WIDTH for size, known in zip(sizes[1:], told, strict=True)]
+        self.is_untold = self.is_untold or not all(told)
+        if not 1 <= len(widths) < MAX_RANK or sum(size != 1 for size in widths) > 1:
             shown = "(" + ", ".join(str(size) or "?" for size in sizes[: MAX_RANK + 1]) + ")"
-            raise NetworkError(
-                f"input {value.name!r} has shape {shown}; expected (batch, features) with a known number of features"
-            )
+            raise NetworkError(f"input {value.name!r} has shape {shown}; expected the batch and one dimension of features")
         batch = sizes[0] or "batch"
         if isinstance(batch, int) and batch < 1:
             batch = "batch"
         return Port(value.name, (batch, *widths), type_name(kind.elem_type))
 
+    def _begin(self, ports: list[Port]) -> None:
+        """Let each input stand for its features, in the order of the inputs."""
+        shapes = ", ".join(str(port.shape) for port in ports)
+        if len({port.fixed_batch for port in ports}) != 1:
+            raise NetworkError(f"inputs of different batch: {shapes}")
+        if len(ports) > 1 and (self.is_untold or any(len(port.shape) != 2 for port in ports)):
+            raise NetworkError(f"inputs {shapes}: several must be (batch, width)")
+        self.has_fixed_batch, self.rows = ports[0].fixed_batch is not None, ports[0].fixed_batch or self.rows
+        self.width = sum(port.width for port in ports)
+        if self.rows * self.width > MAX_PLACES:
+            raise NetworkError(f"takes {self.rows} rows of {self.width} features at a time, more than {MAX_PLACES} values")
+        start = 0
+        for port in ports:
+            columns = np.arange(start, start + port.width) if len(ports) > 1 else None
+            shape = (self.rows, *(int(size) for size in port.shape[1:]))
+            self.values[port.name] = _Value(self.leaf, shape, columns)
+            start += port.width
 
-class _Chain:
-    """The steps so far, and the shape of their result; `follow` turns a link into the next step."""
-
-    def __init__(self, constants: Constants, opset: int, shape: Shape) -> None:
-        self.constants, self.opset, self.shape = constants, opset, shape
-        self.steps: list[Step] = []
-        self.bias_is_open = False  # the last step is a MatMul, whose bias an Add may bring
-        self._values_left = MAX_VALUES
-
-    @property
-    def width(self) -> int:
-        return math.prod(size for size in self.shape if size != BATCH)
-
-    def follow(self, link: _Link) -> None:
-        node = link.node
+    def _result(self, node: onnx.NodeProto) -> _Value | Array:
         try:
-            if link.gelu_factor is not None:
-                _gelu(self, link.gelu_factor)
-            elif node.op_type not in _HANDLERS:
-                raise NetworkError("is supported only as part of a GELU")
-            elif node.input[0] != link.data and node.op_type not in _EITHER_ORDER:
-                raise NetworkError("the features are not its first input")
-            else:
-                _HANDLERS[node.op_type](self, link, attributes_of(node, self.opset))
+            inputs = [self._value(name) if name else None for name in node.input]
+            return self._computed(_Call(node, inputs, attributes_of(node, self.opsets)))
         except NetworkError as error:
-            if str(error).startswith("node "):
-                raise
-            raise NetworkError(f"{described(node)}: {error}") from error
-        self.bias_is_open = node.op_type == "MatMul" or (self.bias_is_open and node.op_type in _KEEP_BIAS_OPEN)
+            text = str(error)
+            raise error if text.startswith("node ") else NetworkError(f"{described(node)}: {text}") from error
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+            raise NetworkError(f"{described(node)}: cannot be evaluated: {str(error).strip().splitlines()[0]}") from error
 
-    def add(self, step: Step) -> None:
-        """Append a step. Raises NetworkError if there are more than a network may have."""
+    def _value(self, name: str) -> _Value | Array:
+        if name not in self.values:
+            self.values[name] = self.constants.read(self.initializers[name])
+        return self.values[name]
+
+    def _computed(self, call: _Call) -> _Value | Array:
+        operator, inputs = operator_of(call.node), call.inputs
+        values = [value for value in inputs if isinstance(value, _Value)]
+        if operator in _EACH_VALUE:
+            return self._each_value(call, values)
+        if not values:
+            if operator in FOLDED or operator == "Constant":
+                return self.constants.fold(call.node, [call.array(place) for place in range(len(inputs))], call.attributes)
+            raise NetworkError("takes constants alone; expected what depends on an input")
+        if operator == "Concat":
+            return self._joined(call)
+        names = [name for name, value in zip(call.node.input, inputs, strict=True) if isinstance(value, _Value)]
+        if operator not in _HANDLERS and operator not in MOVES:
+            raise NetworkError(f"{names[0]!r} is not constant")
+        for name in names if inputs[0] is not values[0] else names[1:]:
+            kind = "an input of the graph" if name in self.inputs else "computed from the features"
+            raise NetworkError(f"{name!r} is {kind}, not constant")
+        if values[0].is_condition and operator not in ("Cast", "Identity"):
+            raise NetworkError("takes what is true or false")
+        result = _HANDLERS[operator](self, values[0], call) if operator in _HANDLERS else self.moved(values[0], call)
+        assert isinstance(result, _Value | np.ndarray)
+        return result
+
+    def _each_value(self, call: _Call, values: list[_Value]) -> _Value | Array:
+        """An operator that does the same to each value."""
+        node, operator = call.node, operator_of(call.node)
+        if values:
+            shape = self._common_shape(call, values)
+            if any(not _same(values[0].columns, value.columns) for value in values):
+                raise NetworkError("computes with one feature and another")
+        operands: list[Any] = []
+        for place, each in enumerate(call.inputs):
+            if isinstance(each, _Value):
+                if each.is_condition != (operator in ("And", "Or", "Not") or (operator == "Where" and place == 0)):
+                    raise NetworkError(f"{node.input[place]!r} is {'true or false' if each.is_condition else 'a number'}")
+                operands.append(each.term)
+            elif values:
+                value = _finite(node.input[place], each, booleans=True) if each is not None else None
+                if value is None:
+                    raise NetworkError("an input is missing")
+                operands.append(value.reshape(-1) if value.ndim and value.size == self._width_of(shape) else value.reshape(()))
+            else:
+                operands.append(each)
+        result = spelled(self.terms, operator, call.attributes, operands)
+        if isinstance(result, Term):
+            return _Value(result, shape, values[0].columns, operator in CONDITIONS)
+        return np.asarray(result)
+
+    def _common_shape(self, call: _Call, values: list[_Value]) -> Shape:
+        """The shape that inputs broadcast to. Leading ones may be added, and a row's mean may go to each of its values."""
+        rank = max(len(each.shape) for each in call.inputs if each is not None)
+        padded = [(1,) * (rank - len(each.shape)) + each.shape if each is not None else () for each in call.inputs]
+        common = max(
+            (shape for shape, each in zip(padded, call.inputs, strict=True) if isinstance(each, _Value)), key=math.prod
+        )
+        if all(value.term.per_row for value in values) and common[-1:] == (1,):
+            common = (*common[:-1], max(shape[-1] for shape in padded if shape))
+        width = self._width_of(common)
+        batch = common.index(self.rows) if self.rows in common else -1
+        for place, (each, shape) in enumerate(zip(call.inputs, padded, strict=True)):
+            if isinstance(each, _Value):
+                fits = shape == common or (each.term.per_row and shape == (*common[:-1], 1))
+            else:
+                pairs = enumerate(zip(shape, common, strict=True)) if shape else ()
+                fits = all(size == 1 or (size == wanted == width and at != batch) for at, (size, wanted) in pairs)
+                fits = fits or (self.rows == 1 and shape == common)
+            if not fits:
+                self._tell_width(math.prod(shape))
+                name, kind = call.node.input[place], "" if isinstance(each, _Value) else "constant "
+                its = self.shown(shape) if isinstance(each, _Value) else str(shape)
+                raise NetworkError(f"{kind}{name!r} of shape {its} does not fit {self.shown(common)}")
+        return common
+
+    def _width_of(self, shape: Shape) -> int:
+        return math.prod(shape) // self.rows
+
+    def _tell_width(self, width: int) -> None:
+        """Begin again if this is the first to tell how many features the input has."""
+        if self.is_untold and not self.untold and not self.steps and width > 1:
+            raise _WidthFoundError(width)
+
+    def moved(self, value: _Value, call: _Call) -> _Value:
+        """An operator that moves values, by what it does to their places."""
+        width = self._width_of(value.shape)
+        others = [call.array(place) for place in range(1, len(call.inputs))]
+        numbers = [array for array in others if array is not None]
+        numbers += [np.array(value) for value in call.attributes.values() if isinstance(value, list)]
+        if call.node.op_type == "Reshape" and numbers[0].size:
+            self._tell_width(int(numbers[0].reshape(-1)[-1]))
+        if not self.has_fixed_batch and any(self.rows in each for each in numbers):
+            raise _RowsNamedError
+        to = ", ".join(str(each.tolist()).replace(str(OPEN), "batch") for each in numbers if each.size <= MAX_RANK)
+        places = np.arange(math.prod(value.shape)).reshape(value.shape)
+        arrays = [places, *(array if array is None else np.where(array == OPEN, self.rows, array) for array in others)]
+        try:
+            moved = self.constants.fold(call.node, arrays, call.attributes)
+        except NetworkError:
+            raise
+        except (ValueError, IndexError) as error:
+            raise NetworkError(f"takes {self.shown(value.shape)} to {to}, which does not fit") from error
+        count = moved.size // self.rows
+        places = moved.reshape(-1)[:count]
+        in_rows = np.array_equal(moved.reshape(-1), (np.arange(self.rows)[:, None] * width + places).reshape(-1))
+        before = moved.shape[: [*moved.shape, self.rows].index(self.rows)]
+        if not count or not in_rows or (self.rows > 1 and math.prod(before) != 1):
+            raise NetworkError(f"takes {self.shown(value.shape)} to {to}, which mixes rows or loses some")
+        value = replace(value, shape=moved.shape)
+        if np.array_equal(places, np.arange(width)) or (value.term.per_row and not places.any()):
+            return value
+        if len(set(places.tolist())) < count:
+            raise NetworkError("takes a value twice")
+        columns = (np.arange(width) if value.columns is None else value.columns)[places]
+        return replace(value, term=self.terms.selected(value.term, places), columns=columns)
+
+    def _joined(self, call: _Call) -> _Value:
+        """Concat of features, or of a layer's results, each part scaled or not."""
+        columns: list[int] = []
+        parts: list[list[Step]] = []
+        widths = []
+        for name, value in zip(call.node.input, call.inputs, strict=True):
+            if not isinstance(value, _Value):
+                raise NetworkError(f"joins features with the constant {name!r}")
+            widths.append(self._width_of(value.shape))
+            if call.attributes["axis"] not in (-1, len(value.shape) - 1) or value.shape[-1] != widths[-1]:
+                raise NetworkError(f"joins {self.shown(value.shape)} along axis {call.attributes['axis']}; expected rows")
+            self._require_last_layer(value)
+            parts.append(steps_of(value.term, widths[-1]))
+            if not all(isinstance(step, Elementwise) for step in parts[-1]):
+                raise NetworkError(f"joins {name!r}, which is more than a scaling of features: a branch is not supported")
+            columns += range(widths[-1]) if value.columns is None else value.columns.tolist()
+        shapes = {value.shape[:-1] for value in call.inputs if isinstance(value, _Value)}
+        if len(shapes) > 1 or len(set(columns)) < len(columns):
+            raise NetworkError("joins rows of different shapes, or a feature twice")
+        term = self.leaf
+        while operators := [part[0].operator for part in parts if part and isinstance(part[0], Elementwise)]:
+            row = []
+            for part, width in zip(parts, widths, strict=True):
+                step = part[0] if part else None
+                if isinstance(step, Elementwise) and step.operator == operators[0]:
+                    row.append(np.broadcast_to(step.value, width))
+                    del part[0]
+                else:
+                    row.append(np.full(width, _NEUTRAL[operators[0]], dtype=np.float32))
+            term = self.terms(operators[0], term, np.concatenate(row))
+        return _Value(term, (*shapes.pop(), len(columns)), np.array(columns))
+
+    def _require_last_layer(self, value: _Value) -> None:
+        if value.term.leaf is not self.leaf:
+            raise NetworkError(
+                "a skip connection or a second branch: it takes values from before another layer; a regressor is a chain"
+            )
+
+    def _commit(self, value: _Value) -> Columns | None:
+        """Add the steps of a value. Returns its columns if they are still to be selected, by the layer that follows."""
+        self._require_last_layer(value)
+        columns = value.columns
+        if columns is not None and np.array_equal(columns, np.arange(self.width)):
+            columns = None
+        last = self.steps[-1] if self.steps else None
+        if columns is not None and isinstance(last, Dense):
+            self.steps[-1] = Dense(np.ascontiguousarray(last.weight[columns]), last.bias[columns])
+            self.width, columns = len(columns), None
+        for step in steps_of(value.term, self._width_of(value.shape)):
+            last = self.steps[-1] if self.steps else None
+            if self.bias_is_open and isinstance(step, Elementwise) and step.operator == "Add" and isinstance(last, Dense):
+                self.steps[-1] = Dense(last.weight, np.ascontiguousarray(np.broadcast_to(step.value, last.bias.shape)))
+            else:
+                self.add(step if columns is None else _spread(step, columns, self.width))
+            self.bias_is_open = False
+        return columns
+
+    def add(self, step: Step, size: int = 0) -> None:
+        """Append a step of so many values. Raises NetworkError if a network may not have more steps or values."""
+        match step:
+            case Elementwise():
+                size = step.value.size
+            case Function():
+                size = sum(constant.size for constant in step.constants)
+        self.require_room(size)
         if len(self.steps) == MAX_STEPS:
             raise NetworkError(f"is beyond step {MAX_STEPS}, the last that a network may have")
         self.steps.append(step)
 
-    def require_room(self, count: int) -> None:
+    def require_room(self, size: int) -> None:
         """Reserve room for the values of a step before they are made. Raises NetworkError if there is none."""
-        self._values_left -= count
-        if self._values_left < 0:
-            raise NetworkError(f"takes {count} values; a network has at most {MAX_VALUES} in all")
+        self._room -= size
+        if self._room < 0:
+            raise NetworkError(f"takes {size} values; a network has at most {MAX_VALUES} in all")
 
-    def input(self, link: _Link, place: int) -> Array | None:
-        """A constant input of a node, None if it is absent."""
-        names = link.node.input
-        return self.constants[names[place]] if place < len(names) and names[place] else None
+    def dense(self, value: _Value, weight: Float32, bias: Float32, bias_is_open: bool = False) -> _Value:
+        """A dense layer with weight (n_out, n_in)."""
+        self._tell_width(weight.shape[1])
+        if value.shape[-1:] != (weight.shape[1],) or self._width_of(value.shape) != weight.shape[1]:
+            raise NetworkError(f"a weight for {weight.shape[1]} values gets {self.shown(value.shape)}")
+        columns = self._commit(value)
+        self.require_room(len(weight) * self.width + bias.size)
+        all_weights = np.zeros((len(weight), self.width), dtype=np.float32)
+        all_weights[:, slice(None) if columns is None else columns] = weight
+        self.add(Dense(all_weights, bias))
+        self.leaf, self.width, self.bias_is_open = self.terms.leaf(), len(weight), bias_is_open
+        return _Value(self.leaf, (*value.shape[:-1], len(weight)))
 
-    def finite(self, link: _Link, place: int) -> Float32:
-        """A constant input of a node as float32. Raises NetworkError if it is absent or not finite in float32."""
-        value = self.input(link, place)
-        if value is None:
-            raise NetworkError(f"input {place} is missing")
-        return _finite(link.node.input[place], value)
+    def normalized(self, value: _Value, call: _Call, epsilon: float) -> _Value:
+        """A layer normalisation."""
+        self._tell_width(call.finite(1).size)
+        width = self._width_of(value.shape)
+        step: Step = LayerNormalization(self.row(call, 1, width), self.row(call, 2, width), epsilon)
+        columns = self._commit(value)
+        self.add(step if columns is None else _spread(step, columns, self.width))
+        self.leaf = self.terms.leaf()
+        return _Value(self.leaf, value.shape, columns)
 
-    def row(self, link: _Link, place: int, width: int) -> Float32:
-        """Like `finite`, with one number for each of a row's values."""
-        value = self.finite(link, place)
+    def row(self, call: _Call, place: int, width: int) -> Float32:
+        """A constant with one number for each of a row's values; zeros if it is absent."""
+        self.require_room(width)
+        if place > 1 and call.array(place) is None:
+            return np.zeros(width, dtype=np.float32)
+        value = call.finite(place)
         if value.size not in (1, width) or value.shape[-1:] not in ((), (value.size,)):
-            raise NetworkError(f"{link.node.input[place]!r} has shape {value.shape}; expected ({width},)")
+            raise NetworkError(f"{call.node.input[place]!r} has shape {value.shape}; expected ({width},)")
         return np.broadcast_to(value.reshape(-1), (width,)).copy()
 
-    def bias(self, link: _Link, width: int) -> Float32:
-        """The third input of Gemm or LayerNormalization, zeros if it is absent."""
-        return np.zeros(width, dtype=np.float32) if self.input(link, 2) is None else self.row(link, 2, width)
+    def with_constants(self, value: _Value, *pairs: tuple[str, Any]) -> _Value:
+        """Operators with constants, one for all or one for each value."""
+        term = value.term
+        for operator, numbers in pairs:
+            constant = _finite(operator, np.asarray(numbers, dtype=np.float64)).reshape(-1)
+            self._tell_width(constant.size)
+            if constant.size not in (1, self._width_of(value.shape)):
+                raise NetworkError(f"{constant.size} constants for {self.shown(value.shape)}")
+            term = self.terms(operator, term, constant if constant.size > 1 else constant.reshape(()))
+        return replace(value, term=term)
 
-    def weight(self, link: _Link) -> Float32:
-        """The second input of Gemm or MatMul: two dimensions, not empty."""
-        weight = self.finite(link, 1)
-        if weight.ndim != 2 or not weight.size:
-            raise NetworkError(f"weight {link.node.input[1]!r} has shape {weight.shape}; expected two dimensions, not empty")
-        return weight
-
-    def number(self, link: _Link, place: int, default: float) -> float:
-        """A constant input of a node as a float32 number. Raises NetworkError if it does not have one element."""
-        value = self.input(link, place)
-        if value is None:
-            return default
-        if value.size != 1:
-            raise NetworkError(f"{link.node.input[place]!r} has shape {value.shape}; expected one number")
-        with np.errstate(over="ignore"):
-            return float(value.astype(np.float32).reshape(-1)[0])
+    def shown(self, shape: Shape) -> str:
+        """A shape with the batch in place of the rows that it is followed for."""
+        sizes = [str(size) for size in shape]
+        if not self.has_fixed_batch and self.rows in shape:
+            sizes[shape.index(self.rows)] = "batch"
+        return f"({', '.join(sizes)})"
 
 
-def _gemm(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    if attributes.get("transA", 0):
-        raise NetworkError("transA is 1; expected 0, with a row for each encode")
-    if len(chain.shape) != 2 or chain.shape[0] not in (BATCH, 1):
-        raise NetworkError(f"takes (batch, width), gets {_shown(chain.shape)}")
-    weight = chain.weight(link)
+def _gemm(reader: _Reader, value: _Value, call: _Call) -> _Value:
+    """Gemm, MatMul, and what onnxruntime makes of them."""
+    attributes, is_gemm = call.attributes, "Gemm" in call.node.op_type
+    if any(attributes.get(name, 0) for name in ("transA", "transBatchA", "transBatchB")):
+        raise NetworkError("transposes the features; expected a row for each encode")
+    if is_gemm and len(value.shape) != 2:
+        raise NetworkError(f"takes (batch, width), gets {reader.shown(value.shape)}")
+    weight = call.finite(1)
+    if weight.ndim != 2 or not weight.size:
+        raise NetworkError(f"weight {call.node.input[1]!r} has shape {weight.shape}; expected two dimensions, not empty")
     weight = _scaled(weight if attributes.get("transB", 0) else weight.T, "alpha", attributes)
-    _add_dense(chain, weight, _scaled(chain.bias(link, len(weight)), "beta", attributes))
+    bias = _scaled(reader.row(call, 2, len(weight)), "beta", attributes)
+    result = reader.dense(value, weight, bias, bias_is_open=not is_gemm)
+    activation = attributes.get("activation", b"").decode(errors="replace")
+    if not activation:
+        return result
+    if activation not in OPERATORS:
+        raise NetworkError(f"its activation {activation!r} is not supported")
+    numbers = {name: attributes[f"activation_{name}"] for name in ("alpha", "beta") if f"activation_{name}" in attributes}
+    return replace(result, term=spelled(reader.terms, activation, numbers, [result.term]))
 
 
-def _matmul(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    weight = chain.weight(link).T
-    _add_dense(chain, weight, np.zeros(len(weight), dtype=np.float32))
+def _linear_regressor(reader: _Reader, value: _Value, call: _Call) -> _Value:
+    attributes = call.attributes
+    if attributes.get("post_transform", b"NONE") != b"NONE":
+        raise NetworkError(f"post_transform is {attributes['post_transform']!r}; expected NONE")
+    weight = np.array(attributes["coefficients"], dtype=np.float64).reshape(attributes.get("targets", 1), -1)
+    bias = np.array(attributes.get("intercepts") or [0.0] * len(weight))
+    if bias.shape != weight.shape[:1] or not weight.size:
+        raise NetworkError(f"{bias.size} intercepts for {len(weight)} targets")
+    return reader.dense(value, _finite("coefficients", weight), _finite("intercepts", bias))
 
 
-def _add_dense(chain: _Chain, weight: Float32, bias: Float32) -> None:
-    if not chain.shape or chain.shape[-1] != chain.width or weight.shape[1] != chain.width:
-        raise NetworkError(f"a weight for {weight.shape[1]} values gets {_shown(chain.shape)}")
-    chain.require_room(weight.size + bias.size)
-    chain.add(Dense(np.array(weight, order="C"), bias))
-    chain.shape = (*chain.shape[:-1], len(weight))
+def _scaler(reader: _Reader, value: _Value, call: _Call) -> _Value:
+    pairs = [("Sub", call.attributes.get("offset")), ("Mul", call.attributes.get("scale"))]
+    return reader.with_constants(value, *((operator, numbers) for operator, numbers in pairs if numbers))
 
 
-def _elementwise(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    operator = link.node.op_type
-    place = 1 if link.node.input[0] == link.data else 0
-    value, chain.shape = _broadcast(link.node.input[place], chain.finite(link, place), chain.shape)
-    chain.require_room(value.size)
-    if operator == "Div" and not value.all():
-        raise NetworkError(f"divides by {link.node.input[place]!r}, which has zeros")
-    if operator == "Add" and chain.bias_is_open:
-        last = chain.steps[-1]
-        assert isinstance(last, Dense)
-        chain.steps[-1] = Dense(last.weight, np.ascontiguousarray(np.broadcast_to(value, last.bias.shape)))
-    elif place == 0 and operator == "Sub":
-        chain.add(Elementwise("Mul", np.asarray(-1, dtype=np.float32)))
-        chain.add(Elementwise("Add", value))
-    else:
-        chain.add(Elementwise(operator, value))  # type: ignore[arg-type]
+def _batch_normalization(reader: _Reader, value: _Value, call: _Call) -> _Value:
+    if call.attributes.get("training_mode", 0):
+        raise NetworkError("is in training mode")
+    if len(value.shape) < 2 or math.prod(value.shape[2:]) != 1:
+        raise NetworkError(f"normalises {reader.shown(value.shape)}; expected features in the second dimension")
+    scale, bias, mean, variance = (call.finite(place).astype(np.float64) for place in (1, 2, 3, 4))
+    with np.errstate(all="ignore"):
+        factor = scale / np.sqrt(variance + call.attributes.get("epsilon", 1e-5))
+    return reader.with_constants(value, ("Mul", factor), ("Add", bias - mean * factor))
 
 
-def _clip(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    low = chain.number(link, 1, attributes.get("min", -math.inf))
-    high = chain.number(link, 2, attributes.get("max", math.inf))
+def _clip(reader: _Reader, value: _Value, call: _Call) -> _Value:
+    low, high = call.number(1, "min", -math.inf), call.number(2, "max", math.inf)
     if not low <= high:
         raise NetworkError(f"low {low} is above high {high}")
-    chain.add(Clip(low, high))
+    return replace(value, term=reader.terms("Clip", value.term, numbers=(low, high)))
 
 
-def _activation(name: Any) -> Any:
-    def add(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-        chain.add(Activation(name))
-
-    return add
-
-
-def _leaky_relu(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    slope = float(attributes.get("alpha", LEAKY_RELU_SLOPE))
-    if not math.isfinite(slope):
-        raise NetworkError(f"alpha is {slope}")
-    chain.add(Activation("leaky_relu", slope))
-
-
-def _gelu_operator(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    if attributes.get("approximate", b"none") != b"none":
-        raise NetworkError(f"approximate is {attributes['approximate']!r}; only the exact GELU is supported")
-    chain.add(Activation("gelu"))
-
-
-def _gelu(chain: _Chain, factor: float) -> None:
-    chain.add(Activation("gelu"))
-    if not _is_one(factor):
-        chain.add(Elementwise("Mul", _finite("factor of GELU", np.asarray(factor))))
-
-
-def _is_one(factor: float) -> bool:
-    return math.isclose(factor, 1, rel_tol=1e-6)
-
-
-def _layer_normalization(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    axis = attributes.get("axis", -1)
-    if axis not in (-1, len(chain.shape) - 1) or not chain.shape or chain.shape[-1] != chain.width:
-        raise NetworkError(f"normalises {_shown(chain.shape)} along axis {axis}; expected along a row's values")
-    chain.require_room(2 * chain.width)
-    scale, bias = chain.row(link, 1, chain.width), chain.bias(link, chain.width)
-    epsilon = float(attributes.get("epsilon", 1e-5))
+def _layer_normalization(reader: _Reader, value: _Value, call: _Call) -> _Value:
+    _require_rows(reader, value, [call.attributes.get("axis", -1)])
+    epsilon = float(call.attributes.get("epsilon", 1e-5))
     if not 0 <= epsilon < math.inf:
         raise NetworkError(f"epsilon is {epsilon}")
-    chain.add(LayerNormalization(scale, bias, epsilon))
+    return reader.normalized(value, call, epsilon)
 
 
-def _identity(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    pass
+def _mean(reader: _Reader, value: _Value, call: _Call) -> _Value:
+    """ReduceMean and ReduceSum."""
+    _require_rows(reader, value, axes_of([None, call.array(1)], call.attributes) or [])
+    width = value.shape[-1]
+    term = reader.terms("ReduceMean", value.term) if width > 1 else value.term
+    if call.node.op_type == "ReduceSum":
+        if reader.is_untold and not reader.untold:
+            raise NetworkError("sums features, of which the input does not say how many it takes")
+        term = reader.terms("Mul", term, np.asarray(width, dtype=np.float32))
+    return replace(value, term=term, shape=(*value.shape[:-1], *((1,) if call.attributes.get("keepdims", 1) else ())))
 
 
-def _dropout(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    training = chain.input(link, 2)
+def _require_rows(reader: _Reader, value: _Value, axes: list[int]) -> None:
+    if axes not in ([-1], [len(value.shape) - 1]) or value.shape[-1] * reader.rows != math.prod(value.shape):
+        raise NetworkError(f"takes axes {axes} of {reader.shown(value.shape)}; expected a row's values")
+
+
+def _dropout(reader: _Reader, value: _Value, call: _Call) -> _Value:
+    training = call.array(2)
     if training is not None and training.any():
         raise NetworkError("is in training mode")
+    return value
 
 
-def _cast(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    if attributes.get("to") not in FLOATS:
-        raise NetworkError(f"casts the features to type {type_name(attributes.get('to', 0))}; expected a float")
+def _cast(reader: _Reader, value: _Value, call: _Call) -> _Value:
+    to = call.attributes.get("to", 0)
+    if to not in FLOATS and not (to == onnx.TensorProto.BOOL and value.is_condition):
+        raise NetworkError(f"casts the features to type {type_name(to)}; expected a float")
+    return replace(value, is_condition=to == onnx.TensorProto.BOOL)
 
 
-def _squeeze(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    axes = axes_of([None, chain.input(link, 1)], attributes)
-    rank = len(chain.shape)
-    if axes is None:
-        axes = [place for place, size in enumerate(chain.shape) if size == 1]
-    if any(not -rank <= axis < rank or chain.shape[axis] != 1 for axis in axes):
-        raise NetworkError(f"takes axes {axes} out of {_shown(chain.shape)}; only dimensions of 1 can go")
-    gone = {axis % rank for axis in axes}
-    chain.shape = tuple(size for place, size in enumerate(chain.shape) if place not in gone)
+def _shape(reader: _Reader, value: _Value, call: _Call) -> Array:
+    """Shape; the size of the batch is only known if it is fixed."""
+    if reader.is_untold and not reader.untold:
+        raise NetworkError("takes the shape of an input that does not say how many features it takes")
+    sizes = list(value.shape)
+    if not reader.has_fixed_batch and reader.rows in sizes:
+        sizes[sizes.index(reader.rows)] = OPEN
+    return np.array(sizes, dtype=np.int64)[call.attributes.get("start") : call.attributes.get("end")]
 
 
-def _unsqueeze(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    chain.shape = unsqueezed(chain.shape, axes_of([None, chain.input(link, 1)], attributes))
+def _slice(reader: _Reader, value: _Value, call: _Call) -> _Value:
+    arrays = [None, *(call.array(place) for place in range(1, len(call.inputs)))]
+    batch = value.shape.index(reader.rows) if reader.rows in value.shape else -1
+    for axis, part in slices_of(arrays, call.attributes, len(value.shape)):
+        if axis == batch and not reader.has_fixed_batch and (part.start, part.step) == (0, 1) and part.stop < _TO_THE_END:
+            raise NetworkError("takes some of the rows")
+    return reader.moved(value, call)
 
 
-def _flatten(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    axis, rank = attributes.get("axis", 1), len(chain.shape)
-    if not -rank <= axis <= rank:
-        raise NetworkError(f"axis {axis} of {_shown(chain.shape)}")
-    chain.shape = (_merged(chain.shape[:axis]), _merged(chain.shape[axis:]))
-
-
-def _merged(sizes: Shape) -> int:
-    """The product of dimensions. Raises NetworkError if it would mix the batch with features."""
-    product = math.prod(size for size in sizes if size != BATCH)
-    if BATCH in sizes and product != 1:
-        raise NetworkError(f"mixes the batch with features: {_shown(sizes)} become one dimension")
-    return BATCH if BATCH in sizes else product
-
-
-def _reshape(chain: _Chain, link: _Link, attributes: dict[str, Any]) -> None:
-    given = chain.input(link, 1)
-    if given is None:
-        raise NetworkError("has no shape")
-    target = integers(given)
-    sizes = reshaped(chain.shape, target, attributes)
-    if -1 in target:
-        place = target.index(-1)
-        rest = [size for other, size in enumerate(sizes) if other != place]
-        open_batch = BATCH in chain.shape and BATCH not in rest
-        sizes[place] = BATCH if open_batch else chain.width // (math.prod(size for size in rest if size != BATCH) or 1)
-    if [size for size in sizes if size != 1] != [size for size in chain.shape if size != 1] or target.count(-1) > 1:
-        raise NetworkError(f"takes {_shown(chain.shape)} to {target}; only the batch and dimensions of 1 may move")
-    chain.shape = tuple(sizes)
-
-
-def _columns(ports: list[Port], order: list[str]) -> NDArray[np.intp] | None:
-    """For each feature in the order of the inputs, its column in their concatenation; None if the order is the same."""
-    if [port.name for port in ports] == order:
-        return None
-    widths = {port.name: port.width for port in ports}
-    starts = dict(zip(order, np.cumsum([0, *(widths[name] for name in order)]).tolist(), strict=False))
-    return np.concatenate([starts[port.name] + np.arange(port.width) for port in ports])
-
-
-def _with_columns(steps: list[Step], columns: NDArray[np.intp]) -> list[Step]:
-    """The steps for features in another order: values for each feature are put in that order, up to the first layer that
-    mixes features."""
-    moved = list(steps)
-    for place, step in enumerate(steps):
-        match step:
-            case Elementwise() if step.value.ndim:
-                moved[place] = Elementwise(step.operator, step.value[columns])
-            case LayerNormalization():
-                moved[place] = LayerNormalization(step.scale[columns], step.bias[columns], step.epsilon)
-            case Dense():
-                moved[place] = Dense(np.ascontiguousarray(step.weight[:, columns]), step.bias)
-                break
-    return moved
-
-
-_HANDLERS = {
+_HANDLERS: dict[str, Callable[..., Any]] = {
     "Gemm": _gemm,
-    "MatMul": _matmul,
-    "Add": _elementwise,
-    "Sub": _elementwise,
-    "Mul": _elementwise,
-    "Div": _elementwise,
-    "Clip": _clip,
-    "Relu": _activation("relu"),
-    "Tanh": _activation("tanh"),
-    "Sigmoid": _activation("sigmoid"),
-    "LeakyRelu": _leaky_relu,
-    "Gelu": _gelu_operator,
+    "MatMul": _gemm,
+    "com.microsoft.FusedGemm": _gemm,
+    "com.microsoft.FusedMatMul": _gemm,
+    "ai.onnx.ml.LinearRegressor": _linear_regressor,
+    "ai.onnx.ml.Scaler": _scaler,
+    "BatchNormalization": _batch_normalization,
     "LayerNormalization": _layer_normalization,
-    "Identity": _identity,
+    "ReduceMean": _mean,
+    "ReduceSum": _mean,
+    "Clip": _clip,
     "Dropout": _dropout,
     "Cast": _cast,
-    "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze,
-    "Flatten": _flatten,
-    "Reshape": _reshape,
+    "Shape": _shape,
+    "Slice": _slice,
 }
-_EITHER_ORDER = {"Add", "Sub", "Mul"}
-_KEEP_BIAS_OPEN = {"Identity", "Dropout", "Cast", "Squeeze", "Unsqueeze", "Flatten", "Reshape"}
+"""Operators that neither do the same to each value nor only move values."""
+_EACH_VALUE = (SPELLED.keys() | OPERATORS.keys()) - _HANDLERS.keys()
+_NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 
 
-def _broadcast(name: str, value: Float32, shape: Shape) -> tuple[Float32, Shape]:
-    """A constant as one number or one per feature, and the shape of the result: only leading ones may be added."""
-    rank = max(value.ndim, len(shape))
-    sizes = (1,) * (rank - len(shape)) + shape
-    others = (1,) * (rank - value.ndim) + value.shape
-    if any(other not in (1, size) for size, other in zip(sizes, others, strict=True)):
-        raise NetworkError(f"constant {name!r} of shape {value.shape} does not fit {_shown(shape)}")
-    width = math.prod(size for size in shape if size != BATCH)
-    return value.reshape(-1) if value.ndim and value.size == width else value.reshape(()), sizes
+def _same(a: Columns | None, b: Columns | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
-def _finite(name: str, value: Array) -> Float32:
+def _spread(step: Step, columns: Columns, width: int) -> Step:
+    """A step for some of `width` features, put in the places of these features."""
+
+    def spread(value: Float32, filling: float = 0) -> Float32:
+        row = np.full(width, filling, dtype=np.float32)
+        row[columns] = value
+        return row if value.ndim else value
+
+    match step:
+        case Elementwise():
+            return Elementwise(step.operator, spread(step.value, _NEUTRAL[step.operator]))
+        case Function() | LayerNormalization() if len(columns) < width:
+            raise NetworkError(f"a {type(step).__name__} of only {len(columns)} of {width} features is not supported")
+        case Function():
+            return Function(tuple(spread(constant) for constant in step.constants), step.nodes)
+        case LayerNormalization():
+            return LayerNormalization(spread(step.scale), spread(step.bias), step.epsilon)
+    return step
+
+
+def _finite(name: str, value: Array, booleans: bool = False) -> Float32:
+    if value.dtype.kind in ("iu" if booleans else "iub"):
+        raise NetworkError(f"{name!r} is of type {value.dtype}; expected floats")
     with np.errstate(over="ignore", invalid="ignore"):
         converted = value.astype(np.float32, copy=False)
     bad = int(converted.size - np.isfinite(converted).sum())
@@ -605,8 +707,16 @@ def _scaled(value: Float32, name: str, attributes: dict[str, Any]) -> Float32:
     return scaled
 
 
-def _shown(shape: Shape) -> str:
-    return "(" + ", ".join("batch" if size == BATCH else str(size) for size in shape) + ")"
+def _require_known_operators(nodes: Collection[onnx.NodeProto]) -> None:
+    """Raises NetworkError for unknown operators. This comes first, since it shows what kind of model this is."""
+    known = _EACH_VALUE | _HANDLERS.keys() | FOLDED.keys() | {"Constant"}
+    unknown = {operator_of(node): node for node in nodes if operator_of(node) not in known}
+    if unknown:
+        names = [f"{operator} (node {node.name or node.output[0]!r})" for operator, node in unknown.items()]
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        verb = "is" if len(names) == 1 else "are"
+        why = ": a quantised model cannot be trained; use the float original" if _QUANTISED & unknown.keys() else ""
+        raise NetworkError(f"{', '.join(names[:6])}{more} {verb} not part of an MLP regressor{why}")
 
 
 def _printable(message: str) -> str:
@@ -614,8 +724,30 @@ def _printable(message: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message[:1000])
 
 
-def _opset(model: onnx.ModelProto) -> int:
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise NetworkError(f"opset {opset}; expected {OLDEST_OPSET} to {NEWEST_OPSET}")
-    return opset
+def _opsets(model: onnx.ModelProto) -> dict[str, int]:
+    opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in reversed(model.opset_import)}
+    if not OLDEST_OPSET <= opsets.get("", 0) <= NEWEST_OPSET:
+        raise NetworkError(f"opset {opsets.get('', 0)}; expected {OLDEST_OPSET} to {NEWEST_OPSET}")
+    return opsets
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with the bodies of its own functions in place of their calls, if they are not too many."""
+    bodies = {(function.domain, function.name): function.node for function in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size_of(nodes: Sequence[onnx.NodeProto], depth: int) -> int:
+        if depth > _MOST_NESTED:
+            raise NetworkError("its functions call each other too deeply, or themselves")
+        for call in {(node.domain, node.op_type) for node in nodes} & bodies.keys() - sizes.keys():
+            sizes[call] = size_of(bodies[call], depth + 1)
+        return sum(sizes.get((node.domain, node.op_type), 1) for node in nodes)
+
+    if not bodies:
+        return model
+    if size_of(model.graph.node, 0) > MAX_NODES:
+        raise NetworkError(f"its functions make more than {MAX_NODES} nodes")
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except RuntimeError as error:
+        raise NetworkError(f"its functions cannot be inlined: {str(error).strip().splitlines()[0]}") from error

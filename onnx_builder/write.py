@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_builder.elementwise import ATTRIBUTES, Function
 from onnx_builder.network import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError
 
 OPSET = 17
@@ -23,6 +24,7 @@ OPERATORS = frozenset(
     (
         *("Add", "Sub", "Mul", "Div", "Gemm", "MatMul", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "Clip"),
         *("Concat", "Slice", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "LayerNormalization", "Constant"),
+        *("Softplus", "Elu", "Selu", "PRelu", "HardSigmoid", "Exp", "Log", "Max", "Min", "Neg", "Abs", "Sqrt", "Pow"),
     )
 )
 """The only operators that a published graph contains."""
@@ -56,12 +58,14 @@ def to_model(network: Network) -> onnx.ModelProto:
             case Elementwise():
                 graph.add(step.operator, graph.constant("constant", step.value))
             case Clip():
-                graph.add("Clip", graph.constant("low", np.float32(step.low)), graph.constant("high", np.float32(step.high)))
+                graph.add("Clip", *graph.bounds(step.low, step.high))
             case Dense():
                 graph.add("Gemm", graph.constant("weight", step.weight), graph.constant("bias", step.bias), transB=1)
             case LayerNormalization():
                 scale, bias = graph.constant("scale", step.scale), graph.constant("bias", step.bias)
                 graph.add("LayerNormalization", scale, bias, epsilon=float(step.epsilon))
+            case Function():
+                _add_function(graph, step)
             case Activation("leaky_relu"):
                 graph.add("LeakyRelu", alpha=float(step.slope))
             case Activation("gelu"):
@@ -123,6 +127,9 @@ class _Graph:
         self.initializers.append(numpy_helper.from_array(np.asarray(value, dtype=np.float32), name))
         return name
 
+    def bounds(self, low: float, high: float) -> tuple[str, str]:
+        return self.constant("low", np.float32(low)), self.constant("high", np.float32(high))
+
     def shape(self, *sizes: int) -> str:
         name = self.name("shape")
         self.initializers.append(numpy_helper.from_array(np.array(sizes, dtype=np.int64), name))
@@ -146,3 +153,16 @@ def _add_gelu(graph: _Graph) -> None:
     graph.add("Add", graph.constant("one", np.float32(1)))
     graph.append("Mul", [x, graph.result])
     graph.add("Mul", graph.constant("half", np.float32(0.5)))
+
+
+def _add_function(graph: _Graph, function: Function) -> None:
+    results = [graph.result, *("" for _ in function.constants)]
+    for node in function.nodes:
+        for place in node.operands:
+            if 0 < place <= len(function.constants):
+                results[place] = graph.constant(f"constant{place}", function.constants[place - 1])
+        inputs, names = [results[place] for place in node.operands], ATTRIBUTES.get(node.operator, {})
+        if node.operator == "Clip":
+            inputs += graph.bounds(*node.numbers)
+        graph.append(node.operator, inputs, **dict(zip(names, node.numbers, strict=False)))
+        results.append(graph.result)

@@ -10,10 +10,12 @@ import onnx
 
 from onnx_builder import torch_state
 from onnx_builder.constants import read_bytes
+from onnx_builder.elementwise import Function
 from onnx_builder.network import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError
 from onnx_builder.read import from_bytes
 from sidecar.checkpoints.description import names_in_model
 from sidecar.checkpoints.verify import opset_of, parse_model
+from sidecar.learning.passes import is_trained, parameters_of
 from sidecar.models.description import read_description
 
 
@@ -54,8 +56,7 @@ def inspect(model: Path) -> dict[str, Any]:
 
 
 def _shape_of(network: Network) -> dict[str, Any]:
-    trained = [step for step in network.steps if isinstance(step, Dense | LayerNormalization)]
-    sizes = (s.weight.size + s.bias.size if isinstance(s, Dense) else s.scale.size + s.bias.size for s in trained)
+    sizes = (parameters_of(step).size for step in network.steps if is_trained(step))
     return {"architecture": architecture(network), "parameters": sum(sizes)}
 
 
@@ -68,6 +69,8 @@ def architecture(network: Network) -> str:
                 words.append(f"dense {len(step.weight)}")
             case Activation():
                 words.append(step.name)
+            case Function():
+                words.append(" ".join(node.operator for node in step.nodes))
             case LayerNormalization():
                 words.append("layer normalisation")
             case Elementwise():

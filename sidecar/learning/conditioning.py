@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnx_builder.elementwise import Function
 from onnx_builder.network import Activation, Array, Clip, Dense, Elementwise, Float32, Network, Step, apply
 
 SCORE_UNITS = 5.0
@@ -113,7 +114,7 @@ def condition(network: Network, features: Array, score_min: float, score_max: fl
             values = apply(step, values)
     span = (score_max - score_min) / SCORE_UNITS
     tail = network.steps[last + 1 :]
-    if any(isinstance(step, Activation) for step in tail):
+    if any(isinstance(step, Activation | Function) for step in tail):
         # The loss is in units of what comes after the activation; a unit u of its input makes steps u² times as large.
         return Conditioning(inputs, last, 0.0, max(1.0, _slope(tail) / span))
     slope = _slope(tail)

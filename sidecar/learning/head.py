@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_builder.elementwise import Function
 from onnx_builder.network import (
     Activation,
     Array,
@@ -30,9 +31,9 @@ from onnx_builder.network import (
     Network,
     NetworkError,
     Step,
-    activate,
+    apply,
 )
-from sidecar.learning.passes import Pass, parameter_views, parameters_of, with_parameters
+from sidecar.learning.passes import Pass, is_trained, parameter_views, parameters_of, with_parameters
 
 _SMALL_CHUNK, _CHUNK = 32, 128
 """Rows that `predict` takes at a time if there are few, and if there are many. Larger buffers come fresh from the system each
@@ -42,7 +43,8 @@ time, which costs more than it saves."""
 class Head:
     """Forward and backward passes of a network over one flat parameter vector.
 
-    network: its dense layers and layer normalisations are trained; constants, clips and activations may be anywhere.
+    network: its dense layers, layer normalisations and the slopes of PRelu are trained; constants, clips and activations may
+    be anywhere.
     dtype: float32 to train, float64 to check gradients.
 
     Raises NetworkError for a network with nothing to train, or whose scores do not depend on what is trained.
@@ -53,8 +55,9 @@ class Head:
         if not trained:
             raise NetworkError("a network without a dense layer has nothing to train")
         first = trained[0]
-        end = 1 + max(p for p, step in enumerate(network.steps) if p in trained or isinstance(step, Activation))
+        end = 1 + max(p for p, step in enumerate(network.steps) if p in trained or isinstance(step, Activation | Function))
         self._network = network
+        self._first = first
         self._body, tail = network.steps[first:end], network.steps[end:]
         self._scaling = _scaling(network.steps[:first], network.n_features, dtype)
         self._range = [_in_place(step, dtype) for step in tail]
@@ -62,8 +65,8 @@ class Head:
         self._bounds = np.sort(self._in_units_of_loss(np.array(bounds, dtype=dtype)))
         self.n_features = network.n_features
         self.dtype = dtype
-        layers = [step for step in self._body if isinstance(step, Dense | LayerNormalization)]
-        self.parameters: Array = np.concatenate([parameters_of(layer).ravel() for layer in layers], dtype=dtype)
+        layers = [parameters_of(step).ravel() for step in self._body if is_trained(step)]
+        self.parameters: Array = np.concatenate(layers, dtype=dtype)
         self.gradient: Array = np.zeros_like(self.parameters)
         self._passes: dict[int, Pass] = {}
 
@@ -77,15 +80,15 @@ class Head:
     @property
     def feature_weights(self) -> Array:
         """Weights (n_units, n_features) of the first dense layer: a view of the parameters."""
-        dense = [isinstance(step, Dense) for step in self._body if isinstance(step, Dense | LayerNormalization)]
+        dense = [isinstance(step, Dense) for step in self._body if is_trained(step)]
         return self._views(self.parameters)[dense.index(True)][:, :-1]
 
     def network(self) -> Network:
         """The present parameters as a float32 network."""
         steps: list[Step] = list(self._network.steps)
         views = iter(self._views(self.parameters))
-        for position, step in enumerate(steps):
-            if isinstance(step, Dense | LayerNormalization):
+        for position, step in enumerate(self._body, self._first):
+            if is_trained(step):
                 steps[position] = with_parameters(step, next(views))
         return dataclasses.replace(self._network, steps=tuple(steps))
 
@@ -189,7 +192,7 @@ def _scaling(steps: tuple[Step, ...], n_features: int, dtype: type[np.floating[A
                 low, high = function(low, value), function(high, value)
         chain = [array.astype(dtype) for array in (centre, factor)]
     regular = np.isfinite(chain).all() and (chain[1] > 0).all() and not np.isnan([low, high]).any()
-    if not steps or not regular or any(isinstance(step, Activation) for step in steps):
+    if not steps or not regular or any(isinstance(step, Activation | Function) for step in steps):
         return [_in_place(step, dtype) for step in steps]
     operations = [(np.subtract, centre), (np.multiply, factor)]
     operations += [(f, bound) for f, bound in ((np.maximum, low), (np.minimum, high)) if np.isfinite(bound).any()]
@@ -207,8 +210,8 @@ def _in_place(step: Step, dtype: type[np.floating[Any]]) -> Callable[[Array], An
     if isinstance(step, Clip):
         low, high = (np.array(bound, dtype=dtype) for bound in (step.low, step.high))
         return lambda x: np.minimum(np.maximum(x, low, out=x), high, out=x)
-    assert isinstance(step, Activation)
-    return lambda x: np.copyto(x, activate(step, x))
+    assert isinstance(step, Activation | Function)
+    return lambda x: np.copyto(x, apply(step, x))
 
 
 _UFUNCS = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from onnx_builder.erf import erf
+from onnx_builder.elementwise import Function, erf
 from onnx_builder.network import Activation, Array, Clip, Dense, Elementwise, LayerNormalization, Step
+from sidecar.learning.derivatives import function_passes
 
 Operation = Callable[[], Any]
 Operations = Sequence[Operation]
 Passes = tuple[Operations, Operations]
+Trained = Dense | Function | LayerNormalization
 
 
 class Pass:
@@ -43,7 +45,7 @@ class Pass:
         trained = zip(parameters, gradient, strict=True)
         before: Step | None = None
         for step in body:
-            if isinstance(step, Activation) and not isinstance(before, Activation | None):
+            if isinstance(step, Activation) and not isinstance(before, Activation | Function | None):
                 assert deltas is not None
                 forward, backward = _ACTIVATIONS[step.name](inputs[:-1], deltas, step.slope)
             else:
@@ -57,6 +59,10 @@ class Pass:
                         forward, backward = _layer_normalization(
                             *next(trained), inputs[:-1], deltas, outputs[:-1], output_deltas, step.epsilon
                         )
+                    case Function():
+                        assert deltas is not None
+                        slopes = next(trained) if is_trained(step) else (outputs, outputs)
+                        forward, backward = function_passes(step, *slopes, inputs[:-1], deltas, outputs[:-1], output_deltas)
                     case _:
                         assert deltas is not None
                         forward, backward = _constant(step, inputs[:-1], deltas, outputs[:-1], output_deltas)
@@ -83,32 +89,43 @@ class Pass:
         ]
 
 
+def is_trained(step: Step) -> TypeGuard[Trained]:
+    """Whether a step has parameters, if it comes after the first layer: what is before that is constant."""
+    return isinstance(step, Dense | LayerNormalization) or (isinstance(step, Function) and bool(step.slopes))
+
+
 def parameter_views(body: Sequence[Step], vector: Array) -> list[Array]:
     """Views of a flat vector, one for each trained step.
 
-    For a dense layer it is (n_out, n_in + 1), the last column its bias; for a layer normalisation (2, width), scale and bias.
+    For a dense layer it is (n_out, n_in + 1), the last column its bias; for a layer normalisation (2, width), scale and bias;
+    for a function (1, size), its slopes.
     """
     views, start = [], 0
     for step in body:
-        if isinstance(step, Dense):
-            shape = (step.weight.shape[0], step.weight.shape[1] + 1)
-        elif isinstance(step, LayerNormalization):
-            shape = (2, len(step.scale))
-        else:
+        if not is_trained(step):
             continue
+        shape = parameters_of(step).shape
         views.append(vector[start : start + shape[0] * shape[1]].reshape(shape))
         start += shape[0] * shape[1]
     return views
 
 
-def parameters_of(step: Dense | LayerNormalization) -> Array:
+def parameters_of(step: Trained) -> Array:
     """The parameters of a trained step, in the shape of its view."""
+    if isinstance(step, Function):
+        return np.concatenate([step.constants[place].reshape(1, -1) for place in step.slopes], axis=1)
     return np.column_stack([step.weight, step.bias]) if isinstance(step, Dense) else np.stack([step.scale, step.bias])
 
 
-def with_parameters(step: Dense | LayerNormalization, view: Array) -> Dense | LayerNormalization:
+def with_parameters(step: Trained, view: Array) -> Trained:
     """The step with other parameters, copied and as float32."""
     view = view.astype(np.float32)
+    if isinstance(step, Function):
+        constants, start = list(step.constants), 0
+        for place in step.slopes:
+            end = start + constants[place].size
+            constants[place], start = view[0, start:end].reshape(constants[place].shape).copy(), end
+        return Function(tuple(constants), step.nodes)
     if isinstance(step, Dense):
         return Dense(view[:, :-1].copy(), view[:, -1].copy())
     return LayerNormalization(view[0].copy(), view[1].copy(), step.epsilon)

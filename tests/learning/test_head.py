@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnx_builder import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError
-from onnx_builder.erf import erf
+from onnx_builder.elementwise import erf
 from sidecar.learning.head import Head
 from sidecar.learning.optim.adam import Adam
 from sidecar.learning.optim.clipping import clip_gradient

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnx_builder import Activation, Clip, Dense, Elementwise, Network, NetworkError, Port
+from onnx_builder import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError, Port
 from onnx_builder.constants import MAX_BYTES
 from onnx_builder.read import MAX_STEPS, NEWEST_OPSET, from_bytes, read
 from onnx_builder.runtime import Scorer
@@ -58,12 +58,13 @@ CONSTANTS = {
     "swapped": np.array([4, -1]), "one_row": np.array([1, 3]), "two_open": np.array([-1, -1]),
     "to_column": np.array([-1, 1]), "to_cube": np.array([-1, 1, 1]), "none": np.zeros(0, np.int64),
     "copy_fourth": np.array([-1, 3, 0, 0]), "of_two": np.array([-1, 2]),
+    "w33": normal(3, 3), "w61": normal(6, 1), "w64": normal(6, 4), "w21": normal(2, 1),
 }  # fmt: skip
 
 
 def graph(body, inputs="float[batch,3] x", opset=17, ir=8, **constants):
     """A model in ONNX's text syntax, with the CONSTANTS that it names and does not make; its output has no declared shape."""
-    header = f'<ir_version: {ir}, opset_import: ["" : {opset}, "com.microsoft" : 1]>'
+    header = f'<ir_version: {ir}, opset_import: ["" : {opset}, "com.microsoft" : 1, "ai.onnx.ml" : 3]>'
     model = onnx.parser.parse_model(f"{header} g ({inputs}) => (float y) {{ {body} }}")
     model.graph.output[0].type.tensor_type.ClearField("shape")
     made = {value.name for value in model.graph.input} | {name for node in model.graph.node for name in node.output}
@@ -221,6 +222,185 @@ def test_gelu_and_the_scaling_around_it(body, steps):
 )
 def test_scaling_normalization_and_output_ranges(body):
     assert_reads(graph(body))
+
+
+MEAN, VARIANCE = "m = ReduceMean <axes = [-1]> (h) d = Sub(h, m) ", "v = Mul(d, d) w = ReduceMean <axes = [1]> (v) "
+
+
+@pytest.mark.parametrize(
+    "body",
+    [  # as torch's exporters below opset 17, Keras and flax have it
+        MEAN + "v = Pow(d, two) w = ReduceMean <axes = [1]> (v) e = Add(w, eps) r = Sqrt(e) n = Div(d, r)",
+        MEAN + VARIANCE + "e = Add(w, eps) r = Sqrt(e) i = Reciprocal(r) n = Mul(d, i)",
+        MEAN + VARIANCE + "e = Add(eps, w) i = Pow(e, minus_half) n = Mul(i, d)",
+        """m = ReduceMean <axes = [1]> (h) s = Mul(h, h) t = ReduceMean <axes = [1]> (s) q = Mul(m, m) u = Sub(t, q)
+        v = Max(zero, u) d = Sub(h, m) e = Add(v, eps) r = Sqrt(e) i = Reciprocal(r) f = Mul(i, c4) n = Mul(d, f)""",
+        """u = ReduceSum(h, i1) m = Div(u, four) d = Sub(h, m) v = Mul(d, d) w = ReduceSum(v, i1) z = Div(w, four)
+        e = Add(z, eps) r = Sqrt(e) n = Div(d, r)""",
+        f"""u = ReduceMean <axes = [1], keepdims = 0> (h) m = Unsqueeze(u, i1) o = Expand(m, row_of_4) d = Sub(h, o)
+        {VARIANCE} e = Add(w, eps) r = Sqrt(e) n = Div(d, r)""",
+    ],
+)
+@pytest.mark.parametrize("scale", ["g = Identity(n)", "s_ = Mul(n, c4) g = Add(s_, b4)", "s_ = Add(b4, n) g = Relu(s_)"])
+def test_layer_normalization_spelled_out(body, scale):
+    constants = {"eps": np.float32(1e-5), "minus_half": np.float32(-0.5), "four": np.float32(4), "row_of_4": np.array([1, 4])}
+    network = assert_reads(graph(f"{HIDDEN} {body} {scale} {HEAD}", **constants))
+    (step,) = (step for step in network.steps if isinstance(step, LayerNormalization))
+    assert step.epsilon == pytest.approx(1e-5, rel=1e-6)
+    assert not any(isinstance(step, Elementwise) for step in network.steps)
+
+
+@pytest.mark.parametrize(
+    ("body", "steps"),
+    [
+        (HIDDEN + "n = BatchNormalization(h, c4, b4, m4, c4) g = Relu(n)" + HEAD, "Dense Mul Add relu Dense"),
+        ("n = BatchNormalization <epsilon = 0.1> (x, c3, m3, m3, c3) y = Gemm(n, w31, b1)", "Mul Add Dense"),
+        ("n = ai.onnx.ml.Scaler <offset = [1.0, 2.0, 3.0], scale = [0.5, 2.0, 1.0]> (x) y = Gemm(n, w31, b1)", "Sub Mul Dense"),
+        ("n = ai.onnx.ml.Scaler <offset = [1.0], scale = [0.5]> (x) y = Gemm(n, w31, b1)", "Sub Mul Dense"),
+        ("y = ai.onnx.ml.LinearRegressor <coefficients = [1.0, 2.0, -3.0], intercepts = [7.0]> (x)", "Dense"),
+        ("r = Reciprocal(c3) h = Mul(x, r) y = Gemm(h, w31, b1)", "Mul Dense"),
+        ("e = Exp(c3) l = Log(e) a = Abs(l) h = Div(x, a) y = Gemm(h, w31, b1)", "Div Dense"),
+        ("h = com.microsoft.FusedGemm <activation = \"Relu\"> (x, w34, b4) y = Gemm(h, w41, b1)", "Dense relu Dense"),
+        (
+            """h = com.microsoft.FusedGemm <activation = "LeakyRelu", activation_alpha = 0.2> (x, w34, b4)
+            y = Gemm(h, w41, b1)""",
+            "Dense leaky_relu Dense",
+        ),
+        # parts of the features
+        ("s = Slice(x, i0, i2, i1) y = Gemm(s, w21, b1)", "Dense"),
+        ("s = Slice(x, i1, i9, i_1, i1) y = Gemm(s, w21, b1)", "Dense"),
+        ("s = Slice(x, i2, i_9, i1, i_1) y = Gemm(s, w31, b1)", "Dense"),
+        ("n = Sub(x, c3) s = Gather <axis = 1> (n, two_of_three) m = Mul(s, c2) y = Gemm(m, w21, b1)", "Sub Mul Dense"),
+        ("s = ai.onnx.ml.ArrayFeatureExtractor(x, two_of_three) y = Gemm(s, w21, b1)", "Dense"),
+        (HIDDEN + "r = Relu(h) s = Slice(r, i0, i2, i1) y = Gemm(s, w21, b1)", "Dense relu Dense"),
+        (HIDDEN + "r = Mul(h, c4) s = Gather <axis = 1> (r, two_of_three) y = Gemm(s, w21, b1)", "Dense Mul Dense"),
+        ("h = Gemm(x, w34, b4) y = Gather <axis = 1> (h, i2)", "Dense"),
+        ("h = Gemm(x, w34, b4) s = Gather <axis = 1> (h, place) y = Add(s, c)", "Dense Add"),
+        ("h = Gemm(x, w31, b1) y = Gather <axis = 1> (h, zeroth)", "Dense"),
+        (
+            """u = Slice(x, i0, i1, i1) v = Slice(x, i1, i9, i1)
+            n = ai.onnx.ml.Scaler <offset = [1.0, 2.0], scale = [0.5, 2.0]> (v) j = Concat <axis = 1> (n, u)
+            y = Gemm(j, w31, b1)""",
+            "Sub Mul Dense",
+        ),
+        (
+            """u = Gather <axis = 1> (x, two_of_three) v = Slice(x, i1, i2, i1) n = Div(u, c2) m = Sub(v, c1)
+            j = Concat <axis = -1> (n, m) y = Gemm(j, w31, b1)""",
+            "Div Sub Dense",
+        ),
+        # shapes that are computed
+        (
+            """s = Shape(x) n = Gather(s, zeroth) u = Unsqueeze(n, i0) t = Concat <axis = 0> (u, i_1) r = Reshape(x, t)
+            y = Gemm(r, w31)""",
+            "Dense",
+        ),
+        ("h = Gemm(x, w31, b1) s = Shape <end = 1> (h) y = Reshape(h, s)", "Dense"),
+        (
+            """s = Shape(x) e = Slice(s, i0, i1) c_ = Cast <to = 7> (e) t = Concat <axis = 0> (c_, i3) r = Reshape(x, t)
+            y = Gemm(r, w31)""",
+            "Dense",
+        ),
+        ("u = Unsqueeze(x, i2) t = Transpose <perm = [0, 2, 1]> (u) s = Squeeze(t, i1) y = Gemm(s, w31)", "Dense"),
+    ],
+)  # fmt: skip
+def test_what_folds_away(body, steps):
+    constants = {
+        "m4": normal(4), "m3": normal(3), "c2": positive(2), "i9": np.array([9]), "i_9": np.array([-9]), "place": np.array(3),
+        "zeroth": np.array(0), "two_of_three": np.array([2, 0]),
+    }  # fmt: skip
+    network = assert_reads(graph(body, **constants))
+    assert " ".join(getattr(s, "name", getattr(s, "operator", type(s).__name__)) for s in network.steps) == steps
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Gemm(x, w31, b1)",
+        "h = MatMul(x, w31) y = Add(h, b1)",
+        "h = Sub(x, c) g = Div(h, c3) y = Gemm(g, w31)",
+        "h = Cast <to = 1> (x) n = ai.onnx.ml.Scaler <offset = [1.0, 2.0, 3.0], scale = [1.0, 2.0, 1.0]> (h) y = Gemm(n, w31)",
+        "r = Reshape(x, to_row) y = Gemm(r, w31)",
+        "n = LayerNormalization(x, c3) y = Gemm(n, w31)",
+        "n = BatchNormalization(x, c3, c3, c3, c3) t = Tanh(n) y = Gemm(t, w31)",
+    ],
+)
+def test_a_weight_tells_how_many_features_an_input_has(body):
+    features = rng.normal(size=(20, 3)).astype(np.float32)
+    for shape in (["n", "m"], ["n", None], ["n", 0], ["n", -3], [4, None]):
+        model = graph(body)
+        set_input(model, "x", shape=shape)
+        network = from_bytes(model.SerializeToString())
+        assert network.inputs == (Port("x", (shape[0], 3)),)
+        expected, _ = scores_of(graph(body).SerializeToString(), features)
+        np.testing.assert_allclose(network.forward(features), expected, rtol=0, atol=1e-5 * np.ptp(expected))
+    set_input(model, "x", shape=["n", "m"])
+    del model.graph.node[:]
+    model.graph.node.add(op_type="Relu", input=["x"], output=["y"])
+    with pytest.raises(NetworkError, match="input 'x' does not say how many features it takes, and no weight tells it"):
+        from_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "quantised", [f"DequantizeLinear {each}" for each in ("(q31, c)", "<axis = 1> (q31, c1, z1)", "<axis = 0> (q31, c3)")]
+)
+def test_quantised_weights_are_read_as_what_they_stand_for(quantised):
+    """As onnx itself computes it: onnxruntime may quantise the features, too."""
+    model = graph(f"q = {quantised} y = Gemm(x, q, b1)", opset=19, q31=np.int8([[3], [-128], [100]]), z1=np.int8([4]))
+    features = rng.normal(size=(20, 3)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(model).run(None, {"x": features})
+    network = from_bytes(model.SerializeToString())
+    np.testing.assert_allclose(network.forward(features), expected[:, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 8])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "h = Gemm(x, w31, b1) y = Reshape(h, rows)",
+        "h = Gemm(x, w31, b1) y = Reshape(h, rows_and_one)",
+        "s = Shape(x) r = Reshape(x, s) y = Gemm(r, w31, b1)",
+        "s = Shape(x) p = Mul(s, i1) r = Reshape(x, p) y = Gemm(r, w31, b1)",
+        "r = Reshape(x, rows_and_rest) y = Gemm(r, w31, b1)",
+    ],
+)
+def test_a_fixed_batch_may_be_named(body, batch):
+    sizes = {"rows": np.array([batch]), "rows_and_one": np.array([batch, 1]), "rows_and_rest": np.array([batch, -1])}
+    assert_reads(graph(body, inputs=f"float[{batch},3] x", **sizes))
+
+
+def test_functions_of_the_model_itself_are_read():
+    block = onnx.parser.parse_function("""<opset_import: ["" : 17, "local" : 1], domain: "local">
+        Block (a, w, b) => (r) { h = Gemm(a, w, b) i = local.Silu(h) r = Identity(i) }""")
+    silu = onnx.parser.parse_function("""<opset_import: ["" : 17], domain: "local">
+        Silu (a) => (r) { s = Sigmoid(a) r = Mul(a, s) }""")
+    model = graph("h = local.Block(x, w34, b4) g = local.Silu(h) y = Gemm(g, w41, b1)")
+    model.functions.extend([block, silu])
+    model.opset_import.add(domain="local", version=1)
+    assert len(assert_reads(model).steps) == 4
+    deep = graph("h = local.F0(x) y = Gemm(h, w31, b1)")
+    deep.opset_import.add(domain="local", version=1)
+    for place in range(20):
+        body = f"h = local.F{place + 1}(a) r = local.F{place + 1}(h)" if place < 19 else "r = Relu(a)"
+        deep.functions.append(
+            onnx.parser.parse_function(
+                f'<opset_import: ["" : 17, "local" : 1], domain: "local"> F{place} (a) => (r) {{ {body} }}'
+            )
+        )
+    with pytest.raises(NetworkError, match="its functions make more than 10000 nodes"):
+        from_bytes(deep.SerializeToString())
+    deep.functions[19].node[0].CopyFrom(helper.make_node("F0", ["a"], ["r"], domain="local"))
+    with pytest.raises(NetworkError, match="its functions call each other too deeply, or themselves"):
+        from_bytes(deep.SerializeToString())
+
+
+def test_a_sparse_initializer_is_named():
+    model = graph("y = Gemm(x, w31_, b1)")
+    values = helper.make_tensor("w31_", TensorProto.FLOAT, [1], [1.0])
+    model.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(values, helper.make_tensor("", TensorProto.INT64, [1], [0]), [3, 1])
+    )
+    with pytest.raises(NetworkError, match="'w31_' is a sparse initializer: store it dense"):
+        from_bytes(model.SerializeToString())
 
 
 @pytest.mark.parametrize("opset", [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, NEWEST_OPSET])
@@ -427,16 +607,14 @@ def test_what_was_written_reads_as_the_same_bytes(make_network):
     [
         ("c_ = Conv(x, w34) y = Gemm(c_, w41)", r"^Conv \(node 'c_'\) is not part of an MLP regressor$"),
         ("s = Softmax(x) [c] c_ = Conv(s, w34) y = Gemm(c_, w41)", r"Softmax \(node 's'\), Conv \(node 'c'\) are not part of"),
-        ("h = com.microsoft.Gelu(x) y = Gemm(h, w31)", r"com.microsoft.Gelu \(node 'h'\) is not part"),
         ("k = com.microsoft.Add(c, c) h = Mul(x, k) y = Gemm(h, w31)", r"com.microsoft.Add \(node 'k'\) is not part"),
-        ("h = Erf(x) y = Gemm(h, w31)", r"node 'h' \(Erf\): is supported only as part of a GELU"),
         ("[fc] y = Gemm(x, w)", r"node 'fc' \(Gemm\): 'w' is neither an input, a constant nor made by a node"),
         ("y = Relu(ghost)", r"node 'y' \(Relu\): 'ghost' is neither an input, a constant nor made by a node"),
-        ("w = Relu(z) z = Relu(x) y = Gemm(x, w)", r"branch joins at node 'y' \(Gemm\): 'x' and 'w' are not constant"),
-        ("y = Add(c, c)", "output 'y' comes from the constant 'y', not from an input"),
+        ("w = Relu(z) z = Relu(x) y = Gemm(x, w)", r"node 'y' \(Gemm\): 'w' is computed from the features, not constant"),
+        ("z = Relu(x) y = Add(c, c)", "input 'x' is not used"),
         ("h = Relu(x) z = Identity(y)", "output 'y' is not made by a node"),
         ("a = Relu(b_) b_ = Relu(a) y = Gemm(b_, w31)", r"\(Relu\): the graph has a cycle"),
-        ("y = Relu()", r"node 'y' \(Relu\): has no input"),
+        ("h = Relu() g = Add(x, h) y = Gemm(g, w31)", r"node 'h' \(Relu\): has 0 inputs; expected 1 to 1"),
         ("y = Relu(x, c)", r"node 'y' \(Relu\): has 2 inputs; expected 1 to 1"),
         ("y = Gemm(x, w31, b1, b1)", "has 4 inputs; expected 2 to 3"),
         ("y = Gemm <transC = 1> (x, w31)", r"node 'y' \(Gemm\): has no attribute 'transC' in opset 17"),
@@ -445,10 +623,12 @@ def test_what_was_written_reads_as_the_same_bytes(make_network):
         ("h = Gemm(x, w31) y = Clip <min = 0.0> (h)", "has no attribute 'min' in opset 17"),
         ("h = Gelu(x) y = Gemm(h, w31)", r"node 'h' \(Gelu\): opset 17 has no such operator"),
         # Gemm and MatMul
-        ("y = Gemm(w31, x)", r"node 'y' \(Gemm\): weight 'x' is an input, not constant"),
-        ("h = Relu(x) y = Gemm(w31, h)", "the features are not its first input"),
-        ("h = Relu(x) y = MatMul(w31, h)", "the features are not its first input"),
-        ("y = Gemm <transA = 1> (x, w31)", "transA is 1; expected 0"),
+        ("y = Gemm(w31, x)", r"node 'y' \(Gemm\): 'x' is an input of the graph, not constant"),
+        ("h = Relu(x) y = Gemm(w31, h)", "'h' is computed from the features, not constant"),
+        ("h = Relu(x) y = MatMul(w31, h)", "'h' is computed from the features, not constant"),
+        ("y = MatMul(w34, w41)", "input 'x' is not used"),
+        ("k = MatMul(w34, w41) h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(MatMul\): takes constants alone"),
+        ("y = Gemm <transA = 1> (x, w31)", "transposes the features; expected a row for each encode"),
         ("y = Gemm(x, w41)", r"node 'y' \(Gemm\): a weight for 4 values gets \(batch, 3\)"),
         ("y = MatMul(x, c3)", r"weight 'c3' has shape \(3,\); expected two dimensions"),
         ("y = MatMul(x, w234)", r"weight 'w234' has shape \(2, 3, 4\)"),
@@ -461,27 +641,38 @@ def test_what_was_written_reads_as_the_same_bytes(make_network):
         ("y = Gemm(x, w34)", r"output 'y' has \(batch, 4\) values; expected one score per row"),
         ("y = Relu(x)", r"output 'y' has \(batch, 3\) values"),
         # elementwise
-        ("h = Div(c3, x) y = Gemm(h, w31)", r"node 'h' \(Div\): the features are not its first input"),
-        ("h = Div(x, zero) y = Gemm(h, w31)", "divides by 'zero', which has zeros"),
+        ("h = Div(x, zero) y = Gemm(h, w31)", "divides by a constant that has zeros"),
         ("h = Mul(x, huge) y = Gemm(h, w31)", "weight 'huge' has 1 values that are not finite"),
-        ("h = Add(x, c4) y = Gemm(h, w31)", r"constant 'c4' of shape \(4,\) does not fit \(batch, 3\)"),
-        ("h = Add(x, c31) y = Gemm(h, w31)", r"constant 'c31' of shape \(3, 1\) does not fit"),
-        ("h = Gemm(x, w31) y = Add(h, c5)", r"constant 'c5' of shape \(5,\) does not fit \(batch, 1\)"),
-        ("h = Mul(x, x) y = Gemm(h, w31)", r"branch joins at node 'h' \(Mul\): 'x' and 'x' are not constant"),
-        ("a = Relu(x) b_ = Tanh(x) h = Add(a, b_) y = Gemm(h, w31)", "branch joins at node 'h'.*'a' and 'b_' are not constant"),
+        ("h = Add(x, c4) y = Gemm(h, w31)", r"constant 'c4' of shape \(1, 4\) does not fit \(batch, 3\)"),
+        ("h = Add(x, c31) y = Gemm(h, w31)", r"constant 'c31' of shape \(3, 1\) does not fit \(batch, 3\)"),
+        ("h = Gemm(x, w31) y = Add(h, c5)", r"constant 'c5' of shape \(1, 5\) does not fit \(batch, 1\)"),
         ("h = Gemm(x, w31) y = Clip(h, two, one)", r"node 'y' \(Clip\): low 2.0 is above high 1.0"),
         ("h = Gemm(x, w31) y = Clip(h, c3)", r"'c3' has shape \(3,\); expected one number"),
-        ("y = Clip(one, x)", "the features are not its first input"),
+        ("y = Clip(one, x)", "'x' is an input of the graph, not constant"),
         ("h = LeakyRelu <alpha = inf> (x) y = Gemm(h, w31)", "alpha is inf"),
-        # GELU
-        (HIDDEN + "s = Div(h, rough_sqrt2) e = Erf(s) a = Add(e, one)" + PRODUCTS[0] + HEAD, "branch joins at node 'p'"),
-        (HIDDEN + "s = Div(h, sqrt2) e = Erf(s) a = Add(e, two)" + PRODUCTS[0] + HEAD, "branch joins at node 'p'"),
-        (HIDDEN + "s = Div(h, sqrt2) e = Erf(s) a = Add(e, near_one)" + PRODUCTS[0] + HEAD, "branch joins at node 'p'"),
-        (HIDDEN + "s = Div(sqrt2, h) e = Erf(s) a = Add(e, one)" + PRODUCTS[0] + HEAD, "branch joins at node 'p'"),
-        (HIDDEN + ERF + "p = Mul(x, a) g = Mul(p, half)" + HEAD, "branch joins at node 'p'"),
-        (HIDDEN + ERF + "p = Mul(h, a) g = Mul(p, h)" + HEAD, "branch joins at node 'g'"),
+        # what is no chain
+        (HIDDEN + ERF + "p = Mul(x, a) g = Mul(p, half)" + HEAD, r"node 'p' \(Mul\): 'x' of shape \(batch, 3\) does not fit"),
+        ("h = Gemm(x, w33) r = Relu(h) g = Gemm(r, w33) s = Add(g, x) y = Gemm(s, w31)", r"'s' \(Add\): a skip connection"),
+        ("h = Gemm(x, w33) g = Gemm(x, w33) s = Mul(h, g) y = Gemm(s, w31)", r"'g' \(Gemm\): a skip connection or a second"),
+        ("h = Gemm(x, w33) c_ = Concat <axis = 1> (x, h) y = Gemm(c_, w64)", r"'c_' \(Concat\): a skip connection or a second"),
+        ("t = Tanh(x) c_ = Concat <axis = 1> (x, t) y = Gemm(c_, w61)", "joins 't', which is more than a scaling of features"),
+        ("u = Slice(x, i0, i1, i1) v = Slice(x, i1, i2, i1) m = Mul(u, v) y = Add(m, one)", "computes with one feature and"),
+        ("m = ReduceMean <axes = [1]> (x) h = Sub(x, m) y = Gemm(h, w31)", "only as part of a layer normalisation"),
+        ("m = ReduceMean <axes = [0]> (x) h = Sub(x, m) y = Gemm(h, w31)", r"takes axes \[0\] of \(batch, 3\); expected"),
+        ("h = Pow(x, x) y = Gemm(h, w31)", "Pow takes a constant exponent, or a constant base above 0"),
+        ("n = Neg(c) h = Pow(n, x) y = Gemm(h, w31)", "Pow takes a constant exponent, or a constant base above 0"),
+        ("p = Greater(x, c) h = Add(x, p) y = Gemm(h, w31)", r"node 'h' \(Add\): 'p' is true or false"),
+        ("h = Where(x, x, x) y = Gemm(h, w31)", r"node 'h' \(Where\): 'x' is a number"),
+        ("e = Exp(x) t = Tanh(x) p = Greater(t, half) h = Where(p, x, e) y = Gemm(h, w31)", "what it does not choose may be"),
+        ("l = Log(x) p = Greater(x, zero) h = Where(p, l, x) y = Gemm(h, w31)", "what it does not choose may be infinite"),
+        ("q = QuantizeLinear(x, one) y = Gemm(q, w31)", "QuantizeLinear .*: a quantised model cannot be"),
+        ("r = Slice(x, i0, i2, i0) y = Gemm(r, w31)", r"node 'r' \(Slice\): takes some of the rows"),
+        ("g = Gather <axis = 0> (x, i1) y = Gemm(g, w31)", r"\(Gather\): takes \(batch, 3\) to \[1\], which mixes rows"),
+        ("t = Transpose(x) y = Gemm <transA = 0> (t, w31)", r"\(Transpose\): takes \(batch, 3\) to , which mixes rows"),
+        ("s = Slice(x, i0, i2, i1) n = LayerNormalization(s, c) y = Gemm(n, w21)", "of only 2 of 3 features is not supported"),
+        ("s = Slice(x, i0, i2, i1) t = Exp(s) y = Gemm(t, w21)", "Function of only 2 of 3 features is not supported"),
         # LayerNormalization, Dropout, Cast
-        ("n = LayerNormalization <axis = 0> (x, c3) y = Gemm(n, w31)", r"normalises \(batch, 3\) along axis 0; expected along"),
+        ("n = LayerNormalization <axis = 0> (x, c3) y = Gemm(n, w31)", r"takes axes \[0\] of \(batch, 3\)"),
         ("n = LayerNormalization(x, c4) y = Gemm(n, w31)", r"'c4' has shape \(4,\); expected \(3,\)"),
         ("n = LayerNormalization(x, , c3) y = Gemm(n, w31)", "input 1 is missing"),
         ("n = LayerNormalization <epsilon = -1.0> (x, c3) y = Gemm(n, w31)", "epsilon is -1.0"),
@@ -490,37 +681,37 @@ def test_what_was_written_reads_as_the_same_bytes(make_network):
         ("h = Cast <to = 7> (x) y = Gemm(h, w31)", "casts the features to type INT64; expected a float"),
         ("h = Cast <to = 99> (x) y = Gemm(h, w31)", "casts the features to type 99"),
         # shapes
-        ("s = Squeeze(x, i1) y = Gemm(s, w31)", r"\(Squeeze\): takes axes \[1\] out of \(batch, 3\); only dimensions of 1"),
-        ("s = Squeeze(x, i3) y = Gemm(s, w31)", r"takes axes \[3\]"),
-        ("s = Squeeze(x, i0) y = Gemm(s, w31)", r"takes axes \[0\]"),
-        ("s = Squeeze(x, c3) y = Gemm(s, w31)", "expected up to 8 whole numbers, got 3 of type float32"),
+        ("s = Squeeze(x, i1) y = Gemm(s, w31)", r"node 's' \(Squeeze\): takes \(batch, 3\) to \[1\], which does not fit"),
+        ("s = Squeeze(x, i3) y = Gemm(s, w31)", r"to \[3\], which does not fit"),
+        ("s = Squeeze(x, i0) y = Gemm(s, w31)", r"to \[0\], which does not fit"),
+        ("s = Squeeze(x, c3) y = Gemm(s, w31)", "expected up to 8 whole numbers, got 3 of type float"),
         ("s = Squeeze(x, many) y = Gemm(s, w31)", "expected up to 8 whole numbers, got 9 of type int64"),
         ("u = Unsqueeze(x, i_2) s = Unsqueeze(u, i3) t = Unsqueeze(s, many) y = Gemm(t, w31)", "expected up to 8"),
-        ("u = Unsqueeze(x, i3) y = Gemm(u, w31)", r"node 'u' \(Unsqueeze\): axes \[3\] for a result of 3 dimensions"),
-        ("f = Flatten <axis = 0> (x) y = Gemm(f, w31)", r"mixes the batch with features: \(batch, 3\) become one"),
-        ("f = Flatten <axis = 3> (x) y = Gemm(f, w31)", r"axis 3 of \(batch, 3\)"),
-        ("r = Reshape(x, flat) y = Gemm(r, w31)", r"node 'r' \(Reshape\): takes \(batch, 3\) to \[-1\]; only the batch"),
-        ("h = Gemm(x, w34) r = Reshape(h, swapped) y = Gemm(r, w41)", r"takes \(batch, 4\) to \[4, -1\]; only the batch"),
-        ("r = Reshape(x, of_two) y = Gemm(r, w31)", r"takes \(batch, 3\) to \[-1, 2\]"),
-        ("r = Reshape(x, two_open) y = Gemm(r, w31)", r"takes \(batch, 3\) to \[-1, -1\]"),
-        ("h = Gemm(x, w31) y = Reshape(h, two_open)", r"takes \(batch, 1\) to \[-1, -1\]"),
-        ("r = Reshape(x, one_row) y = Gemm(r, w31)", r"takes \(batch, 3\) to \[1, 3\]"),
-        ("r = Reshape(x, copy_fourth) y = Gemm(r, w31)", r"to \[-1, 3, 0, 0\] from 2 dimensions"),
-        ("r = Reshape <allowzero = 1> (x, copy_row) y = Gemm(r, w31)", r"takes \(batch, 3\) to \[0, 3\]"),
-        ("c_ = Concat <axis = 1> (x, c13) y = Gemm(c_, w31)", r"branch joins at node 'c_' \(Concat\): 'c13' is not an input"),
-        ("c_ = Concat <axis = 0> (x) y = Gemm(c_, w31)", r"node 'c_' \(Concat\): expected each input once, along axis 1"),
-        ("c_ = Concat <axis = 1> (x, x) y = Gemm(c_, w31)", r"expected each input once, .* got \['x', 'x'\] along 1"),
+        ("u = Unsqueeze(x, i3) y = Gemm(u, w31)", r"node 'u' \(Unsqueeze\): takes \(batch, 3\) to \[3\], which does not fit"),
+        ("f = Flatten <axis = 0> (x) y = Gemm(f, w31)", r"\(Flatten\): takes \(batch, 3\) to , which mixes rows or loses some"),
+        ("f = Flatten <axis = 3> (x) y = Gemm(f, w31)", r"node 'f' \(Flatten\): axis 3 of 2 dimensions"),
+        ("r = Reshape(x, flat) y = Gemm(r, w31)", r"node 'r' \(Reshape\): takes \(batch, 3\) to \[-1\], which mixes"),
+        ("h = Gemm(x, w34) r = Reshape(h, swapped) y = Gemm(r, w41)", r"takes \(batch, 4\) to \[4, -1\], which mixes rows"),
+        ("r = Reshape(x, of_two) y = Gemm(r, w31)", r"takes \(batch, 3\) to \[-1, 2\], which does not fit"),
+        ("r = Reshape(x, two_open) y = Gemm(r, w31)", r"takes \(batch, 3\) to \[-1, -1\], which does not fit"),
+        ("h = Gemm(x, w31) y = Reshape(h, two_open)", r"takes \(batch, 1\) to \[-1, -1\], which does not fit"),
+        ("r = Reshape(x, one_row) y = Gemm(r, w31)", r"takes \(batch, 3\) to \[1, 3\], which does not fit"),
+        ("r = Reshape(x, copy_fourth) y = Gemm(r, w31)", r"takes \(batch, 3\) to \[-1, 3, 0, 0\], which does not fit"),
+        ("r = Reshape <allowzero = 1> (x, copy_row) y = Gemm(r, w31)", r"takes \(batch, 3\) to \[0, 3\], which does not fit"),
+        ("c_ = Concat <axis = 1> (x, c13) y = Gemm(c_, w31)", r"node 'c_' \(Concat\): joins features with the constant 'c13'"),
+        ("c_ = Concat <axis = 0> (x) y = Gemm(c_, w31)", r"node 'c_' \(Concat\): joins \(batch, 3\) along axis 0; expected"),
+        ("c_ = Concat <axis = 1> (x, x) y = Gemm(c_, w61)", "joins rows of different shapes, or a feature twice"),
         # constants
-        ("k = Constant() h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Constant\): cannot be evaluated: has none of value"),
-        ("r = Relu(x) k = Constant <value_float = 1.0> (r) h = Mul(x, k) y = Gemm(h, w31)", "Constant .* is not part"),
+        ("k = Constant() h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Constant\): has none of value"),
+        ("r = Relu(x) k = Constant <value_float = 1.0> (r) h = Mul(x, k) y = Gemm(h, w31)", "has 1 inputs; expected 0"),
         ('k = Constant <value_string = "a"> () h = Mul(x, k) y = Gemm(h, w31)', "has none of value, value_float"),
         ("k = Sub(c3, c4) h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Sub\): cannot be evaluated: .*broadcast"),
         ("k = Div(whole, i2) f = Cast <to = 1> (k) h = Add(x, f) y = Gemm(h, w31)", r"node 'k' \(Div\): .*whole numbers"),
-        ("k = Cast <to = 8> (c3) h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Cast\): cannot be evaluated: to type STRING"),
+        ("k = Cast <to = 8> (c3) h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Cast\): to type STRING"),
         ("k = Add( , c3) h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(Add\): cannot be evaluated"),
         ("k = Transpose <perm = [0, 2]> (w31) y = Gemm(x, k)", r"node 'k' \(Transpose\): cannot be evaluated"),
         ("k = Reshape(w31, swapped) y = Gemm(x, k)", r"node 'k' \(Reshape\): cannot be evaluated: cannot reshape"),
-        ("k = Reshape(w31, copy_fourth) y = Gemm(x, k)", r"node 'k' \(Reshape\): .* to \[-1, 3, 0, 0\] from 2"),
+        ("k = Reshape(w31, copy_fourth) y = Gemm(x, k)", r"node 'k' \(Reshape\): cannot be evaluated"),
     ],
 )  # fmt: skip
 def test_what_is_no_chain_is_refused(body, message):
@@ -568,8 +759,8 @@ def set_input(model, name, elem_type=TensorProto.FLOAT, shape=("batch", 3)):
         (lambda m: setattr(m.graph.input[0], "name", ""), "or an input has none"),
         (lambda m: setattr(m.graph.output[0], "name", "x"), "output 'x' is an input; nothing is computed"),
         (lambda m: setattr(m.graph.output[0], "name", ""), "output '' is not made by a node"),
-        (lambda m: m.graph.input.add().CopyFrom(helper.make_tensor_value_info("z", 1, ["batch", 2])), "input 'z' is not part"),
-        (lambda m: m.graph.input.add(name="w31", type=m.graph.input[0].type) and m.graph.initializer.pop(0), "weight 'w31'"),
+        (lambda m: m.graph.input.add().CopyFrom(helper.make_tensor_value_info("z", 1, ["batch", 2])), "input 'z' is not used"),
+        (lambda m: m.graph.input.add(name="w31", type=m.graph.input[0].type) and m.graph.initializer.pop(0), "'w31' is"),
         (lambda m: setattr(m.opset_import[0], "version", 6), f"^opset 6; expected 7 to {NEWEST_OPSET}$"),
         (lambda m: setattr(m.opset_import[0], "version", 99), f"opset 99; expected 7 to {NEWEST_OPSET}"),
         (lambda m: m.ClearField("opset_import"), "opset 0; expected 7"),
@@ -577,18 +768,15 @@ def set_input(model, name, elem_type=TensorProto.FLOAT, shape=("batch", 3)):
         (lambda m: set_input(m, "x", TensorProto.INT64), "input 'x' is of type INT64; features are floats"),
         (lambda m: set_input(m, "x", 99), "input 'x' is of type 99"),
         (lambda m: m.graph.input[0].ClearField("type"), "input 'x' is of type UNDEFINED"),
-        (lambda m: set_input(m, "x", shape=None), r"input 'x' has shape \(\); expected \(batch, features\)"),
+        (lambda m: set_input(m, "x", shape=None), r"input 'x' has shape \(\); expected the batch and one dim"),
         (lambda m: set_input(m, "x", shape=[3]), r"input 'x' has shape \(3\)"),
-        (lambda m: set_input(m, "x", shape=["n", "m"]), r"input 'x' has shape \(n, m\)"),
-        (lambda m: set_input(m, "x", shape=["n", None]), r"input 'x' has shape \(n, \?\)"),
-        (lambda m: set_input(m, "x", shape=["n", 0]), r"input 'x' has shape \(n, 0\)"),
-        (lambda m: set_input(m, "x", shape=["n", -3]), r"input 'x' has shape \(n, -3\)"),
         (lambda m: set_input(m, "x", shape=["n", 2, 3]), r"input 'x' has shape \(n, 2, 3\)"),
         (lambda m: set_input(m, "x", shape=["n", 3] + [1] * 9), r"input 'x' has shape \(n, 3, 1, 1, 1, 1, 1, 1, 1\); expected"),
         (lambda m: set_tensor(m, raw_data=b"1234"), r"'w31' of shape \[3, 1\] needs 12 bytes, but the file has 4"),
         (lambda m: set_tensor(m, raw_data=b""), "needs 12 bytes, but the file has 0"),
         (lambda m: m.graph.initializer[0].ClearField("raw_data"), r"'w31' of shape \[3, 1\]: cannot reshape array of size 0"),
-        (lambda m: set_tensor(m, data_type=TensorProto.INT8), "constant 'w31' is of type INT8; a regressor's are float32"),
+        (lambda m: set_tensor(m, data_type=TensorProto.INT8, raw_data=b"123"), "'w31' is of type int8; expected floats"),
+        (lambda m: set_tensor(m, data_type=TensorProto.INT16), "constant 'w31' is of type INT16; a regressor's are float32"),
         (lambda m: set_tensor(m, data_type=0), "constant 'w31' is of type UNDEFINED"),
         (lambda m: set_tensor(m, data_type=999), "constant 'w31' is of type 999"),
         (lambda m: set_tensor(m, dims=[-1, 3]), r"constant 'w31' has shape \[-1, 3\]"),
@@ -613,19 +801,15 @@ def test_a_graph_that_is_not_whole_is_refused(change, message):
         ),
         ("float[9000000000,3] a", "y = Gemm(a, w31)", "takes 9000000000 rows of 3 features at a time"),
         ("float[N,1,1] a, float[N,2] b", "x = Concat <axis = 1> (a, b) y = Gemm(x, w31)", r"several must be \(batch, width\)"),
-        ("float[N,1] a, float[N,2] b", "y = Gemm(b, w21)", "input 'a' is not part of the chain from 'b' to the output"),
-        ("float[N,3] a, float[3,1] b", "y = Gemm(a, b)", r"node 'y' \(Gemm\): weight 'b' is an input, not constant"),
-        ("float[N,3] a, float[3,1] b", "h = Relu(a) y = MatMul(h, b)", "weight 'b' is an input, not constant"),
-        ("float[N,3] a, float[1] b", "y = Gemm(a, w31, b)", "weight 'b' is an input, not constant"),
+        ("float[N,1] a, float[N,2] b", "y = Gemm(b, w21)", "input 'a' is not used"),
+        ("float[3,3] a, float[3,1] b", "y = Gemm(a, b)", r"node 'y' \(Gemm\): 'b' is an input of the graph, not constant"),
+        ("float[N,3] a, float[3,1] b", "h = Relu(a) y = MatMul(h, b)", r"different batch: \('N', 3\), \(3, 1\)"),
+        ("float[N,3] a, float[1] b", "y = Gemm(a, w31, b)", r"input 'b' has shape \(1\); expected the batch and one dimension"),
+        ("float[N,M] a, float[N,1] b", "x = Concat <axis = 1> (a, b) y = Gemm(x, w31)", r"several must be \(batch, width\)"),
         (
             "float[N,3] a, float[N,3] b",
             "h = Add(a, b) y = Gemm(h, w31)",
-            "branch joins at node 'h'.*'a' and 'b' are not constant",
-        ),
-        (
-            "float[N,1] a, float[N,2] b",
-            "c_ = Mul(a, c) x = Concat <axis = 1> (c_, b) y = Gemm(x, w31)",
-            "'c_' is not an input of",
+            r"node 'h' \(Add\): computes with one feature and another",
         ),
     ],
 )
@@ -895,7 +1079,7 @@ def test_published_models(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vmaf_tiny_v3.int8", r"MatMulInteger.*DynamicQuantizeLinear.* are not part of an MLP regressor"),
+        ("vmaf_tiny_v3.int8", r"DynamicQuantizeLinear.*MatMulInteger.* are not part of an MLP regressor: a quantised model"),
         ("vmaf_tiny_v1_medium", r"is in the file 'mlp_medium_final.onnx.data', which is not beside the model"),
         ("nr_metric_v1", r"Conv .* not part of an MLP regressor"),
     ],
