@@ -49,7 +49,7 @@ MAX_VALUES = (MAX_BYTES - MAX_STRUCTURE_BYTES) // 4
 MAX_PLACES = 1_000_000
 """The most features, in all rows that a graph takes at a time."""
 _ROWS = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31)
-"""The graph is followed for so many rows: the first number that it does not name, so that no other is taken for the batch."""
+"""The graph is followed for so many rows: the first number that it does not name as a size, which is then that of the batch."""
 _UNTOLD_WIDTH = 997
 _TO_THE_END = 2**31 - 1
 _MOST_NESTED = 30
@@ -372,7 +372,11 @@ class _Reader:
         numbers += [np.array(value) for value in call.attributes.values() if isinstance(value, list)]
         if call.node.op_type == "Reshape" and numbers[0].size:
             self._tell_width(int(numbers[0].reshape(-1)[-1]))
-        if not self.has_fixed_batch and any(self.rows in each for each in numbers):
+        if (
+            not self.has_fixed_batch
+            and call.node.op_type in ("Reshape", "Expand")
+            and any(self.rows in each for each in numbers)
+        ):
             raise _RowsNamedError
         to = ", ".join(str(each.tolist()).replace(str(OPEN), "batch") for each in numbers if each.size <= MAX_RANK)
         places = np.arange(math.prod(value.shape)).reshape(value.shape)
@@ -629,12 +633,18 @@ def _shape(reader: _Reader, value: _Value, call: _Call) -> Array:
     return np.array(sizes, dtype=np.int64)[call.attributes.get("start") : call.attributes.get("end")]
 
 
-def _slice(reader: _Reader, value: _Value, call: _Call) -> _Value:
-    arrays = [None, *(call.array(place) for place in range(1, len(call.inputs)))]
-    batch = value.shape.index(reader.rows) if reader.rows in value.shape else -1
-    for axis, part in slices_of(arrays, call.attributes, len(value.shape)):
-        if axis == batch and not reader.has_fixed_batch and (part.start, part.step) == (0, 1) and part.stop < _TO_THE_END:
-            raise NetworkError("takes some of the rows")
+def _part(reader: _Reader, value: _Value, call: _Call) -> _Value:
+    """Slice and Gather, of a row's values; of the rows, Slice may take all."""
+    rank = len(value.shape)
+    batch = value.shape.index(reader.rows) if reader.rows in value.shape and not reader.has_fixed_batch else None
+    if call.node.op_type == "Gather":
+        of_rows = call.attributes.get("axis", 0) % rank == batch
+    else:
+        arrays = [None, *(call.array(place) for place in range(1, len(call.inputs)))]
+        taken = [part for axis, part in slices_of(arrays, call.attributes, rank) if axis == batch]
+        of_rows = any(part.start != 0 or part.step != 1 or part.stop < _TO_THE_END for part in taken)
+    if of_rows:
+        raise NetworkError(f"takes some rows of {reader.shown(value.shape)}")
     return reader.moved(value, call)
 
 
@@ -653,7 +663,8 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     "Dropout": _dropout,
     "Cast": _cast,
     "Shape": _shape,
-    "Slice": _slice,
+    "Slice": _part,
+    "Gather": _part,
 }
 """Operators that neither do the same to each value nor only move values."""
 _EACH_VALUE = (SPELLED.keys() | OPERATORS.keys()) - _HANDLERS.keys()
