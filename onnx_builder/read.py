@@ -275,7 +275,7 @@ class _Reader:
         except NetworkError as error:
             text = str(error)
             raise error if text.startswith("node ") else NetworkError(f"{described(node)}: {text}") from error
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise NetworkError(f"{described(node)}: cannot be evaluated: {str(error).strip().splitlines()[0]}") from error
 
     def _value(self, name: str) -> _Value | Array:
@@ -760,5 +760,5 @@ def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
         raise NetworkError(f"its functions make more than {MAX_NODES} nodes")
     try:
         return onnx.inliner.inline_local_functions(model)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         raise NetworkError(f"its functions cannot be inlined: {str(error).strip().splitlines()[0]}") from error

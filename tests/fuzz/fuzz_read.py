@@ -41,8 +41,24 @@ _GRAPHS = [
     (20, "float[N,1] x", "l = Cast <to = 1> (half64) h = Mul(x, l) g = Gelu(h) i = Identity(g) y = Relu(i)"),
     (9, "float[N,1] x", """m = Mul(c, two) h = Pow(m, two) v = Sqrt(h) g = Add(v, x) a = Clip <min = 0.0> (g)
         y = Reshape(a, flat)"""),
+    (17, "float[N,3] x", """u = Slice(x, i0, i1, i1) v = Gather <axis = 1> (x, last) n = Div(v, half)
+        j = Concat <axis = 1> (n, u) b = BatchNormalization(j, c3, c3, c3, c3) h = MatMul(b, w34) p = Greater(h, half)
+        e = Exp(h) m = Sub(e, one) q = Not(p) a = Where(q, m, h) f = PRelu(a, c4) g = HardSwish(f) z = Gemm(g, w41, c1)
+        s = Shape(x) k = Slice(s, i0, i1) y = Reshape(z, k)"""),
+    (13, "float[N,M] x", """h = Gemm <transB = 1> (x, w43, c4) m = ReduceMean <axes = [1]> (h) d = Sub(h, m) q = Mul(d, d)
+        v = ReduceMean <axes = [-1]> (q) e = Add(v, half) r = Sqrt(e) n = Div(d, r) l = Mul(n, c4) o = Add(l, c4)
+        s = Softplus(o) t = Tanh(s) g = Mul(t, o) y = MatMul(g, w41)"""),
+    (18, "float[2,3] x", """a = ai.onnx.ml.Scaler <offset = [1.0], scale = [1.0, 2.0, 3.0]> (x) h = Gemm(a, w34, c4)
+        p = LessOrEqual(h, one) q = GreaterOrEqual(h, half) o = And(p, q) c = Cast <to = 1> (o) m = Mish(h) g = Max(c, m, h)
+        k = Mul(i1, rows_rest) r = Reshape(g, k) z = ai.onnx.ml.LinearRegressor <coefficients = [1.0, 2.0, 3.0, 4.0]> (r)
+        y = Reshape(z, two_rows)"""),
+    (17, "float[N,3] x", """h = local.Block(x, w34) g = com.microsoft.QuickGelu(h)
+        k = com.microsoft.FusedGemm <activation = "Relu"> (g, w41, c1) d = DequantizeLinear(q1, half) y = Pow(k, d)"""),
 ]  # fmt: skip
 """Opset, inputs and nodes of graphs that between them have every operator that the reader knows."""
+
+
+_BLOCK = '<opset_import: ["" : 17], domain: "local"> Block (a, w) => (r) { h = MatMul(a, w) r = Sigmoid(h) }'
 
 
 def seeds() -> list[bytes]:
@@ -52,20 +68,25 @@ def seeds() -> list[bytes]:
         "w34": numbers.normal(size=(3, 4)), "w43": numbers.normal(size=(4, 3)), "w41": numbers.normal(size=(4, 1)),
         "c3": [1.0, 2, 3], "c13": [[3.0, 2, 4]], "c4": [1.0, 2, 3, 4], "c1": [5.0], "c": 7.0,
         "one": 1.0, "half": 0.5, "two": 2**0.5, "half64": 0.5, "i1": [1], "row": [-1, 4], "flat": [-1],
+        "i0": [0], "last": [2, 1], "two_rows": [2], "rows_rest": [2, -1], "q1": np.int8([4]),
     }  # fmt: skip
     models = []
     for place, (opset, inputs, body) in enumerate(_GRAPHS):
-        header = f'<ir_version: 8, opset_import: ["" : {opset}]>'
+        header = f'<ir_version: 8, opset_import: ["" : {opset}, "ai.onnx.ml" : 3, "com.microsoft" : 1, "local" : 1]>'
         model = onnx.parser.parse_model(f"{header} g ({inputs}) => (float[N] y) {{ {body} }}")
         made = {value.name for value in model.graph.input} | {name for node in model.graph.node for name in node.output}
         used = [name for node in model.graph.node for name in node.input if name not in made]
         for name in dict.fromkeys(used):
             array = np.asarray(constants[name])
-            kind = {"half64": np.float64, "c4": np.float16}.get(name, np.int64 if array.dtype.kind == "i" else np.float32)
+            kind = np.float32 if array.dtype.kind == "f" else array.dtype
+            kind = {"half64": np.float64, "c4": np.float16}.get(name, kind)
             tensor = numpy_helper.from_array(array.astype(kind), name)
             if place % 2:  # in half of them, the numbers are in the field of their type
                 tensor = helper.make_tensor(name, tensor.data_type, tensor.dims, array.ravel())
             model.graph.initializer.append(tensor)
+        if "local.Block" in body:
+            block = onnx.parser.parse_function(_BLOCK)
+            model.functions.append(block)
         models.append(model.SerializeToString())
     return models
 
@@ -73,7 +94,22 @@ def seeds() -> list[bytes]:
 _OPERATORS = [
     *("Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Pow", "Cast", "Identity", "Dropout", "Constant", "Transpose", "Reshape"),
     *("Squeeze", "Unsqueeze", "Flatten", "Concat", "Erf", "Gemm", "MatMul", "Relu", "LeakyRelu", "Tanh", "Sigmoid", "Gelu"),
-    *("Clip", "LayerNormalization", "Conv"),
+    *(
+        "Clip",
+        "LayerNormalization",
+        "Conv",
+        "Slice",
+        "Gather",
+        "Shape",
+        "Expand",
+        "Where",
+        "Greater",
+        "And",
+        "Exp",
+        "Log",
+        "Max",
+    ),
+    *("PRelu", "Elu", "HardSigmoid", "ReduceMean", "ReduceSum", "BatchNormalization", "Block", "Scaler"),
 ]
 _NUMBERS = [-(2**63), -(2**31), -9, -2, -1, 0, 1, 2, 3, 4, 7, 10, 11, 16, 20, 99, 2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1]
 _FLOATS = [0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-45, 1e-5, 1e30, 3.4e38, float("inf"), float("-inf"), float("nan")]
