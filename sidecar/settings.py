@@ -293,6 +293,10 @@ class Settings:
         TEXT,
         "Address of the live page, /status, /metrics and the probes; empty: no HTTP.",
     )
+    http_models: bool = setting(
+        False, "VMAFX_SIDECAR_HTTP_MODELS", "httpModels", FLAG,
+        "1: checkpoints can be fetched over HTTP, at /models/stable.onnx and its like.",
+    )  # fmt: skip
     seed: int = setting(0, "VMAFX_SIDECAR_SEED", "seed", whole(0), "Seed of every random choice.")
     cuda: bool = setting(False, "VMAFX_SIDECAR_CUDA", "cuda", FLAG, "1: train on a GPU. Not available yet.")
     log_format: LogFormat = setting(
@@ -334,7 +338,7 @@ def option_of(name: str) -> str:
 
 
 SECTIONS = {
-    "Socket, directories and HTTP": "socket socket_mode checkpoint_dir state_dir http",
+    "Socket, directories and HTTP": "socket socket_mode checkpoint_dir state_dir http http_models",
     "Model": "base_model base_scaler export_io hidden activation n_features features target score_min score_max",
     "Training": "learning_rate optimizer momentum weight_decay max_grad_norm warmup_steps steps_per_batch batch_size "
     "replay_capacity replay_mix ema_decay ema_warmup seed cuda",

@@ -38,7 +38,7 @@ LATEST, STABLE = "latest.onnx", "stable.onnx"
 _LINKS = {LATEST: "latest.json", STABLE: "stable.json"}
 """The link to the JSON that belongs to each link to a model."""
 _LOCK, _NEXT_VERSION = ".lock", ".next_version"
-_MOST_DIGEST_BYTES = 4096
+MOST_DIGEST_BYTES = 4096
 _MODEL = re.compile(r"model_v(\d{6,})\.onnx")
 _PART = re.compile(r"model_v(\d{6,})\.(onnx\.sha256|json)")
 
@@ -215,7 +215,7 @@ def promote(directory: Path, version: int) -> Checkpoint:
 def read_digest(model: Path) -> str | None:
     """The digest in the file beside a model, None if there is no such file."""
     try:
-        return read_regular(Path(f"{model}.sha256"), _MOST_DIGEST_BYTES).decode("ascii", errors="replace").strip()
+        return read_regular(Path(f"{model}.sha256"), MOST_DIGEST_BYTES).decode("ascii", errors="replace").strip()
     except OSError:
         return None
 
@@ -255,7 +255,7 @@ def _holder(descriptor: int) -> str:
 def _take_version(directory: Path) -> tuple[int, dict[str, int]]:
     """A version number that was never used before, recorded as used; and the newest published version as {"parent": …}."""
     try:
-        recorded = int(read_regular(directory / _NEXT_VERSION, _MOST_DIGEST_BYTES))
+        recorded = int(read_regular(directory / _NEXT_VERSION, MOST_DIGEST_BYTES))
     except (OSError, ValueError):
         recorded = 1
     published = checkpoints(directory)

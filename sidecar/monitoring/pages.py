@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from http import HTTPStatus
 from importlib.resources import files
 from pathlib import Path
@@ -23,10 +23,11 @@ from prometheus_client.exposition import choose_encoder
 from sidecar.checkpoints.directory import LATEST, STABLE, Checkpoint, checkpoints, linked
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.monitoring.history import COLUMNS, EVERY_S, History
+from sidecar.monitoring.model_files import FOLDER, ModelFiles
 from sidecar.monitoring.prometheus import metric_families
 from sidecar.monitoring.status import Status, one_line
 from sidecar.monitoring.status_document import encode_status, health, readiness, status_document
-from sidecar.network.http import TEXT, Page
+from sidecar.network.http import TEXT, Page, Read, unchanged
 
 JSON = "application/json"
 MOST_CHECKPOINTS = 100
@@ -62,7 +63,10 @@ _NOT_HERE = b"not found; available: /, /status, /metrics, /healthz, /readyz, /ap
 
 
 class Pages:
-    """A sidecar's answers. read_status, read_history: called for each request that needs them, on the HTTP thread."""
+    """A sidecar's answers. read_status, read_history: called for each request that needs them, on the HTTP thread.
+
+    models: the checkpoints can be fetched.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class Pages:
         read_history: Callable[[], History],
         checkpoint_directory: Path,
         settings: Mapping[str, Any],
+        models: bool = False,
     ) -> None:
         self._status, self._history, self._directory = read_status, read_history, checkpoint_directory
         self._settings = dict(settings)
@@ -79,17 +84,20 @@ class Pages:
         self._all_history = _Fresh(lambda: self._make_history(0))
         self._checkpoints = _Fresh(self._make_checkpoints)
         self._described: dict[Checkpoint, bytes] = {}
+        self._models = ModelFiles(checkpoint_directory) if models else None
 
-    def look_up(self, target: str, headers: Mapping[str, str]) -> Page:
-        """The answer to a GET request."""
+    def look_up(self, target: str, headers: Mapping[str, str]) -> Page | Read:
+        """The answer to a GET request. What reads the checkpoint directory may have to wait for it."""
         path, _, query = target.partition("?")
         if path in _ASSETS:
-            return _asset_page(path, headers.get("if-none-match", ""))
+            return _asset_page(path, headers)
         if path == "/api/history":
             since = _SINCE.fullmatch(query)
             return _json_page(self._make_history(int(since[1])) if since else self._all_history())
         if path == "/api/checkpoints":
-            return _json_page(self._checkpoints())
+            return lambda: _json_page(self._checkpoints())
+        if self._models is not None and path.startswith(FOLDER):
+            return partial(self._models.look_up, path.removeprefix(FOLDER), headers)
         if path == "/status":
             return Page(encode_status(status_document(self._status())), JSON)
         if path == "/metrics":
@@ -160,10 +168,10 @@ def _json_page(body: bytes) -> Page:
     return Page(body, JSON, headers=(("Cache-Control", "no-store"), _POLICY))
 
 
-def _asset_page(path: str, known: str) -> Page:
+def _asset_page(path: str, headers: Mapping[str, str]) -> Page:
     body, tag = _asset(path)
-    headers = (("Cache-Control", "no-cache"), ("ETag", tag), _POLICY)
-    return Page(body, _ASSETS[path][1], HTTPStatus.NOT_MODIFIED if known == tag else HTTPStatus.OK, headers)
+    status = HTTPStatus.NOT_MODIFIED if unchanged(headers, tag) else HTTPStatus.OK
+    return Page(body, _ASSETS[path][1], status, (("Cache-Control", "no-cache"), ("ETag", tag), _POLICY))
 
 
 @cache

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 
 class Conversation:
     """A protocol on one connection, without I/O: bytes come in, bytes go out. The loop has the socket and the clock.
 
-    waiting: `next` has something to do; nothing is received until it is done. closing: nothing is received any more, and the
-    connection ends once nothing is waiting and the client has taken everything. lingers: the client may still be sending by
-    then. kept: how many of the received bytes are kept.
+    waiting: `next` has something to do; nothing is received until it is done. awaits: it can do nothing before this is done,
+    on another thread. closing: nothing is received any more, and the connection ends once nothing is waiting and the client has
+    taken everything. lingers: the client may still be sending by then. kept: how many bytes are kept for it.
     """
 
     waiting = closing = lingers = False
+    awaits: Future[Any] | None = None
     kept = 0
 
     def receive(self, data: bytes) -> None:
@@ -49,9 +52,10 @@ class Bounds:
 
     connections: how many at a time. patience_s: when there are as many, the one that has been silent longest makes room for the
     next, as soon as it has been silent for this long; until then, the next is turned away.
-    one_request: a connection is for one request. Then the one that has been open longest makes room, and the next waits for it.
-    request_s: in which a request must have come, and again for its answer to be taken. linger_s: in which the client must
-    close after that.
+    one_request: a connection is for one request. Then the one that has been open longest makes room, and the next waits for it;
+    and each part of an answer waits until the one before is taken.
+    request_s: in which a request must have come, and again for each part of its answer to be taken. awaits_s: in which another
+    thread must have made the answer. linger_s: in which the client must close after that.
     kept_bytes: for all connections together; beyond it, the one that needs most is turned away. unsent_bytes: a client that
     leaves more answers untaken is not read from until it takes them.
     spin_s: how long a client in lockstep is waited for without sleeping.
@@ -61,6 +65,7 @@ class Bounds:
     patience_s: float = 1.0
     one_request: bool = False
     request_s: float = math.inf
+    awaits_s: float = math.inf
     linger_s: float = 0.0
     kept_bytes: int = 64 << 20
     unsent_bytes: int = 1 << 20

@@ -1,15 +1,22 @@
-"""The HTTP server beside the training: one thread for all connections, since the training wants the interpreter too."""
+"""The HTTP server beside the training: one thread for all connections, since the training wants the interpreter too.
+
+A second one waits for the disk, for those answers that need it: the probes are answered meanwhile.
+"""
 
 from __future__ import annotations
 
 import socket
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from sidecar.network.address import parse_address
 from sidecar.network.conversation import Bounds
-from sidecar.network.http import BOUNDS, HttpConversation, LookUp
+from sidecar.network.http import BOUNDS, HttpConversation, LookUp, Page, Read
 from sidecar.network.loop import Loop
+
+MOST_READS = 32
+"""So many answers may wait for the disk."""
 
 
 def start_http(address: str, look_up: LookUp, bounds: Bounds = BOUNDS) -> HttpServer:
@@ -28,7 +35,9 @@ class HttpServer:
         host, port = listener.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._listener, self._closing = listener, False
-        self._loop = Loop(listener, lambda: HttpConversation(look_up, time.time), bounds)
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="http-disk")
+        self._reads: set[Future[Page]] = set()
+        self._loop = Loop(listener, lambda: HttpConversation(look_up, self._read, time.time), bounds)
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._thread.start()
 
@@ -41,6 +50,15 @@ class HttpServer:
         self._closing = True
         self._loop.wake()
         self._thread.join()
+        self._reader.shutdown(cancel_futures=True)
+
+    def _read(self, read: Read) -> Future[Page] | None:
+        if len(self._reads) >= MOST_READS:
+            return None
+        made = self._reader.submit(read)
+        self._reads.add(made)
+        made.add_done_callback(self._reads.discard)
+        return made
 
     def _run(self) -> None:
         while not self._closing:

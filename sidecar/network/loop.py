@@ -11,6 +11,7 @@ import math
 import selectors
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from selectors import EVENT_READ, EVENT_WRITE
 
@@ -47,6 +48,7 @@ class Loop:
         self._connections: dict[_Connection, None] = {}  # the oldest first
         self._queue: dict[_Connection, int] = {}  # those whose turn is to come, with the events that they are ready for
         self._due: dict[_Connection | socket.socket, float] = {}  # when they are dropped, or the listener is watched again
+        self._made: deque[_Connection] = deque()  # those that await nothing any more
         self._kept = 0
         self._room = memoryview(bytearray(READ_BYTES))
         self._prompt = 0  # waits in a row that were shorter than spin_s
@@ -79,6 +81,9 @@ class Loop:
             elif key.fileobj is self._woken:
                 with contextlib.suppress(BlockingIOError):
                     self._woken.recv(4096)
+        while self._made:
+            if (connection := self._made.popleft()) in self._connections:
+                self._queue[connection] = self._queue.get(connection, 0)
         begun = time.monotonic()
         fresh = sorted((each for each in self._queue if each not in left), key=lambda connection: connection.last_read)
         self._serve_each(fresh, begun + (TURN_S / 2 if left else TURN_S))
@@ -212,7 +217,8 @@ class Loop:
 
     def _serve(self, connection: _Connection, events: int) -> None:
         """A connection's turn: take what has come, send what there is to say, and decide what comes next."""
-        talk, waiting, has_more = connection.talk, len(self._queue) + 1, False
+        talk, bounds = connection.talk, self._bounds
+        waiting, has_more, answers = len(self._queue) + 1, False, b""
         try:
             if events & EVENT_READ and not (talk.waiting or talk.closing):
                 # Into memory allocated once: `recv` allocates as much each time, which takes ten times as long as a line does.
@@ -220,26 +226,31 @@ class Loop:
                 connection.last_read = size = connection.socket.recv_into(self._room, most)
                 has_more = size == most
                 talk.receive(bytes(self._room[:size]))
-                if not self._bounds.one_request:
+                if not bounds.one_request:
                     connection.since = time.monotonic()
+            has_taken = not (bounds.one_request and connection.unsent)
+            if talk.waiting and has_taken and (talk.awaits is None or talk.awaits.done()):
+                answers = talk.next(waiting)
+                if talk.awaits is not None:
+                    talk.awaits.add_done_callback(lambda made: self._resume(connection))
                 if talk.closing:
-                    self._allow(connection, self._bounds.request_s)
-            connection.send(talk.next(waiting) if talk.waiting else b"")
+                    self._allow(connection, bounds.request_s if talk.awaits is None else bounds.awaits_s)
+            connection.send(answers)
             if connection.is_over:
                 if not talk.lingers:
                     self._drop(connection)
                     return
                 connection.socket.shutdown(socket.SHUT_WR)
                 connection.talk = talk = Farewell()
-                self._allow(connection, self._bounds.linger_s)
+                self._allow(connection, bounds.linger_s)
         except BlockingIOError:  # nothing has come
             pass
         except OSError:  # a client that goes away is no error
             self._drop(connection)
             return
         unsent = len(connection.unsent)
-        is_read = not (talk.waiting or talk.closing or unsent > self._bounds.unsent_bytes)
-        if talk.waiting:
+        is_read = not (talk.waiting or talk.closing or unsent > bounds.unsent_bytes)
+        if talk.waiting and talk.awaits is None and not (bounds.one_request and unsent):
             self._queue[connection] = 0
         elif has_more and is_read:
             self._queue[connection] = EVENT_READ
@@ -248,6 +259,11 @@ class Loop:
         wanted = (EVENT_WRITE if unsent else 0) | (EVENT_READ if is_read else 0)
         if wanted != connection.watched:
             self._watch(connection, wanted)
+
+    def _resume(self, connection: _Connection) -> None:
+        """Give it a turn, from any thread."""
+        self._made.append(connection)
+        self.wake()
 
     def _watch(self, connection: _Connection, events: int) -> None:
         """Epoll reports the end of a connection even to those who want no events: those are unregistered."""

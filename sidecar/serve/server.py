@@ -113,7 +113,9 @@ class Server:
         from sidecar.network.http_server import start_http
 
         settings, board = self._settings, self._board
-        pages = Pages(lambda: board.status, lambda: board.history, settings.checkpoint_dir, _told(settings))
+        pages = Pages(
+            lambda: board.status, lambda: board.history, settings.checkpoint_dir, _told(settings), settings.http_models
+        )  # fmt: skip
         try:
             return start_http(address, pages.look_up, replace(http.BOUNDS, connections=connections)).close
         except (ValueError, OSError) as error:

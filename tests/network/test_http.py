@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import Future
 from http import HTTPStatus
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.network.http import HEAD_BYTES, MAX_HEADERS, TEXT, HttpConversation, Page
+from sidecar.network.http import HEAD_BYTES, MAX_HEADERS, PIECE_BYTES, TEXT, HttpConversation, Page, unchanged
 from tests.conftest import ROOT
 
 NOW = 1767225599.9
@@ -41,7 +42,7 @@ def look_up(target, headers):
 
 def talk_of(*received):
     """A conversation that has received this, where nothing is told it after it has closed."""
-    talk = HttpConversation(look_up, lambda: NOW)
+    talk = HttpConversation(look_up, lambda read: None, lambda: NOW)
     for data in received:
         if not talk.closing:
             talk.receive(data)
@@ -78,7 +79,8 @@ def test_head_is_get_without_the_body():
 
 def test_what_has_not_changed_has_no_body():
     assert answer(b"GET /old HTTP/1.1\r\n" + HOST + b"\r\n") == (
-        b"HTTP/1.1 304 Not Modified\r\n" + (EVERY % 3).replace(b"Cache-Control: no-store", b'ETag: "1"') + b"\r\n"
+        b"HTTP/1.1 304 Not Modified\r\nDate: Wed, 31 Dec 2025 23:59:59 GMT\r\nX-Content-Type-Options: nosniff\r\n"
+        b'Connection: close\r\nETag: "1"\r\n\r\n'
     )
 
 
@@ -237,3 +239,68 @@ def test_whatever_is_sent_there_is_one_answer_at_most_however_it_comes(pieces):
 def test_a_sidecar_without_http_does_not_load_it():
     program = "import sidecar.serve.server, sys; sys.exit('h11' in sys.modules or 'sidecar.network.http' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ('"a"', True), ("*", True), (" * ", True), ('W/"a"', True), ('"b", W/"c" ,"a"', True), ('"x, y","a"', True),
+        ("", False), ("a", False), ('"A"', False), ('"b", "c"', False), ('"a', False), ('"aa"', False), ('"*"', False),
+    ],
+)  # fmt: skip
+def test_what_a_client_knows_already(known, expected):
+    assert unchanged({"if-none-match": known}, '"a"') is expected
+    assert unchanged({}, '"a"') is False
+
+
+def test_a_header_that_comes_twice_is_one_list():
+    told = answer(b'GET / HTTP/1.1\r\nHost: x\r\nIf-None-Match: "a"\r\nIf-None-Match: "b"\r\n\r\n')
+    assert told.endswith(b"""'if-none-match': '"a", "b"'}""")
+
+
+def deferred(made):
+    """A conversation that has asked for something that another thread makes."""
+    talk = HttpConversation(lambda target, headers: lambda: Page(b""), lambda read: made, lambda: NOW)
+    talk.receive(CURL)
+    assert (talk.next(), talk.awaits, talk.waiting) == (b"", made, True)
+    return talk
+
+
+def test_an_answer_that_another_thread_makes_comes_once_it_is_made():
+    made = Future()
+    talk = deferred(made)
+    made.set_result(Page(b"abc"))
+    assert talk.next().endswith(b"\r\n\r\nabc")
+    assert (talk.awaits, talk.waiting) == (None, False)
+
+
+def test_an_answer_that_another_thread_cannot_make_is_an_error(caplog):
+    made = Future()
+    talk = deferred(made)
+    made.set_exception(ValueError("broken"))
+    assert status_of(talk.next()) == 500
+    assert (talk.awaits, talk.waiting) == (None, False)
+    assert "broken" in caplog.text
+
+
+def test_where_too_many_wait_for_another_thread_the_next_may_come_again():
+    talk = HttpConversation(lambda target, headers: lambda: Page(b""), lambda read: None, lambda: NOW)
+    talk.receive(CURL)
+    told = talk.next()
+    assert status_of(told) == 503
+    assert b"\r\nRetry-After: 1\r\n" in told
+
+
+def test_a_long_body_comes_in_pieces_and_is_kept_no_longer_than_needed():
+    body = bytes(range(256)) * 4000
+    for shared in (True, False):
+        page = Page(body, shared=shared)
+        talk = HttpConversation(lambda target, headers, page=page: page, lambda read: None, lambda: NOW)
+        talk.receive(CURL)
+        told, kept = [], []
+        while talk.waiting:
+            told.append(talk.next())
+            kept.append(talk.kept)
+        assert b"".join(told).partition(b"\r\n\r\n")[2] == body
+        assert [len(each) for each in told[1:-1]] == [PIECE_BYTES] * (len(told) - 2)
+        assert kept == [0 if shared else len(body) - PIECE_BYTES * number for number in range(1, len(told))] + [0]

@@ -23,7 +23,19 @@ UNHURRIED = dataclasses.replace(BOUNDS, patience_s=3600.0, request_s=3600.0, lin
 LARGE = 20_000_000
 
 
+DISK = threading.Event()
+"""Set while the disk answers."""
+
+
+def read():
+    """What the disk gives."""
+    assert DISK.wait(PATIENCE_S)
+    return Page(b"from the disk")
+
+
 def look_up(target, headers):
+    if target == "/disk":
+        return read
     return Page(bytes(LARGE) if target == "/large" else target.encode())
 
 
@@ -192,6 +204,57 @@ def test_a_client_that_goes_away_is_no_error(start, caplog):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets the connection
     wait_until_empty(server)
     assert not caplog.records
+
+
+# A disk that is slow
+
+
+@pytest.fixture
+def slow_disk():
+    DISK.clear()
+    yield
+    DISK.set()
+
+
+def ask_for_the_disk(server):
+    client = connect(server)
+    client.sendall(b"GET /disk HTTP/1.1\r\nHost: x\r\n\r\n")
+    return client
+
+
+def test_while_one_waits_for_the_disk_others_are_answered(start, slow_disk):
+    server = start()
+    with ask_for_the_disk(server) as waits:
+        wait_until(lambda: len(server) == 1)
+        for _ in range(3):
+            assert ask(server)[0] == 200
+        DISK.set()
+        assert answer(waits).endswith(b"\r\n\r\nfrom the disk")
+    wait_until_empty(server)
+
+
+def test_not_all_can_wait_for_the_disk(start, slow_disk, monkeypatch):
+    monkeypatch.setattr("sidecar.network.http_server.MOST_READS", 2)
+    server = start()
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(ask_for_the_disk(server)) for _ in range(2)]
+        wait_until(lambda: len(server) == 2)
+        wait_until(lambda: ask(server, "/disk")[0] == 503)
+        assert ask(server, "/disk")[1]["Retry-After"] == "1"
+        assert ask(server)[0] == 200
+        DISK.set()
+        assert [answer(each)[-13:] for each in waiting] == [b"from the disk"] * 2
+    wait_until(lambda: ask(server, "/disk")[0] == 200)
+
+
+def test_who_has_waited_for_the_disk_for_too_long_or_has_gone_harms_nobody(start, slow_disk):
+    server = start(awaits_s=0.05)
+    with ask_for_the_disk(server) as waits:
+        assert answer(waits) == b""
+    ask_for_the_disk(server).close()
+    DISK.set()
+    wait_until(lambda: ask(server, "/disk")[2] == b"from the disk")
+    wait_until_empty(server)
 
 
 # Clients that are slow, and many
