@@ -24,6 +24,7 @@ from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import BaseModel, load
 from sidecar.models.description import read_description
 from sidecar.models.inputs import feature_names
+from sidecar.models.pytorch.state_dict import Choices
 from sidecar.pairs.holdout import holdout_position, is_held_out
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ class VmafRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return Recipe(**{name: getattr(self, name) for name in names}, score_min=low, score_max=high, seed=seed)
 
     def _base(self) -> BaseModel | None:
-        return None if self.base_model is None else load(Path(self.base_model), activation=self.activation)
+        return None if self.base_model is None else load(Path(self.base_model), choices=Choices(otherwise=self.activation))
 
     def _checked(self, X: ArrayLike, y: ArrayLike, *, reset: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         features, scores = validate_data(

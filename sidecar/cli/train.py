@@ -38,7 +38,8 @@ _ACTIVATIONS = [name for name in get_args(ActivationName) if name != "sigmoid"]
 _AT_LEAST_ONE, _FROM_ZERO = click.IntRange(min=1), click.IntRange(min=0)
 _GOES_WITH_STREAM = (
     "features", "target", "group", "job", "window", "any_target",
-    "output", "base_model", "base_scaler", "export_io", "activation", "holdout", "until", "stream", "as_json", "pairs",
+    "output", "base_model", "base_scaler", "base_activation", "base_output", "base_key", "export_io", "activation", "holdout",
+    "until", "stream", "as_json", "pairs",
 )  # fmt: skip
 
 
@@ -67,6 +68,21 @@ _GOES_WITH_STREAM = (
     help="ONNX model or PyTorch state-dict to fine-tune. If the file does not exist, training starts from a new model.",
 )
 @base_scaler_option("json: apply feature_mean and feature_std from the JSON beside the base model.")
+@click.option(
+    "--base-activation",
+    type=click.Choice(get_args(ActivationName)),
+    help="Activation between the layers of a PyTorch state-dict.  [default: the one that the file names, else --activation]",
+)
+@click.option(
+    "--base-output",
+    metavar="FUNCTION",
+    help="What a PyTorch model does with the value of its last layer, such as sigmoid*100 or *23+79; identity: nothing.",
+)
+@click.option(
+    "--base-key",
+    metavar="KEY",
+    help="Which dict of tensors in a PyTorch file to read, or how its tensors' names begin; what is beside it is ignored.",
+)
 @click.option(
     "--export-io",
     type=click.Choice(["canonical", "base"]),
@@ -144,7 +160,7 @@ _GOES_WITH_STREAM = (
     type=click.Choice(_ACTIVATIONS),
     default=_DEFAULTS.activation,
     show_default=True,
-    help="Activation of a new model, and of a PyTorch state-dict, which does not name its own.",
+    help="Activation of a new model, and of a PyTorch state-dict that does not name its own.",
 )
 @click.option(
     "--seed", type=_FROM_ZERO, default=_DEFAULTS.seed, show_default=True, help="Seed of the initial weights and of shuffling."
@@ -161,6 +177,9 @@ def train_offline_command(
     as_json: bool,
     base_model: Path | None,
     base_scaler: BaseScaler,
+    base_activation: ActivationName | None,
+    base_output: str | None,
+    base_key: str | None,
     export_io: ExportIo,
     stream: bool,
     until: int | None,
@@ -178,12 +197,15 @@ def train_offline_command(
       vmafx-sidecar train-offline logs/*.json --window 6
     """
     from sidecar.models.base_model import load_or_fresh
+    from sidecar.models.pytorch.state_dict import Choices
     from sidecar.offline.training import train_offline
 
-    _check_options(recipe, base_model, base_scaler, export_io, stream, until, report)
+    choices = Choices(base_activation, recipe["activation"], base_output or "", base_key or "")
+    of_base = choices.given or base_scaler != "none" or export_io != "canonical"
+    _check_options(recipe, base_model, of_base, stream, until, report)
     base: BaseModel | None = None
     if base_model is not None:
-        base = load_or_fresh(base_model, scaler=base_scaler, export_io=export_io, activation=recipe["activation"])
+        base = load_or_fresh(base_model, scaler=base_scaler, export_io=export_io, choices=choices)
     if report is not None:
         check_report_path(report, (*pairs, *([base_model, base_model.with_suffix(".json")] if base_model else [])), output)
     if stream:
@@ -240,8 +262,7 @@ def _write_report(report: Path, result: Result, pairs: tuple[str, ...], asked: d
 def _check_options(
     recipe: dict[str, Any],
     base_model: Path | None,
-    base_scaler: str,
-    export_io: str,
+    of_base: bool,
     stream: bool,
     until: int | None,
     report: Path | None,
@@ -249,8 +270,8 @@ def _check_options(
     """Raises UsageError for options that cannot be combined."""
     if not recipe["score_min"] < recipe["score_max"]:
         raise click.UsageError(f"--score-min {recipe['score_min']:g} is not below --score-max {recipe['score_max']:g}")
-    if base_model is None and (base_scaler != "none" or export_io != "canonical"):
-        raise click.UsageError("--base-scaler and --export-io need --base-model")
+    if base_model is None and of_base:
+        raise click.UsageError("--base-activation, --base-output, --base-key, --base-scaler and --export-io need --base-model")
     if until is not None and not stream:
         raise click.UsageError("--until needs --stream")
     if stream and report is not None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import onnx
 
-from onnx_builder import torch_state
 from onnx_builder.constants import read_bytes
 from onnx_builder.elementwise import Function
 from onnx_builder.network import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError
@@ -17,6 +16,7 @@ from sidecar.checkpoints.description import names_in_model
 from sidecar.checkpoints.verify import opset_of, parse_model
 from sidecar.learning.passes import is_trained, parameters_of
 from sidecar.models.description import read_description
+from sidecar.models.pytorch import state_dict
 
 
 def inspect(model: Path) -> dict[str, Any]:
@@ -27,14 +27,13 @@ def inspect(model: Path) -> dict[str, Any]:
     """
     data = read_bytes(model)
     about: dict[str, Any] = {"path": str(model), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    if torch_state.is_state_dict(data):
-        about["format"] = "PyTorch state-dict (activations assumed to be ReLU)"
+    if state_dict.is_state_dict(data):
         try:
-            about["layers"] = [*torch_state.dense_layers(data)]
-            network = torch_state.from_bytes(data)
+            read = state_dict.from_bytes(data)
         except NetworkError as error:
             raise NetworkError(f"{model}: {error}") from error
-        return {**about, **_shape_of(network)}
+        about |= {"format": f"PyTorch state-dict ({read.read_as})", "layers": [*read.keys]}
+        return {**about, **_shape_of(read.network)}
     proto = parse_model(model, data)
     about |= {
         "format": "ONNX",

@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnx_builder import read, torch_state
+from onnx_builder import read
 from onnx_builder.constants import read_bytes
-from onnx_builder.network import ActivationName, Array, Elementwise, Network, NetworkError
+from onnx_builder.network import Array, Elementwise, Network, NetworkError
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.models.inputs import ModelInputs, inputs_of
 from sidecar.models.json_scaling import BaseScaler, json_scaling, outside_scaling, padded, scaled, stated_scaling
+from sidecar.models.pytorch import state_dict
 
 _log = logging.getLogger(__name__)
 ExportIo = Literal["canonical", "base"]
@@ -59,17 +60,23 @@ class BaseModel:
 
 
 def load(
-    path: Path, *, scaler: BaseScaler = "none", export_io: ExportIo = "canonical", activation: ActivationName = "relu"
+    path: Path,
+    *,
+    scaler: BaseScaler = "none",
+    export_io: ExportIo = "canonical",
+    choices: state_dict.Choices = state_dict.Choices(),  # noqa: B008 (immutable)
 ) -> BaseModel:
     """Read an ONNX model or a PyTorch state-dict (told apart by their content).
 
-    scaler: "json" applies `feature_mean` and `feature_std` from the JSON beside the model. activation: for a state-dict, which
-    does not name its own. Raises NetworkError naming the file and the reason.
+    scaler: "json" applies `feature_mean` and `feature_std` from the JSON beside the model. choices: what a state-dict does not
+    say. Raises NetworkError naming the file and the reason.
     """
     data = read_bytes(path)
     digest = hashlib.sha256(data).hexdigest()
-    if torch_state.is_state_dict(data):
-        declared, network = None, _read_state_dict(path, data, activation)
+    if state_dict.is_state_dict(data):
+        declared, network = None, _read_state_dict(path, data, choices)
+    elif choices.given:
+        raise NetworkError(f"{path}: an ONNX model; base-activation, base-output and base-key are for PyTorch files")
     else:
         del data  # a large file need not be in memory twice
         declared = read.read(path)
@@ -135,13 +142,13 @@ def _left_out(path: Path, about: Mapping[str, Any], width: int, network: Network
         return ()
 
 
-def _read_state_dict(path: Path, data: bytes, activation: ActivationName) -> Network:
+def _read_state_dict(path: Path, data: bytes, choices: state_dict.Choices) -> Network:
     try:
-        network = torch_state.from_bytes(data, activation)
+        read = state_dict.from_bytes(data, choices)
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from error
-    _log.info("%s: a state-dict does not name its activation; %s is assumed", path, activation)
-    return network
+    _log.info("%s: %s", path, read.read_as)
+    return read.network
 
 
 def _require_own_inputs(path: Path, declared: Network | None) -> None:

@@ -21,6 +21,7 @@ from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import BaseModel, load, require_features
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.models.inputs import ModelInputs, inputs_of
+from sidecar.models.pytorch.state_dict import Choices
 from sidecar.online.recovery import newest_run
 from sidecar.settings import Settings, SettingsError, env_of
 from sidecar.state.base_models import base_path, digest_of, kept_base
@@ -65,7 +66,7 @@ def where_to_start(settings: Settings) -> Start:
                 settings.base_model,
                 scaler=settings.base_scaler,
                 export_io=settings.export_io,
-                activation=settings.activation,
+                choices=Choices(otherwise=settings.activation),
             )
         except ValueError as error:
             failed = str(error)

@@ -1,8 +1,8 @@
-"""Reads the pickle inside a PyTorch file: what tensors need of it, and nothing else.
+"""Reads the pickle inside a PyTorch file: tensors, plain values, and placeholders for everything else.
 
-Nothing is ever executed: a global is only a name on a short list. The standard library's Unpickler would not be safe even with
-such a list, since it has no hook for dict keys and the memo: one key of nested tuples can crash the process or hang it, and
-five bytes can ask for gigabytes.
+Nothing is ever executed: a global is only a name, and what is made of one is a `Placeholder` that keeps its parts. The standard
+library's Unpickler would not be safe even with a list of names, since it has no hook for dict keys and the memo: one key of
+nested tuples can crash the process or hang it, and five bytes can ask for gigabytes.
 """
 
 from __future__ import annotations
@@ -48,11 +48,30 @@ _CALLS = {
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_parameter_with_state",
 }
+_NO_VALUES = (  # tensors of these kinds have no plain values
+    (r"torch\._utils\._rebuild_sparse\w*", "a sparse tensor: save it as .to_dense()"),
+    (r"torch\.(_utils\._rebuild_qtensor|q\w+|Q\w+Storage|per_\w+_affine)", "a quantised tensor: use the float original"),
+)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Global:
+@dataclass(frozen=True, eq=False, slots=True, repr=False)  # its parts may take for ever to print, or to compare
+class Placeholder:
+    """A class, a function, or what was made with it, by its full name. parts: arguments, attributes and items, in order."""
+
     name: str
+    parts: list[Any]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Dict(dict[Any, Any]):
+    """A dict with the names of the modules that torch lists beside a state-dict (`_metadata`), those without weights too.
+
+    Its keys are text and small integers; others may be slow to hash, and are Placeholders.
+    """
+
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -77,15 +96,24 @@ class Tensor:
 # For each opcode: its value, the bytes of its integer or of the length of its text, or the length of its tuple.
 _CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
 _INTEGER_BYTES = {pickle.BININT1: 1, pickle.BININT2: 2}
-_LENGTH_BYTES = {pickle.SHORT_BINUNICODE: 1, pickle.BINUNICODE: 4}
+_LENGTH_BYTES = {pickle.SHORT_BINUNICODE: 1, pickle.BINUNICODE: 4, pickle.BINUNICODE8: 8}
+_BYTES_LENGTH_BYTES = {
+    pickle.SHORT_BINBYTES: 1,
+    pickle.BINBYTES: 4,
+    pickle.BINBYTES8: 8,
+    pickle.BYTEARRAY8: 8,
+    pickle.SHORT_BINSTRING: 1,  # text of Python 2
+    pickle.BINSTRING: 4,
+}
 _MEMO_BYTES = {pickle.BINPUT: 1, pickle.LONG_BINPUT: 4, pickle.BINGET: 1, pickle.LONG_BINGET: 4}
 _TUPLE_LENGTHS = {pickle.EMPTY_TUPLE: 0, pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
 
 
 def unpickle(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
-    """One pickled object, made of dict, list, tuple, text, numbers and Tensor; adds the storages that it names.
+    """One pickled object, made of Dict, list (also for sets), tuple, text, bytes, numbers, Tensor and Placeholder.
 
-    Work and memory are linear in the bytes read. Raises NetworkError for anything that a state-dict does not need, by name;
+    Adds the storages that it names. It may refer to itself, and be nested as deeply as it has bytes. Work and memory are linear
+    in the bytes read. Raises NetworkError for tensors without plain values and for opcodes that torch.save does not write;
     IndexError, KeyError, struct.error and UnicodeDecodeError if the bytes are damaged.
     """
     end = stream.tell() + MAX_PICKLE_BYTES
@@ -116,12 +144,20 @@ def unpickle(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
         return pop(max(0, len(stack) - marks.pop()))
 
     def set_items(items: list[Any]) -> None:
-        target = expect(dict, stack[-1])
+        target = stack[-1]
+        if isinstance(target, Placeholder):
+            items_of, target = target, Dict()
+            items_of.parts.append(target)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Other keys may be slow to hash, and so may integers that are chosen to collide.
-            if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < 2**60):
-                raise NetworkError(f"a dict has a key of type {type(key).__name__}; expected text")
-            target[key] = value
+            plain = isinstance(key, str) or (isinstance(key, int) and abs(key) < 2**60)  # longer ones may be chosen to collide
+            expect(Dict, target)[key if plain else Placeholder(type(key).__name__, [key])] = value
+
+    def extend(values: list[Any]) -> None:
+        target = stack[-1].parts if isinstance(stack[-1], Placeholder) else expect(list, stack[-1])
+        target.extend(values)
+
+    def called(function: Any, *arguments: Any) -> Placeholder:
+        return Placeholder(expect(Placeholder, function).name, [*arguments])
 
     while True:
         match opcode := take(1):
@@ -139,23 +175,30 @@ def unpickle(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
                 stack.append(integer(4, signed=True))
             case pickle.BININT1 | pickle.BININT2:
                 stack.append(integer(_INTEGER_BYTES[opcode]))
-            case pickle.LONG1:
-                stack.append(integer(integer(1), signed=True))
+            case pickle.LONG1 | pickle.LONG4:
+                stack.append(integer(integer(1 if opcode == pickle.LONG1 else 4), signed=True))
             case pickle.BINFLOAT:
                 stack.append(struct.unpack(">d", take(8))[0])
-            case pickle.BINUNICODE | pickle.SHORT_BINUNICODE:
+            case pickle.BINUNICODE | pickle.SHORT_BINUNICODE | pickle.BINUNICODE8:
                 stack.append(take(integer(_LENGTH_BYTES[opcode])).decode())
+            case pickle.SHORT_BINSTRING | pickle.BINSTRING:
+                stack.append(take(integer(_BYTES_LENGTH_BYTES[opcode])).decode("latin-1"))
+            case pickle.SHORT_BINBYTES | pickle.BINBYTES | pickle.BINBYTES8 | pickle.BYTEARRAY8:
+                stack.append(take(integer(_BYTES_LENGTH_BYTES[opcode])))
             case pickle.EMPTY_TUPLE | pickle.TUPLE1 | pickle.TUPLE2 | pickle.TUPLE3:
                 stack.append(tuple(pop(_TUPLE_LENGTHS[opcode])))
             case pickle.TUPLE:
                 stack.append(tuple(pop_to_mark()))
-            case pickle.EMPTY_LIST:
+            case pickle.EMPTY_LIST | pickle.EMPTY_SET:
                 stack.append([])
-            case pickle.APPEND | pickle.APPENDS:
-                values = pop(1) if opcode == pickle.APPEND else pop_to_mark()
-                expect(list, stack[-1]).extend(values)
+            case pickle.FROZENSET:
+                stack.append(pop_to_mark())
+            case pickle.APPEND:
+                extend(pop(1))
+            case pickle.APPENDS | pickle.ADDITEMS:
+                extend(pop_to_mark())
             case pickle.EMPTY_DICT:
-                stack.append({})
+                stack.append(Dict())
             case pickle.SETITEM | pickle.SETITEMS:
                 set_items(pop(2) if opcode == pickle.SETITEM else pop_to_mark())
             case pickle.MEMOIZE:
@@ -171,33 +214,47 @@ def unpickle(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
                 stack.append(_global(f"{expect(str, module)}.{expect(str, name)}"))
             case pickle.REDUCE:
                 function, arguments = pop(2)
-                stack.append(_call(expect(_Global, function), expect(tuple, arguments)))
-            case pickle.BUILD:  # attributes (OrderedDict._metadata, or hooks), which a network does not need
+                stack.append(_call(expect(Placeholder, function), expect(tuple, arguments)))
+            case pickle.NEWOBJ:
+                stack.append(called(*pop(2)))
+            case pickle.NEWOBJ_EX:
+                stack.append(called(*pop(3)))
+            case pickle.BUILD:
+                (attributes,) = pop(1)
+                _set_attributes(stack[-1], attributes)
+            case pickle.POP:
                 pop(1)
-                expect(dict, stack[-1])
+            case pickle.POP_MARK:
+                pop_to_mark()
+            case pickle.DUP:
+                stack.append(stack[-1])
             case pickle.BINPERSID:
                 stack.append(_storage(stack.pop(), storages))
             case _:
-                raise NetworkError(f"the pickle has opcode {opcode!r}, which no state-dict needs; nothing was executed")
+                raise NetworkError(f"the pickle has opcode {opcode!r}, which torch.save does not write; nothing was executed")
 
 
-def _global(name: str) -> _Global:
-    if name in _STORAGES or name in _CALLS:
-        return _Global(name)
-    if name.startswith("torch.nn.modules."):
-        reason = "a whole pickled module, not a state-dict: save model.state_dict() instead"
-    elif re.match(r"torch\.(_utils\._rebuild_qtensor|q\w+|Q\w+Storage|per_\w+_affine)$", name):
-        reason = "quantized tensors are not supported"
-    else:
-        reason = "a state-dict does not need this: save model.state_dict() alone"
-    raise NetworkError(f"the pickle names {quote(name)}: {reason}; nothing was executed")
+def _global(name: str) -> Placeholder:
+    for pattern, reason in _NO_VALUES:
+        if re.fullmatch(pattern, name):
+            raise NetworkError(f"the pickle names {quote(name)}, {reason}; nothing was executed")
+    return Placeholder(name, [])
 
 
-def _call(function: _Global, arguments: tuple[Any, ...]) -> Any:
+def _set_attributes(target: Any, attributes: Any) -> None:
+    if isinstance(target, Placeholder):
+        target.parts.append(attributes)
+    elif isinstance(attributes, Dict) and isinstance(modules := attributes.get("_metadata"), Dict):
+        expect(Dict, target).modules = tuple(name for name in modules if isinstance(name, str))
+    else:  # hooks, which a network does not need
+        expect(Dict, target)
+
+
+def _call(function: Placeholder, arguments: tuple[Any, ...]) -> Any:
     match function.name, arguments:
         case "collections.OrderedDict", ():
-            return {}
-        case "collections.Counter", (dict(counts),):  # milestones of a learning rate schedule
+            return Dict()
+        case "collections.Counter", (Dict() as counts,):  # milestones of a learning rate schedule
             return counts
         case "torch.Size", (tuple(shape),):
             return shape
@@ -210,13 +267,19 @@ def _call(function: _Global, arguments: tuple[Any, ...]) -> Any:
             return Tensor(storage, offset, shape, strides)
         case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (Tensor() as tensor, *_):
             return tensor
+        case str(), (Placeholder() as storage, *_) if function.name.startswith("torch._utils._rebuild_tensor"):
+            return Placeholder(storage.name, [])
+    if function.name not in _CALLS:
+        return Placeholder(function.name, [*arguments])
     raise NetworkError(f"the pickle calls {function.name} with {len(arguments)} arguments that torch.save would not write")
 
 
-def _storage(saved: Any, storages: dict[str, Storage]) -> Storage:
+def _storage(saved: Any, storages: dict[str, Storage]) -> Storage | Placeholder:
     match saved:
-        case ("storage", _Global(name), str(key), str(), int(count), *view) if view in ([], [None]):
+        case ("storage", Placeholder(name), str(key), str(), int(count), *view) if view in ([], [None]) and name in _STORAGES:
             storage = Storage(_STORAGES[name], key, count)
+        case ("storage" | "module", Placeholder(name), *_) if name not in _STORAGES:
+            return Placeholder(name, [])
         case _:
             raise NetworkError("the pickle refers to a storage in a way that torch.save does not use")
     first = storages.setdefault(key, storage)

@@ -2,7 +2,7 @@
 
 Run by hand:
 
-    python -m tests.fuzz.fuzz_torch_state --inputs 100000 [--seed 1] FILE ...
+    python -m tests.fuzz.fuzz_pytorch --inputs 100000 [--seed 1] FILE ...
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 
 from onnx_builder import NetworkError
-from onnx_builder.torch_state import from_bytes
+from sidecar.models.pytorch.state_dict import from_bytes
 from tests.fuzz.fuzz_read import MEGABYTES, SECONDS, bound_memory, changed_bytes
 
 

@@ -1,0 +1,1 @@
+"""PyTorch files as networks, without torch: nothing in a file is ever executed."""
