@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import http.server
 import os
@@ -17,6 +18,11 @@ import numpy as np
 from onnx_builder import Clip, Dense, Elementwise, Network
 from onnx_builder.write import to_bytes
 from sidecar.checkpoints.directory import Checkpoint, publish
+from sidecar.monitoring.history import History
+from sidecar.monitoring.pages import Pages
+from sidecar.monitoring.status import Status
+from sidecar.network.http import BOUNDS
+from sidecar.network.http_server import start_http
 
 WIDTH = 3
 VERSION = "X-Vmafx-Model-Version"
@@ -46,6 +52,17 @@ def point_stable_at(directory: Path, version: int) -> None:
     link = directory / "moved"
     link.symlink_to(f"model_v{version:06d}.onnx")
     link.replace(directory / "stable.onnx")
+
+
+@contextlib.contextmanager
+def served(directory: Path) -> Iterator[str]:
+    """The address of a sidecar's own HTTP server with the models of a directory, in which no deadline passes."""
+    unhurried = dataclasses.replace(BOUNDS, patience_s=3600.0, request_s=3600.0, linger_s=3600.0, awaits_s=3600.0)
+    server = start_http("127.0.0.1:0", Pages(Status, History, directory, {}, models=True).look_up, unhurried)
+    try:
+        yield server.address
+    finally:
+        server.close()
 
 
 Answer = tuple[int, dict[str, str], bytes]

@@ -21,7 +21,7 @@ from sidecar.cli.running import watch_command
 from sidecar.consumer.follower import Follower
 from sidecar.watch import program, runs
 from tests.conftest import ROOT
-from tests.consumer.published import ModelServer, constant, point_stable_at, publish_model
+from tests.consumer.published import ModelServer, constant, point_stable_at, publish_model, served
 from tests.running import PATIENCE_S, wait_until
 
 PAGE = (ROOT / "docs" / "consumers.md").read_text()
@@ -49,8 +49,22 @@ def digest_of(checkpoint):
     return hashlib.sha256(checkpoint.model.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("name", ["follow-directory", "follow-http"])
-def test_a_shell_loop_runs_its_program_with_each_model_that_is_whole(name, directory, tmp_path):
+@contextlib.contextmanager
+def source_of(kind, directory):
+    """Where a loop looks: a directory, a server that gives out what is in it, or the sidecar's own, which looks at it first."""
+    if kind == "directory":
+        yield directory, []
+    elif kind == "sidecar":
+        with served(directory) as address:
+            yield f"http://{address}", []
+    else:
+        with ModelServer(directory).running() as server:
+            yield server.url, server.asked
+
+
+@pytest.mark.parametrize("kind", ["directory", "server", "sidecar"])
+def test_a_shell_loop_runs_its_program_with_each_model_that_is_whole(kind, directory, tmp_path):
+    name = "follow-directory" if kind == "directory" else "follow-http"
     if name == "follow-http" and shutil.which("curl") is None:
         pytest.skip("no curl")
     loop, node, seen, copies = (tmp_path / each for each in ("loop", "node", "seen", "copies"))
@@ -62,11 +76,12 @@ def test_a_shell_loop_runs_its_program_with_each_model_that_is_whole(name, direc
     )
     node.chmod(0o755)
 
+    complaint = b": 503\n" if kind == "sidecar" else b" say\n"
+
     def told():
         return seen.read_text().split() if seen.exists() else []
 
-    with ModelServer(directory).running() as server, (tmp_path / "errors").open("wb") as errors:
-        source = server.url if name == "follow-http" else directory
+    with source_of(kind, directory) as (source, asked), (tmp_path / "errors").open("wb") as errors:
         looks = subprocess.Popen(["sh", loop, source, node], stderr=errors, env={**os.environ, "TMPDIR": str(copies)})
         try:
             first = publish_model(directory, constant(20))
@@ -75,8 +90,8 @@ def test_a_shell_loop_runs_its_program_with_each_model_that_is_whole(name, direc
             second = publish_model(directory, constant(30))
             expected += [digest_of(second)] * 2
             wait_until(lambda: told() == expected, "the second")
-            if name == "follow-http":
-                wait_until(lambda: ("/models/stable.onnx", 304) in server.asked, "nothing new")
+            if kind == "server":
+                wait_until(lambda: ("/models/stable.onnx", 304) in asked, "nothing new")
             for damage in (
                 lambda checkpoint: checkpoint.model.write_bytes(checkpoint.model.read_bytes()[:-20]),
                 lambda checkpoint: checkpoint.description.write_text(json.dumps({"sha256": "0" * 64})),
@@ -85,7 +100,7 @@ def test_a_shell_loop_runs_its_program_with_each_model_that_is_whole(name, direc
                 damage(checkpoint)
                 before = (tmp_path / "errors").stat().st_size
                 point_stable_at(directory, checkpoint.version)
-                wait_until(lambda before=before: b"say\n" in (tmp_path / "errors").read_bytes()[before:], "the damaged one")
+                wait_until(lambda before=before: complaint in (tmp_path / "errors").read_bytes()[before:], "the damaged one")
             assert told() == expected
             promote(directory, 1)
             wait_until(lambda: len(told()) == 5, "the first again")
@@ -94,8 +109,7 @@ def test_a_shell_loop_runs_its_program_with_each_model_that_is_whole(name, direc
             looks.terminate()
             looks.wait(PATIENCE_S)
     assert list(copies.iterdir()) == []
-    if name == "follow-http":
-        assert "/models/stable.json" not in dict(server.asked)
+    assert "/models/stable.json" not in dict(asked)
 
 
 def test_the_script_for_watch_puts_the_model_in_place_and_tells_the_node(directory, tmp_path):

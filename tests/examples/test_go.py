@@ -14,7 +14,7 @@ import pytest
 
 from sidecar.checkpoints.directory import promote
 from tests.conftest import ROOT
-from tests.consumer.published import ModelServer, constant, point_stable_at, publish_model
+from tests.consumer.published import ModelServer, constant, point_stable_at, publish_model, served
 from tests.running import wait_until
 
 pytestmark = pytest.mark.slow  # the first time, Go compiles its standard library, which takes a minute
@@ -52,7 +52,7 @@ class Node:
         self.out, self.errors = directory / "out", directory / "errors"
         with self.out.open("wb") as out, self.errors.open("wb") as errors:
             self.process = subprocess.Popen([program, str(place)], stdin=subprocess.PIPE, stdout=out, stderr=errors)
-        self.jobs = 0
+        self.jobs = self.heard = 0
 
     def _ask(self) -> str:
         self.jobs += 1
@@ -69,7 +69,9 @@ class Node:
         assert f"{job}{name}\n" in self.out.read_text()
 
     def says(self, text: str) -> None:
-        wait_until(lambda: text in self.errors.read_text(), text)
+        """Wait until it says something that it has not said before."""
+        wait_until(lambda: text in self.errors.read_text()[self.heard :], text)
+        self.heard = len(self.errors.read_text())
 
 
 @pytest.fixture
@@ -101,9 +103,10 @@ def test_it_is_short_and_as_gofmt_and_vet_would_have_it():
 
 @pytest.mark.parametrize("over", ["directory", "http"])
 def test_it_scores_by_the_stable_model_and_by_no_other(over, directory, start):
-    with ModelServer(directory).running() as server:
-        node = start(directory if over == "directory" else server.url)
-        node.says("no such file" if over == "directory" else "404")
+    http = over == "http"
+    with served(directory) as address:
+        node = start(f"http://{address}" if http else directory)
+        node.says("404" if http else "no such file")
         publish_model(directory, constant(20, WIDTH))
         node.comes_to_score_by("model_v000001")
         publish_model(directory, constant(30, WIDTH), stable=False)
@@ -117,7 +120,7 @@ def test_it_scores_by_the_stable_model_and_by_no_other(over, directory, start):
         whole = broken.model.read_bytes()
         broken.model.write_bytes(whole[:-20])
         point_stable_at(directory, 3)
-        node.says("model_v000003: SHA-256")
+        node.says("503" if http else "model_v000003: SHA-256")
         node.still_scores_by("model_v000002")
         broken.model.write_bytes(whole)
         node.comes_to_score_by("model_v000003")
@@ -125,7 +128,7 @@ def test_it_scores_by_the_stable_model_and_by_no_other(over, directory, start):
         other = publish_model(directory, constant(60, WIDTH), stable=False)
         other.description.write_text(json.dumps(about))
         point_stable_at(directory, 5)
-        node.says("model_v000005: SHA-256")
+        node.says("503" if http else "model_v000005: SHA-256")
         node.still_scores_by("model_v000003")
 
 

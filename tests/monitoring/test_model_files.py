@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import http.client
 import itertools
@@ -23,9 +22,7 @@ from sidecar.monitoring.model_files import ModelFiles
 from sidecar.monitoring.pages import Pages
 from sidecar.monitoring.status import Status
 from sidecar.network.address import parse_address
-from sidecar.network.http import BOUNDS
-from sidecar.network.http_server import start_http
-from tests.consumer.published import constant, publish_model
+from tests.consumer.published import constant, publish_model, served
 from tests.running import PATIENCE_S
 
 
@@ -39,12 +36,9 @@ def directory(tmp_path):
 
 @pytest.fixture
 def address(directory):
-    """Of a server of that directory, in which no deadline passes."""
-    pages = Pages(Status, History, directory, {}, models=True)
-    unhurried = dataclasses.replace(BOUNDS, patience_s=3600.0, request_s=3600.0, linger_s=3600.0, awaits_s=3600.0)
-    server = start_http("127.0.0.1:0", pages.look_up, unhurried)
-    yield server.address
-    server.close()
+    """Of a server of that directory."""
+    with served(directory) as address:
+        yield address
 
 
 def ask(address, target, method="GET", **headers):
