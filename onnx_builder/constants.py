@@ -82,11 +82,12 @@ def parse(data: bytes) -> onnx.ModelProto:
 class Constants:
     """Makes the arrays of a graph's constants, and of what is folded from these, within a limit on all of them together.
 
-    folder: where external data may be, None if there is no such place. Raises NetworkError for what cannot be read or made.
+    file: that of the model, beside which external data may be; None if there is none. Raises NetworkError for what cannot be
+    read or made.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
         self._bytes_left = MAX_BYTES
 
     def read(self, tensor: TensorProto) -> Array:
@@ -134,13 +135,14 @@ class Constants:
     def _external(self, where: str, about: dict[str, str], size: int) -> bytes:
         location = about.get("location", "")
         where = f"{where} is in the file {location!r}"
-        if self._folder is None:
+        if self._file is None:
             raise NetworkError(f"{where}, but only the model's own bytes were given")
         try:
             offset, length = int(about.get("offset") or 0), int(about.get("length") or size)
-            folder = self._folder.resolve()
+            folder = self._file.parent.resolve()
             path = (folder / location).resolve()
-            if not location or not path.is_relative_to(folder):
+            own = folder, self._file.resolve().parent  # in the cache of a hub, the model and its data are links into one folder
+            if not location or not any(path.is_relative_to(each) for each in own):
                 raise NetworkError(f"{where}, which is not in the model's folder")
             if not path.is_file():
                 raise NetworkError(f"{where}, which is not beside the model")

@@ -60,18 +60,18 @@ Columns = NDArray[np.intp]
 
 
 def read(path: Path) -> Network:
-    """The network in an ONNX file; external data is read from the file's folder and nowhere else.
+    """The network in an ONNX file; external data is read from the folder of the file, or of what it links to, and nowhere else.
 
     Raises NetworkError, which names the file and the reason, like `from_bytes`.
     """
     try:
-        return from_bytes(read_bytes(path), path.parent)
+        return from_bytes(read_bytes(path), path)
     except NetworkError as error:
         raise NetworkError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
-def from_bytes(data: bytes, folder: Path | None = None) -> Network:
-    """The network in a serialized ONNX model. folder: where its external data is, if it has any.
+def from_bytes(data: bytes, file: Path | None = None) -> Network:
+    """The network in a serialized ONNX model. file: where it is from, beside which its external data is, if it has any.
 
     Weights of any float type become float32. Raises NetworkError, which names the node, its operator and the reason, if the
     graph is not a chain of what a regressor is made of, or the bytes are not an ONNX model.
@@ -82,7 +82,7 @@ def from_bytes(data: bytes, folder: Path | None = None) -> Network:
         width = 0
         for rows in (_ROWS[0], *_ROWS):
             try:
-                return _Reader(model, folder, rows, width).network()
+                return _Reader(model, file, rows, width).network()
             except _WidthFoundError as found:
                 width = found.args[0]
             except _RowsNamedError:
@@ -150,7 +150,7 @@ class _Reader:
     untold: the number of features of an input that does not say it; 0 if it is still to be found.
     """
 
-    def __init__(self, model: onnx.ModelProto, folder: Path | None, rows: int, untold: int) -> None:
+    def __init__(self, model: onnx.ModelProto, file: Path | None, rows: int, untold: int) -> None:
         graph = model.graph
         self.opsets = _opsets(model)
         if len(graph.node) > MAX_NODES:
@@ -173,7 +173,7 @@ class _Reader:
                 if name in self.initializers or name in self.inputs or name in self.producers:
                     raise NetworkError(f"{described(node)}: {name!r} exists already")
                 self.producers[name] = node
-        self.constants = Constants(folder)
+        self.constants = Constants(file)
         self.terms = Terms(self.constants.require_room)
         self.leaf, self.width = self.terms.leaf(), 0
         self.rows, self.has_fixed_batch = rows, False

@@ -17,6 +17,7 @@ from sidecar.learning.metrics import Metrics, metrics
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.models.inputs import ModelInputs, inputs_of
 from sidecar.models.json_scaling import BaseScaler, json_scaling, scaled
+from sidecar.models.kinds import require_a_model
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.recorded import RecordedPairs, read_columns
 from sidecar.pairs.tables.choice import Columns
@@ -59,7 +60,7 @@ def evaluate(
     in its order. Raises NetworkError if the model does not run or takes another number of features,
     RecordedPairsError if the pairs cannot be read, or if `held_out` leaves none.
     """
-    read_bytes(model)
+    require_a_model(model, read_bytes(model))
     scorer = Scorer(model)
     scaling = json_scaling(model, scorer.n_features) if base_scaler == "json" else ()
     inputs = _inputs(model, scorer)

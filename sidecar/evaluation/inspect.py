@@ -16,6 +16,7 @@ from sidecar.checkpoints.description import names_in_model
 from sidecar.checkpoints.verify import opset_of, parse_model
 from sidecar.learning.passes import is_trained, parameters_of
 from sidecar.models.description import read_description
+from sidecar.models.kinds import require_a_model
 from sidecar.models.pytorch import state_dict
 
 
@@ -27,6 +28,7 @@ def inspect(model: Path) -> dict[str, Any]:
     """
     data = read_bytes(model)
     about: dict[str, Any] = {"path": str(model), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    require_a_model(model, data)
     if state_dict.is_state_dict(data):
         try:
             read = state_dict.from_bytes(data)
@@ -45,7 +47,7 @@ def inspect(model: Path) -> dict[str, Any]:
     }
     about |= names_in_model({prop.key: prop.value for prop in proto.metadata_props})
     try:
-        about |= _shape_of(from_bytes(data, model.parent))
+        about |= _shape_of(from_bytes(data, model))
     except NetworkError as error:
         about["not_trainable"] = str(error)
     description = read_description(model.resolve())

@@ -17,6 +17,7 @@ from onnx_builder.network import Array, Elementwise, Network, NetworkError
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.models.inputs import ModelInputs, inputs_of
 from sidecar.models.json_scaling import BaseScaler, json_scaling, outside_scaling, padded, scaled, stated_scaling
+from sidecar.models.kinds import require_a_model
 from sidecar.models.pytorch import state_dict
 
 _log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def load(
     """
     data = read_bytes(path)
     digest = hashlib.sha256(data).hexdigest()
+    require_a_model(path, data)
     if state_dict.is_state_dict(data):
         declared, network = None, _read_state_dict(path, data, choices)
     elif choices.given:

@@ -873,6 +873,21 @@ def test_weights_in_a_folder_below_the_model_and_through_a_link_within_it_are_re
     assert read(path).forward([[1, 1, 1]]).tolist() == [7]
 
 
+def test_data_of_a_model_in_the_cache_of_a_hub_is_read(external, tmp_path):
+    path = external()
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "revision"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for name, blob in (("model.onnx", "a1"), ("data.bin", "b2")):
+        (path.parent / name).rename(blobs / blob)
+        (snapshot / name).symlink_to(f"../../blobs/{blob}")
+    assert read(snapshot / "model.onnx").forward([[1, 1, 1]]).tolist() == [7]
+    (snapshot / "data.bin").unlink()
+    (snapshot / "data.bin").symlink_to(tmp_path / "outside.bin")
+    with pytest.raises(NetworkError, match=r"is in the file 'data.bin', which is not in the model's folder"):
+        read(snapshot / "model.onnx")
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
