@@ -7,8 +7,8 @@ from pathlib import Path
 
 from onnx_builder.network import NetworkError
 
-_TORCH_STREAM = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-"""The number with which the streams of torch.save begin, pickled."""
+_TORCH_STREAM = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+"""The number with which the streams of torch.save begin, as it is pickled."""
 _HEAD_BYTES = 4096
 _BY_CONTENT = (
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself: git lfs pull fetches it"),
