@@ -94,6 +94,7 @@ class ModelFiles:
             body = stream.read(about.st_size)
         digest = hashlib.sha256(body)
         if not _is_whole(checkpoint, ending, body, digest.hexdigest()):
+            os.stat(checkpoint.model)  # where it has been pruned, so has its digest
             return self._refused(checkpoint, f"{path.name} is not whole, or not of this version")
         if len(self._etags) == _MOST_KNOWN:
             del self._etags[next(iter(self._etags))]

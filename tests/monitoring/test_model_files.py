@@ -206,6 +206,18 @@ def test_what_comes_is_always_of_the_version_that_is_said_while_others_publish_a
     thread.join()
 
 
+def test_a_model_that_is_pruned_between_its_file_and_its_digest_is_looked_for_again(directory, monkeypatch):
+    def read_digest(model):
+        if model.name == "model_v000001.onnx":
+            publish(directory, b"third", {}, stable=True, keep=1)
+        return read(model)
+
+    read = model_files_module.read_digest
+    monkeypatch.setattr(model_files_module, "read_digest", read_digest)
+    page = ModelFiles(directory).look_up("stable.onnx", {})
+    assert (page.status, page.body) == (200, b"third")
+
+
 def test_a_follower_takes_each_new_stable_model_once(directory, address):
     follower = Follower(f"http://{address}")
     for score in (20.0, 30.0):
