@@ -318,11 +318,12 @@ def _concat(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dic
 
 
 def _expand(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
-    return np.broadcast_to(arrays[0], np.broadcast_shapes(arrays[0].shape, tuple(integers(arrays[1]))))
+    shape = [1 if size == OPEN else size for size in integers(arrays[1])]  # what is the same for all rows is kept once
+    return np.broadcast_to(arrays[0], np.broadcast_shapes(arrays[0].shape, tuple(shape)))
 
 
 def _of_shape(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
-    shape = integers(arrays[0])
+    shape = [1 if size == OPEN else size for size in integers(arrays[0])]
     value = numpy_helper.to_array(attributes["value"]) if "value" in attributes else np.zeros(1, np.float32)
     reserve(shape, value.dtype.itemsize)
     return np.full(shape, value.reshape(()))

@@ -240,6 +240,7 @@ def _shrink(t: Terms, attributes: Mapping[str, Any], x: Any) -> Any:
 
 SPELLED: Mapping[str, Callable[..., Any]] = {
     "Sum": lambda t, attributes, *each: reduce(lambda a, b: t("Add", a, b), each),
+    "Mean": lambda t, attributes, *each: t("Div", reduce(lambda a, b: t("Add", a, b), each), _number(len(each))),
     "Reciprocal": lambda t, attributes, x: t("Div", _number(1), x),
     "Sign": lambda t, attributes, x: t("Sub", t.above(x, _number(0)), t.above(_number(0), x)),
     "Softsign": lambda t, attributes, x: t("Div", x, t("Add", t("Abs", x), _number(1))),

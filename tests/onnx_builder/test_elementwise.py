@@ -72,6 +72,7 @@ SPELLED_OUT = {
     "clamp each": "a = Max(h, c4) g = Min(slope, a)",
     "several": "t = Tanh(h) g = Max(t, h, zero)",
     "a sum": "t = Tanh(h) g = Sum(t, h, one)",
+    "a mean": "t = Tanh(h) g = Mean(t, h, one)",
     "ReLU of a sigmoid, doubled": "s = Sigmoid(h) a = Add(s, h) r = Relu(a) g = Add(r, r)",
     "not a number": "n = IsNaN(h) g = Where(n, zero, h)",
 }

@@ -300,6 +300,8 @@ def test_layer_normalization_spelled_out(body, scale):
             y = Gemm(r, w31)""",
             "Dense",
         ),
+        ("s = Shape(x) e = Expand(c13, s) h = Mul(x, e) y = Gemm(h, w31)", "Mul Dense"),
+        ("s = Shape(x) e = ConstantOfShape(s) h = Add(x, e) y = Gemm(h, w31)", "Add Dense"),
         ("u = Unsqueeze(x, i2) t = Transpose <perm = [0, 2, 1]> (u) s = Squeeze(t, i1) y = Gemm(s, w31)", "Dense"),
     ],
 )  # fmt: skip
