@@ -130,7 +130,7 @@ def require_target(pairs: RecordedPairs, target: str, columns: Columns) -> None:
 
 
 class _Growing:
-    """An array that grows by an eighth, in place if the allocator can, so that 1 GB of pairs needs little more memory."""
+    """An array that grows by a 32nd, in place if the allocator can, so that 1 GB of pairs needs little more memory."""
 
     def __init__(self, dtype: type[np.generic]) -> None:
         self._array: NDArray[Any] = np.empty(0, dtype=dtype)
@@ -141,7 +141,7 @@ class _Growing:
         if self._array.shape[1:] != block.shape[1:]:
             self._array = np.empty((0, *block.shape[1:]), dtype=self._array.dtype)
         if needed > len(self._array):
-            self._array.resize((max(needed, len(self._array) * 9 // 8), *block.shape[1:]), refcheck=False)
+            self._array.resize((max(needed, len(self._array) * 33 // 32), *block.shape[1:]), refcheck=False)
         self._array[self.count : needed] = block
         self.count = needed
 

@@ -10,6 +10,8 @@ import gzip
 import io
 import json
 import re
+import subprocess
+import sys
 import tarfile
 import zipfile
 
@@ -20,6 +22,7 @@ from sidecar.features.encoder_block import EncoderBlock
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.holdout import holdout_position
 from sidecar.pairs.recorded import read_pairs
+from sidecar.pairs.tables import arrow
 from tests.conftest import ROOT, SHARED
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -358,6 +361,69 @@ def test_what_is_no_table_is_told_with_what_to_do(name, data, message, tmp_path)
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize("row_group", [700, 3000, 5000])
+def test_parquet_that_is_read_in_pieces_is_read_as_it_stands(tmp_path, monkeypatch, row_group):
+    from pyarrow.parquet import write_table as write
+
+    for name, value in (("_FEW", 3), ("_BATCH_VALUES", 2000), ("_TOGETHER_VALUES", 20_000)):
+        monkeypatch.setattr(arrow, name, value)
+    rng = np.random.default_rng(0)
+    columns = {name: [*rng.random(5000)] for name in (f"{name}_{pooled}" for name in SIX[1:5] for pooled in ("p05", "p95"))}
+    columns |= {"adm2": [*rng.integers(0, 9, 5000).tolist()], "vmaf": [*rng.uniform(0, 100, 5000)]}
+    columns |= {"key": [f"clip {row // 300}" for row in range(5000)]}
+    features = np.array([columns[name] for name in columns if name not in ("vmaf", "key")], dtype=np.float32).T
+    missing = (17, 2999, 4999)
+    for row, name in zip(missing, ("adm2", "vif_scale3_p95", "vmaf"), strict=True):
+        columns[name][row] = None
+    path = tmp_path / "p.parquet"
+    write(pyarrow.table(columns), path, row_group_size=row_group)
+    pairs = read_pairs([path], group_by="key")
+    assert np.array_equal(pairs.features, np.delete(features, missing, axis=0))
+    assert np.array_equal(pairs.true_score, np.delete(np.array(columns["vmaf"], dtype=np.float32), missing))
+    assert np.array_equal(pairs.group, np.delete(np.arange(5000) // 300, missing))
+    assert pairs.skips == [f"{path}: 3 of 5,000 rows skipped: 3 with a missing value, the first: row 18 (adm2)"]
+
+    columns["vif_scale2_p05"][4321], columns["vif_scale2_p95"][4400] = 1e39, float("inf")
+    write(pyarrow.table(columns), path, row_group_size=row_group)
+    with pytest.raises(RecordedPairsError, match=r"row 4322: vif_scale2_p05: 1e\+39 does not fit float32"):
+        read_pairs([path])
+    assert len(read_pairs([path], skip_bad=True)) == 5000 - 5
+
+
+@pytest.mark.slow
+def test_parquet_takes_little_more_memory_than_what_is_read(tmp_path):
+    from pyarrow.parquet import write_table as write
+
+    path, count, width = tmp_path / "p.parquet", 500_000, 80
+    rng = np.random.default_rng(0)
+    names = [f"x{at}" for at in range(width)]
+    table = pyarrow.table({**{name: rng.random(count) for name in names}, "vmaf": 100 * rng.random(count)})
+    write(table, path, row_group_size=count)
+    read = (
+        f"import sys, sidecar; print(len(sidecar.read_pairs([{str(path)!r}], features={names})), 'pandas' in sys.modules)\n"
+        "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    found = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True).stdout.split()
+    assert found[:2] == [str(count), "False"]
+    assert int(found[2]) / 1000 < count * (width * 4 + 12) / 1e6 + 170  # of these are Python and pyarrow 100
+
+
+def test_a_footer_with_another_number_of_rows_is_damage(tmp_path):
+    path = parquet(tmp_path / "p.parquet", scored())
+    good = path.read_bytes()
+    footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    said = ""
+    for place in range(footer, len(good) - 8):
+        if good[place] == 10:  # 5, the number of rows, in thrift's zigzag code
+            for other in (9, 8, 12):
+                path.write_bytes(good[:place] + bytes([other]) + good[place + 1 :])
+                try:
+                    assert len(read_pairs([path])) in (4, 5)
+                except RecordedPairsError as refused:
+                    said += str(refused)
+    assert "damaged parquet: 5 rows, where 6 are announced" in said
+
+
 def test_hostile_files_end_in_a_clear_error(tmp_path):
     laughs = '<!DOCTYPE v [<!ENTITY a "ha">' + "".join(f'<!ENTITY a{i} "{"&a;" * 10}">' for i in range(9)) + "]>"
     good = parquet(tmp_path / "good.parquet", scored()).read_bytes()
@@ -365,6 +431,7 @@ def test_hostile_files_end_in_a_clear_error(tmp_path):
     for name, data, message in (
         ("laughs.xml", libvmaf_xml(tmp_path / "x", laughs).read_bytes(), "XML with a document type"),
         ("footer.parquet", good[:-8] + b"\xff\xff\xff\x7fPAR1", "damaged or truncated parquet"),
+        ("name.parquet", good.replace(b"adm2", b"adm\xff"), "damaged or truncated parquet: 'utf-8' codec"),
         ("middle.parquet", good[:-200] + bytes(150) + good[-50:], "damaged"),
         ("deep.json", b'{\n"frames": ' + deep, "nested too deep|neither lines"),
         ("deep.jsonl", b'{"vif": 1, "vmaf": 2, "x": ' + deep + b"}\n", "line 1: .*deep"),
