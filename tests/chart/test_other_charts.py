@@ -135,6 +135,7 @@ def test_the_sidecar_uses_the_volumes_that_are_there(platform):
     assert node["/tmp"] == sidecar["/tmp"] == {"name": "scratch", "mountPath": "/tmp"}
     assert node["/models"] == {**sidecar["/models"], "readOnly": True}
     environment = environment_of(sidecar_of(pod), "a")
+    assert environment["VMAFX_SIDECAR_HTTP_MODELS"] == "1"
     assert (environment["VMAFX_BASE_MODEL_PATH"], environment["VMAFX_SIDECAR_CHECKPOINT_DIR"]) == (
         "/models/base/model.onnx", "/models/online",
     )  # fmt: skip
