@@ -270,6 +270,11 @@ class Settings:
         1.1, "VMAFX_SIDECAR_STABILITY_RMSE_RATIO", "stabilityRmseRatio", number(0, over=True),
         "Largest ratio of a stable checkpoint's RMSE to the reference's.",
     )  # fmt: skip
+    rollback_threshold: float = setting(
+        0.05, "VMAFX_SIDECAR_ROLLBACK_THRESHOLD", "rollbackThreshold", number(0),
+        "Share by which a stable checkpoint's RMSE may be above its predecessor's on later pairs; a worse one is taken back. "
+        "0: never.",
+    )  # fmt: skip
     snapshot_interval: float = setting(
         60.0, "VMAFX_SIDECAR_SNAPSHOT_INTERVAL_S", "snapshotIntervalSeconds", duration("s", over=True),
         "Seconds between snapshots, which limit how much a crash makes it retrain.",
@@ -343,7 +348,7 @@ SECTIONS = {
     "Training": "learning_rate optimizer momentum weight_decay max_grad_norm warmup_steps steps_per_batch batch_size "
     "replay_capacity replay_mix ema_decay ema_warmup seed cuda",
     "Checkpoints and the gate": "checkpoint_interval min_samples keep_checkpoints holdout_fraction stability_plcc_delta "
-    "stability_rmse_ratio",
+    "stability_rmse_ratio rollback_threshold",
     "Journal": "journal_fsync journal_retention_days journal_max_bytes snapshot_interval",
     "Log": "log_format log_level",
 }

@@ -4,7 +4,8 @@
     model_v000042.onnx.sha256   its SHA-256
     model_v000042.json          what it is
     latest.onnx, latest.json    symbolic links to the newest
-    stable.onnx, stable.json    symbolic links to the newest that passed the gate
+    stable.onnx, stable.json    symbolic links to the newest that passed the gate and was not taken back
+    rollbacks.json              which were, and which may still be: see `rollbacks.py`
 
 Every change is made under one lock on the directory, so that several writers can share it. The next version number is
 written down durably before anything else and is never used again. Then the JSON, the digest and the model are each
@@ -30,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sidecar.checkpoints.rollbacks import ROLLBACKS, Rollbacks, read_rollbacks, write_rollbacks
 from sidecar.files import TEMPORARY, make_directories, read_regular, sync_directory, write_whole
 from sidecar.models.description import DescriptionError, as_bytes, read_description
 
@@ -77,7 +79,7 @@ class Checkpoint:
 
 def belongs_to_one(name: str) -> bool:
     """Whether a file of this name in a checkpoint directory belongs to a checkpoint, or is a link to one."""
-    return name in _LINKS or name in _LINKS.values() or bool(_MODEL.fullmatch(name) or _PART.fullmatch(name))
+    return name in {*_LINKS, *_LINKS.values(), ROLLBACKS} or bool(_MODEL.fullmatch(name) or _PART.fullmatch(name))
 
 
 def check_writable(directory: Path) -> None:
@@ -103,9 +105,15 @@ def checkpoints(directory: Path) -> list[Checkpoint]:
 def linked(directory: Path, link: str) -> Checkpoint | None:
     """The checkpoint that `latest.onnx` or `stable.onnx` points to; None if the link is missing or points to none here."""
     try:
-        match = _MODEL.fullmatch(os.readlink(directory / link))
+        target = os.readlink(directory / link)
     except OSError:
         return None
+    return named(directory, target.removesuffix(".onnx")) if target.endswith(".onnx") else None
+
+
+def named(directory: Path, name: str) -> Checkpoint | None:
+    """The checkpoint of a name; None if there is none."""
+    match = _MODEL.fullmatch(f"{name}.onnx")
     found = Checkpoint(directory, int(match[1])) if match else None
     return found if found is not None and found.model.is_file() else None
 
@@ -133,6 +141,7 @@ def publish(
     *,
     latest: bool = True,
     stable: bool = False,
+    on_trial: bool = False,
     keep: int = 0,
     lock_s: float = 60.0,
 ) -> Checkpoint:
@@ -140,9 +149,9 @@ def publish(
 
     model: a serialized, checked ONNX graph. description: what the JSON says about it; name, id, onnx, version, sha256 and
     parent (the version published before it) are filled in here. latest: False leaves those links where they are. stable: point
-    `stable.onnx` and `stable.json` at it too. keep: how many checkpoints to keep; the oldest are deleted, but never one that a
-    link points to; 0 keeps all. lock_s: how long to wait, in seconds, for another process that holds the lock of the directory;
-    then LockedError.
+    `stable.onnx` and `stable.json` at it too. on_trial: it may be taken back later, see `Rollbacks`. keep: how many checkpoints
+    to keep; the oldest are deleted, but never one that a link points to, or that may come back; 0 keeps all. lock_s: how long
+    to wait, in seconds, for another process that holds the lock of the directory; then LockedError.
 
     Creates the directory if needed. Raises CheckpointError if it cannot write. What it wrote of this version is then removed,
     and earlier checkpoints and links are unchanged.
@@ -165,6 +174,10 @@ def publish(
                 write_whole(checkpoint.digest, f"{digest}\n".encode())
                 for link in links:  # made before the model, so that a full disk is noticed before anything is published
                     _prepare_links(checkpoint, link)
+                if stable:
+                    before = linked(directory, STABLE)
+                    record = read_rollbacks(directory).published(checkpoint.name, before.name if before else None, on_trial)
+                    write_rollbacks(directory, record)
                 sync_directory(directory)
                 write_whole(checkpoint.model, model)
                 sync_directory(directory)
@@ -199,17 +212,47 @@ def promote(directory: Path, version: int) -> Checkpoint:
             if not checkpoint.model.is_file():
                 known = ", ".join(str(each.version) for each in checkpoints(directory)[-10:]) or "none"
                 raise CheckpointError(f"{directory}: no checkpoint {version}; available: {known}")
-            try:
-                _prepare_links(checkpoint, STABLE)
-            except BaseException:
-                _remove_leftovers(directory)
-                raise
-            _move_links(directory, STABLE)
-            _mend_links(directory)
-            sync_directory(directory)
+            _make_stable(checkpoint, read_rollbacks(directory).by_hand(checkpoint.name))
     except OSError as error:
         raise CheckpointError(f"{directory}: {error.strerror or error}") from error
     return checkpoint
+
+
+def end_trial(checkpoint: Checkpoint, why: dict[str, Any] | None, lock_s: float = 60.0) -> bool:
+    """End the trial of the stable checkpoint.
+
+    why: None if it stays; else it is taken back for this reason, and `stable.onnx` and `stable.json` point to its predecessor.
+    lock_s: as in `publish`. Gives False, and changes nothing, if it is no longer the stable one, no longer on trial, or has
+    lost its predecessor. Raises CheckpointError.
+    """
+    directory = checkpoint.directory
+    try:
+        with _locked(directory, lock_s):
+            record = read_rollbacks(directory)
+            predecessor = named(directory, record.on_trial.get(checkpoint.name, ""))
+            if predecessor is None or linked(directory, STABLE) != checkpoint:
+                return False
+            if why is not None:
+                record = record.taken_back(checkpoint.name, why)
+                _make_stable(predecessor, record)
+            write_rollbacks(directory, record.ended())
+    except OSError as error:
+        raise CheckpointError(f"{directory}: {error.strerror or error}") from error
+    return True
+
+
+def _make_stable(checkpoint: Checkpoint, record: Rollbacks) -> None:
+    """Write the record, then point `stable.onnx` and `stable.json` at a checkpoint. Raises OSError."""
+    directory = checkpoint.directory
+    try:
+        _prepare_links(checkpoint, STABLE)
+        write_rollbacks(directory, record)
+    except BaseException:
+        _remove_leftovers(directory)
+        raise
+    _move_links(directory, STABLE)
+    _mend_links(directory)
+    sync_directory(directory)
 
 
 def read_digest(model: Path) -> str | None:
@@ -302,6 +345,8 @@ def _mend_links(directory: Path) -> None:
 
 def _prune(directory: Path, keep: int) -> None:
     in_use = [linked(directory, link) for link in _LINKS]
+    may_come_back = read_rollbacks(directory).on_trial.values()
+    in_use += [named(directory, name) for name in may_come_back]
     old = [each for each in checkpoints(directory)[: -keep or None] if each not in in_use] if keep else []
     failed: OSError | None = None
     gone = list[Checkpoint]()

@@ -40,7 +40,8 @@ PARITY_TOLERANCE = 1e-4
 class Terms:
     """How checkpoints are published: where, in which form, and how they are judged. keep: how many to keep; 0 keeps all.
 
-    lock_s: how long to wait, in seconds, for another process that publishes in the same directory.
+    lock_s: how long to wait, in seconds, for another process that publishes in the same directory. on_trial: whoever publishes
+    may take a stable one back later.
     """
 
     directory: Path
@@ -51,6 +52,7 @@ class Terms:
     plcc_delta: float = 0.005
     rmse_ratio: float = 1.1
     lock_s: float = 60.0
+    on_trial: bool = False
 
     @cached_property
     def base_scorer(self) -> Scorer:
@@ -135,7 +137,7 @@ def publish_network(
     }
     checkpoint = publish(
         terms.directory, model, about, latest=gate.verdict != "incompatible", stable=gate.verdict == "stable",
-        keep=terms.keep, lock_s=terms.lock_s,
+        on_trial=terms.on_trial, keep=terms.keep, lock_s=terms.lock_s,
     )  # fmt: skip
     refused = refused_by_libvmaf(terms.base, terms.export_io, inputs, network.n_features)
     seconds = time.monotonic() - started

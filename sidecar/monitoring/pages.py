@@ -5,6 +5,7 @@ What is prepared for one reader is kept for a second, so a thousand readers cost
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -21,6 +22,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 
 from sidecar.checkpoints.directory import LATEST, STABLE, Checkpoint, checkpoints, linked
+from sidecar.checkpoints.rollbacks import read_rollbacks
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.monitoring.history import COLUMNS, EVERY_S, History
 from sidecar.monitoring.model_files import FOLDER, ModelFiles
@@ -83,8 +85,9 @@ class Pages:
         self._present = _Fresh(self._make_present)
         self._all_history = _Fresh(lambda: self._make_history(0))
         self._checkpoints = _Fresh(self._make_checkpoints)
-        self._described: dict[Checkpoint, bytes] = {}
         self._models = ModelFiles(checkpoint_directory) if models else None
+        self._described: dict[Checkpoint, dict[str, Any]] = {}
+        self._rolled_back: dict[str, dict[str, Any]] = {}
 
     def look_up(self, target: str, headers: Mapping[str, str]) -> Page | Read:
         """The answer to a GET request. What reads the checkpoint directory may have to wait for it."""
@@ -130,12 +133,19 @@ class Pages:
         latest, stable = linked(self._directory, LATEST), linked(self._directory, STABLE)
         if stable is not None and stable not in found:
             found.append(stable)
+        with contextlib.suppress(OSError):  # else as it was before
+            self._rolled_back = read_rollbacks(self._directory).rolled_back
         # The JSON of a version never changes: each is read once.
         described = {each: self._described.get(each) or _described(each) for each in found}
         self._described = {each: text for each, text in described.items() if text}
-        rows = [text or _encode(_name(each)) for each, text in described.items()]
+        rows = [_encode((text or _name(each)) | self._mark(each)) for each, text in described.items()]
         links = _encode({"latest": latest.name if latest else None, "stable": stable.name if stable else None})
         return links.removesuffix(b"}") + b', "checkpoints": [' + b",\n".join(rows) + b"]}\n"
+
+    def _mark(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """What is told of a checkpoint that was taken back, in the place of what the gate said."""
+        why = self._rolled_back.get(checkpoint.name)
+        return {} if why is None else {"gate": "rolled_back", "reason": one_line(str(why.get("reason", "")))}
 
 
 class _Fresh:
@@ -185,7 +195,7 @@ def _name(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"name": checkpoint.name, "version": checkpoint.version}
 
 
-def _described(checkpoint: Checkpoint) -> bytes:
+def _described(checkpoint: Checkpoint) -> dict[str, Any]:
     """The parts of a checkpoint's JSON that people want to see, without those that are malformed.
 
     Empty if there is no such file or it cannot be read now. Others may write to the directory, so types and sizes are checked.
@@ -193,7 +203,7 @@ def _described(checkpoint: Checkpoint) -> bytes:
     try:
         about = read_description(checkpoint.model)
         if about is None:
-            return b""
+            return {}
     except DescriptionError:
         about = None
     told = _name(checkpoint)
@@ -206,7 +216,7 @@ def _described(checkpoint: Checkpoint) -> bytes:
             told[name] = one_line(value)
         elif isinstance(value, int | float) and abs(value) <= _LARGEST:
             told[name] = value
-    return _encode(told)
+    return told
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

@@ -37,6 +37,7 @@ def metric_families(status: Status) -> list[Metric]:
         _gauge("replay_size", "Pairs in the replay buffer.", status.replay_size),
         _counter("replay_evictions", "Pairs that have dropped out of the replay buffer.", status.replay_evictions),
         _counter("checkpoints", "Published checkpoints, by verdict of the gate.", counts(GATES, status.checkpoints), "gate"),
+        _counter("rollbacks", "Stable checkpoints that were taken back, their predecessor being better.", status.rollbacks),
         _counter(
             "checkpoint_failures",
             "Checkpoints that were not published, by the stage that failed.",

@@ -64,6 +64,8 @@ class Status:
     checkpoint_time: float | None = None  # of that version, seconds since the epoch
     checkpoint_gate: str | None = None  # of the last one: stable, unstable, unverified, incompatible
     checkpoints: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by gate
+    rollbacks: int = 0
+    rolled_back: str = ""  # the last checkpoint that was taken back, and why
     checkpoint_failures: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by stage: build, parity, write, lock
 
 

@@ -156,6 +156,8 @@ _IN_WORDS = {  # name in the document: label, unit, and the factor that converts
     "held_out_capacity": ("held-out capacity", "pairs", 1),
     "checkpoints": ("checkpoints", "", 1),
     "checkpoint_failures": ("failed checkpoints", "", 1),
+    "rollbacks": ("taken back", "times", 1),
+    "rolled_back": ("last taken back", "", 1),
     "journal_bytes": ("journal", "MB", 1e-6),
     "step_seconds": ("time per step", "µs", 1e6),
     "n_features": ("features per pair", "", 1),

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sidecar.checkpoints.directory import STABLE, linked
 from sidecar.checkpoints.judging.gate import Evidence
 from sidecar.checkpoints.publishing import Published, Terms, publish_network
+from sidecar.checkpoints.rollbacks import read_rollbacks
 from sidecar.journal.run import Run
 from sidecar.online.learner import Learner
+from sidecar.online.rollback import evidence_of_rollback, try_to_restore_anchor
 from sidecar.state.anchor import read_anchor, write_anchor
 from sidecar.state.published_pairs import write_published_pairs
 
@@ -50,6 +53,8 @@ def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callab
     def publish() -> Published:
         sets = [Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2])]
         anchor, readable = None, True
+        if stable := linked(terms.directory, STABLE):
+            try_to_restore_anchor(state_directory, stable)  # where a crash came between its link and its anchor
         try:
             anchor = read_anchor(state_directory)  # read each time, because `promote` may have renewed it
         except OSError as error:  # it may pass: the anchor stays as it is
@@ -57,11 +62,14 @@ def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callab
             _log.warning("%s: the gate judges without the anchor: %s", state_directory, error)
         if anchor is not None and anchor.shape[1] == held_out.shape[1]:
             sets.append(Evidence("anchor", anchor[:, :-2], anchor[:, -2]))
+        if found := evidence_of_rollback(terms.directory, state_directory, {**description, "n_features": network.n_features}):
+            sets.append(found)
         published = publish_network(network, terms, sets, real, description)
         _trim_memory()
         try:
             if published.gate.verdict == "stable" and readable:
-                write_anchor(state_directory, held_out)
+                on_trial = read_rollbacks(terms.directory).on_trial
+                write_anchor(state_directory, held_out, on_trial.get(published.checkpoint.name, ""))
             write_published_pairs(state_directory, pairs_seen)
         except OSError as error:  # the checkpoint is valid; the gate keeps the old anchor
             name = published.checkpoint.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +95,20 @@ def rebuild(
     return learner
 
 
-def read_pairs_from(state_directory: Path, start: int, run: Run, seen: Seen, on_damage: OnDamage = damaged) -> None:
-    """Tell `seen` of the pairs from position `start` on, each under its own run, or `run` if none is recorded.
+def journalled_pairs(
+    state_directory: Path, start: int, run: Run | None = None, on_damage: OnDamage = damaged
+) -> Iterator[tuple[int, Run, Pair | None]]:
+    """The pairs from position `start` on, None for one that was forgotten or is lost, each with its position and its run.
 
-    Raises JournalError as `read_journal` does.
+    run: that of pairs for which none is recorded; None passes these over. Raises JournalError as `read_journal` does.
     """
-    reader = reader_of(run)
+    reader = reader_of(run) if run else None
     for entry in read_journal(state_directory, start, on_damage):
         if entry.run is not None:
-            reader = reader_of(_run(state_directory, entry.run))
-        else:
-            seen(_pair(state_directory, entry, reader, on_damage))
+            run = _run(state_directory, entry.run)
+            reader = reader_of(run)
+        elif run and reader:
+            yield entry.position, run, _pair(state_directory, entry, reader, on_damage)
 
 
 def reader_of(run: Run, score_min: float = -math.inf, score_max: float = math.inf, target: str = "") -> PairReader:

@@ -23,7 +23,7 @@ from sidecar.journal.writer import Journal
 from sidecar.learning.recipe import TrainingError
 from sidecar.online.backlog import Backlog
 from sidecar.online.learner import Learner
-from sidecar.online.recovery import newest_snapshot, read_pairs_from, reader_of, rebuild, snapshot_end
+from sidecar.online.recovery import journalled_pairs, newest_snapshot, reader_of, rebuild, snapshot_end
 from sidecar.online.trainer import Group
 from sidecar.pairs.duplicates import RECENT_PAIRS, RecentPairs
 from sidecar.pairs.errors import PairError
@@ -31,7 +31,7 @@ from sidecar.pairs.holdout import is_held_out
 from sidecar.pairs.line_protocol import Answer, refusal, refused
 from sidecar.pairs.pair import Pair
 from sidecar.settings import Fsync
-from sidecar.state.anchor import ANCHOR
+from sidecar.state.anchor import ANCHOR, kept_anchors
 from sidecar.state.base_models import keep_base
 from sidecar.state.damage import Damages
 from sidecar.state.directory import StateError, locked
@@ -198,7 +198,8 @@ class OnlineTraining:
                 self.damages.note(path, "journal", damage.reason)
 
         if not self._trains:
-            read_pairs_from(directory, recent_from, run, self._recent.add, on_damage)
+            for _, _, pair in journalled_pairs(directory, recent_from, run, on_damage):
+                self._recent.add(pair)
             self._repair([*damaged])
             return Learner(run, base)
         learner = newest_snapshot(directory, position, self.damages)
@@ -219,7 +220,8 @@ class OnlineTraining:
             if position and before.kernel != run.kernel:
                 _log.warning("the state comes from %s; on %s its last bits may differ", before.kernel, run.kernel)
             if before.order != run.order and before.order:
-                (directory / ANCHOR).unlink(missing_ok=True)  # its rows have the order before
+                for path in (directory / ANCHOR, *kept_anchors(directory)):
+                    path.unlink(missing_ok=True)  # its rows have the order before
             try:
                 self.journal.append_run(run.as_json())
             except JournalError as error:

@@ -50,6 +50,7 @@ class Checkpointing:
         self._terms = Terms(
             settings.checkpoint_dir, settings.score_max - settings.score_min, base, settings.export_io if base else "canonical",
             settings.keep_checkpoints, settings.stability_plcc_delta, settings.stability_rmse_ratio, LOCK_S,
+            on_trial=settings.rollback_threshold > 0,
         )  # fmt: skip
         self._schedule = CheckpointSchedule(settings.checkpoint_interval, settings.min_samples)
         self._job: Future[Published] | None = None

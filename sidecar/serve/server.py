@@ -36,6 +36,7 @@ from sidecar.serve.process import Signals, places, quick_switches
 from sidecar.serve.refusals import Refusals
 from sidecar.serve.status_board import StatusBoard
 from sidecar.serve.step_timer import StepTimer
+from sidecar.serve.trials import Trials
 from sidecar.settings import Settings, SettingsError, env_of
 
 _log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class Server:
             stack.callback(loop.close)
             self._signals.wake = loop.wake
             self._checkpointing = Checkpointing(settings, base, online, worker, looker, loop.wake)
+            self._trials = Trials(settings, online.journal, worker, loop.wake)
             self._maintenance = Maintenance(settings, online, self._board.history, worker, syncer)
             gc.freeze()  # what exists now stays; collecting the oldest generation need not look at it again
             self._serve()
@@ -162,7 +164,10 @@ class Server:
             if self._signals.publish:
                 self._signals.publish = False
                 self._checkpointing.request()
-            self._announce = self._checkpointing.turn(now) or self._announce
+            self._trials.turn(now)
+            if path := self._checkpointing.turn(now):
+                self._announce = path
+                self._trials.look_again()
             self._maintenance.turn(now)
             if each_second.is_due(now):
                 self._look_after_socket()
@@ -201,6 +206,7 @@ class Server:
             ("answering", self._loop.finish),
             ("bringing the journal to disk", self._maintenance.sync),
             ("training", self._online.backlog.wait),
+            ("deciding on the stable checkpoint", self._trials.finish),
             ("publishing a checkpoint", self._checkpointing.finish),
             ("writing a snapshot", self._maintenance.finish),
         ):
@@ -231,7 +237,7 @@ class Server:
             connections=len(self._loop),
             rejected=self._refusals.counts,
             step_seconds=self._timer.seconds,
-            checkpoints=self._checkpointing.as_status(),
+            checkpoints=self._checkpointing.as_status() | self._trials.as_status(),
         )
 
 

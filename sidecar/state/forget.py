@@ -19,7 +19,7 @@ from sidecar.journal.segments import (
 )
 from sidecar.pairs.holdout import holdout_position
 from sidecar.pairs.request import names_of
-from sidecar.state.anchor import read_anchor, write_anchor
+from sidecar.state.anchor import ANCHOR, kept_anchors, read_rows, write_rows
 from sidecar.state.damage import Damages
 from sidecar.state.directory import StateError, locked
 from sidecar.state.published_pairs import forget_published_pairs
@@ -31,8 +31,8 @@ from sidecar.state.verify import move_damaged_aside
 class Forgotten:
     """What `forget` removed.
 
-    pairs: journalled ones, by group; anchor: pairs of the anchor set; first: the first position, None where there was none;
-    from_position: from where the next start trains again.
+    pairs: journalled ones, by group; anchor: pairs of the anchor, and of one that is kept for a checkpoint that may come back;
+    first: the first position, None where there was none; from_position: from where the next start trains again.
     """
 
     pairs: dict[str, int]
@@ -93,7 +93,7 @@ def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
                 forget_published_pairs(state_directory)
             damages.clear()
             sync_directory(state_directory)
-            anchor = _clear_anchor(state_directory, groups)
+            anchor = _clear_anchors(state_directory, groups)
             for segment in affected:
                 replace_segment(segment, _without(segment, found))
         except OSError as error:
@@ -124,15 +124,17 @@ def _group(line: bytes) -> str:
     return group or job_id or ""
 
 
-def _clear_anchor(state_directory: Path, groups: Sequence[str]) -> int:
-    anchor = read_anchor(state_directory)
-    if anchor is None:
-        return 0
+def _clear_anchors(state_directory: Path, groups: Sequence[str]) -> int:
     positions = {holdout_position(group, "", b"") for group in groups if group}
-    kept = anchor[[position not in positions for position in anchor[:, -1].tolist()]]
-    if len(kept) < len(anchor):
-        write_anchor(state_directory, kept)
-    return len(anchor) - len(kept)
+    removed = 0
+    for path in (state_directory / ANCHOR, *kept_anchors(state_directory)):
+        rows = read_rows(path)
+        if rows is not None:
+            kept = rows[[position not in positions for position in rows[:, -1].tolist()]]
+            if len(kept) < len(rows):
+                write_rows(path, kept)
+            removed += len(rows) - len(kept)
+    return removed
 
 
 def _without(segment: Path, groups: Container[str]) -> Iterator[bytes]:

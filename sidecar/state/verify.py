@@ -18,6 +18,7 @@ from sidecar.journal.segments import (
     whole_blocks,
     with_ends,
 )
+from sidecar.state.anchor import kept_anchors
 from sidecar.state.base_models import base_path, damage_of_base, kept_bases
 from sidecar.state.checked import DamagedError, NewerFormatError, read_checked
 from sidecar.state.damage import ASIDE, Damages
@@ -52,7 +53,7 @@ def check_state(state_directory: Path) -> list[Finding]:
     require_blocks(state_directory)
     segments, end = _segments(state_directory)
     found = [*segments, *_snapshots(state_directory, end), *_bases(state_directory)]
-    for name, kind in _CHECKED.items():
+    for name, kind in _checked_files(state_directory).items():
         if (state_directory / name).exists() or (state_directory / name).is_symlink():
             found.append(_checked(state_directory / name, kind))
     for directory in (state_directory, state_directory / "journal"):
@@ -66,7 +67,7 @@ def check_state(state_directory: Path) -> list[Finding]:
 
 def move_damaged_aside(state_directory: Path, damages: Damages) -> None:
     """Move the small files that are damaged aside: anchor, history, counter, base models. Training goes on without them."""
-    for name, kind in _CHECKED.items():
+    for name, kind in _checked_files(state_directory).items():
         try:
             read_checked(state_directory / name, kind)
         except DamagedError as error:
@@ -77,6 +78,11 @@ def move_damaged_aside(state_directory: Path, damages: Damages) -> None:
         with contextlib.suppress(OSError):
             if wrong := damage_of_base(path):
                 damages.move_aside(path, "base", wrong)
+
+
+def _checked_files(state_directory: Path) -> dict[str, str]:
+    """The names of the small files, and their kinds."""
+    return _CHECKED | {path.name: "anchor" for path in kept_anchors(state_directory)}
 
 
 def _segments(state_directory: Path) -> tuple[list[Finding], int | None]:

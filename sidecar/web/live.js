@@ -167,7 +167,7 @@ function showCheckpoints(told) {
   checkpoints = told;
 }
 
-// A checkpoint's row and, if it did not pass the gate, a second row with the reason.
+// A checkpoint's row and, if it did not pass the gate or was taken back, a second row with the reason.
 function checkpointRows(each, marks) {
   const name = element("th", each.name), published = new Date(each.created_at);
   for (const mark of marks) name.append(" ", element("span", mark, "mark"));
@@ -175,7 +175,7 @@ function checkpointRows(each, marks) {
   digest.title = each.sha256 ?? "";
   const row = [
     name,
-    element("td", each.gate ?? "–", each.gate === "stable" ? "good" : ["unstable", "incompatible"].includes(each.gate) ? "bad" : "quiet"),
+    element("td", each.gate?.replace("_", " ") ?? "–", each.gate === "stable" ? "good" : ["unstable", "incompatible", "rolled_back"].includes(each.gate) ? "bad" : "quiet"),
     ...[each.rmse, each.plcc, each.srocc].map((figure) => element("td", number(figure, 5), "number")),
     ...[each.held_out, each.pairs_seen].map((pairs) => element("td", count(pairs), "number")),
     element("td", Number.isNaN(published.getTime()) ? each.created_at ?? "–" : published.toLocaleString()),

@@ -40,5 +40,7 @@ FULL = Status(
     checkpoint_gate="unstable",
     checkpoints={"stable": 40, "unstable": 2},
     checkpoint_failures={"parity": 1},
+    rollbacks=9,
+    rolled_back="model_v000040: worse",
 )
 UNKNOWN_AT_FIRST = ("loss", "prequential_rmse", "prequential_plcc", "feature_drift", "step_seconds")

@@ -39,6 +39,7 @@ METRICS = {
     'vmafx_training_checkpoint_failures_total{stage="parity"}': 1,
     'vmafx_training_checkpoint_failures_total{stage="write"}': 0,
     'vmafx_training_checkpoint_failures_total{stage="lock"}': 0,
+    "vmafx_training_rollbacks_total": 9,
     'vmafx_training_state_damage_total{file="journal"}': 0,
     'vmafx_training_state_damage_total{file="snapshot"}': 1,
     'vmafx_training_state_damage_total{file="base"}': 0,

@@ -70,11 +70,15 @@ def judge(
 
 
 class Evidence(NamedTuple):
-    """Pairs that a checkpoint is judged on: features (n, n_features), raw, and their true scores (n,)."""
+    """Pairs that a checkpoint is judged on: features (n, n_features), raw, and their true scores (n,).
+
+    rmse_ratio: the largest ratio of RMSE to the reference's on these, where that is less than what is asked on all.
+    """
 
     name: str
     features: Array
     true: Array
+    rmse_ratio: float = math.inf
 
 
 def judge_on_each(
@@ -93,7 +97,8 @@ def judge_on_each(
     verdicts = []
     for place, (evidence, own) in enumerate(zip(sets, predicted, strict=True)):
         others = [(name, scores[place]) for name, scores in references]
-        gate = judge(own, evidence.true, others, plcc_delta=plcc_delta, rmse_ratio=rmse_ratio)
+        ratio = min(rmse_ratio, evidence.rmse_ratio)
+        gate = judge(own, evidence.true, others, plcc_delta=plcc_delta, rmse_ratio=ratio)
         if gate.verdict == "unstable" and len(sets) > 1:
             gate = Gate(gate.verdict, f"{evidence.name}: {gate.reason}")
         verdicts.append(gate)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from onnx_builder.network import Array, Elementwise, NetworkError
-from sidecar.checkpoints.directory import STABLE, linked
+from sidecar.checkpoints.directory import STABLE, Checkpoint, linked
 from sidecar.checkpoints.judging.compatibility import Interface, interface_of
 from sidecar.checkpoints.judging.gate import Evidence
 from sidecar.models.description import DescriptionError, read_description
@@ -23,34 +23,41 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Stable(NamedTuple):
-    """The stable model of a checkpoint directory. scaling: what its graph leaves outside."""
+class PublishedModel(NamedTuple):
+    """A checkpoint as its consumers use it. scaling: what its graph leaves outside."""
 
     name: str
     scorer: Scorer
     scaling: tuple[Elementwise, ...]
     interface: Interface
 
+    def predict(self, features: Array) -> Array:
+        """Scores (n,) of raw features (n, n_features). Raises NetworkError."""
+        return self.scorer.predict(scaled(features, self.scaling))
 
-def stable_model(directory: Path) -> Stable | None:
-    """The model that `stable.onnx` names, None if there is none. One that cannot be used counts as absent, with a warning."""
+
+def published_model(checkpoint: Checkpoint) -> PublishedModel:
+    """A checkpoint in onnxruntime. Raises NetworkError or DescriptionError if it cannot be used."""
     from onnx_builder.runtime import Scorer  # onnxruntime takes longer to load than a sidecar to start
 
+    scorer, about = Scorer(checkpoint.model), read_description(checkpoint.model) or {}
+    scorer.predict(np.zeros((1, scorer.n_features)))  # one that loads, but gives no score for a row, is of no use either
+    scaling = published_scaling(checkpoint.model, scorer.inputs[0].width)
+    return PublishedModel(checkpoint.name, scorer, scaling, interface_of(scorer, about))
+
+
+def stable_model(directory: Path) -> PublishedModel | None:
+    """The model that `stable.onnx` names, None if there is none. One that cannot be used counts as absent, with a warning."""
     stable = linked(directory, STABLE)
-    if stable is None:
-        return None
     try:
-        scorer, about = Scorer(stable.model), read_description(stable.model) or {}
-        scorer.predict(np.zeros((1, scorer.n_features)))  # one that loads, but gives no score for a row, is of no use either
-        scaling = published_scaling(stable.model, scorer.inputs[0].width)
-        return Stable(stable.name, scorer, scaling, interface_of(scorer, about))
+        return published_model(stable) if stable else None
     except (NetworkError, DescriptionError) as error:
         _not_compared(error)
         return None
 
 
 def references(
-    base: tuple[str, Scorer] | None, stable: Stable | None, sets: Sequence[Evidence]
+    base: tuple[str, Scorer] | None, stable: PublishedModel | None, sets: Sequence[Evidence]
 ) -> list[tuple[str, list[Array]]]:
     """What the base model and the stable model, which takes as many features, predict for each set, by name.
 
@@ -62,7 +69,7 @@ def references(
         found.append((name, [scorer.predict(evidence.features) for evidence in sets]))
     if stable is not None:
         try:
-            scores = [stable.scorer.predict(scaled(evidence.features, stable.scaling)) for evidence in sets]
+            scores = [stable.predict(evidence.features) for evidence in sets]
             if not all(np.isfinite(each).all() for each in scores):
                 raise NetworkError(f"{stable.name}: gives scores that are not finite")
         except NetworkError as error:
