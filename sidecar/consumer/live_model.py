@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import logging
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_builder.constants import read_bytes
 from onnx_builder.network import Float32, NetworkError
 from onnx_builder.runtime import Input
+from onnx_builder.write import to_bytes
 from sidecar.checkpoints.judging.compatibility import Interface, differences
 from sidecar.consumer.follower import Follower
 from sidecar.consumer.metrics import RESULTS, Metrics, Result
 from sidecar.consumer.serving import Serving, by_numpy
 from sidecar.consumer.source import SourceError
-from sidecar.consumer.verified import RefusedError, VerifiedModel, usable
+from sidecar.consumer.trial import Trial
+from sidecar.consumer.verified import RefusedError, VerifiedModel
 from sidecar.log import Complaints, event
-from sidecar.models.description import read_description
+from sidecar.models.base_model import load
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -58,20 +60,22 @@ class LiveModel:
     (1,)
 
     source: a checkpoint directory, the path of a link in one, or `http://HOST:9091` of a sidecar that runs with
-    `--http-models`. policy: `latest-stable`, `latest`, or `pinned` with a version. base: an ONNX file to predict with until
-    there is a model; scaling that its JSON leaves outside of its graph is applied. wait_s: how long to wait for a model if
-    there is none and no base. poll_s: how often to look. swap_drain_timeout: how long, in seconds, a model that was replaced is
-    kept for calls that are still in it; what takes longer keeps it for itself. score_deviation: a new model is refused if its
-    scores on the last rows that were predicted differ from those of the present one by more than this, as root mean square in
-    score points; by default they may. registry: where the Prometheus metrics are registered, by default the global registry.
+    `--http-models`. policy: `latest-stable`, `latest`, or `pinned` with a version. base: an ONNX file or a PyTorch state-dict
+    to predict with until there is a model; scaling that its JSON leaves outside of its graph is applied. wait_s: how long to
+    wait for a model if there is none and no base. poll_s: how often to look. swap_drain_timeout: how long, in seconds, a model
+    that was replaced is kept for calls that are still in it; what takes longer keeps it for itself. score_deviation: a new
+    model is refused if its scores on the last rows that were predicted differ from those of the present one by more than this,
+    as root mean square in score points; by default they may. fallback_threshold: see `observe`; 0: never. registry: where the
+    Prometheus metrics are registered, by default the global registry.
 
     A thread of its own looks for a new model, reads its JSON, digest and file, of one version, and checks them as
     `vmafx-sidecar verify` does: then that the model takes the same features in the same order, has the same range of scores,
     and computes in onnxruntime what numpy does on the last rows that were predicted. Only then it is used. Whatever fails, the
     present model stays. No call waits for any of this, and each call is answered by one model.
 
-    version: the name of the model in use, `base` for that. swaps: how often looking had which result: `ok`, `refused`
-    or `failed`. reason: why the last look failed or the last model was refused, empty if all is well.
+    version: the name of the model in use, `base` for that. swaps: how often a new model took over (`ok`), was `refused`, none
+    could be read (`failed`), or the one before took over again (`fallback`). reason: why the last look failed, or the last
+    model is not in use; empty if all is well.
 
     In a child of a fork it goes on with the same model, in a session and a thread of its own, from the first call on.
 
@@ -89,12 +93,16 @@ class LiveModel:
         poll_s: float = 0.5,
         swap_drain_timeout: float = 30.0,
         score_deviation: float | None = None,
+        fallback_threshold: float = 0.05,
         registry: CollectorRegistry | None = None,
     ) -> None:
         for name, value in {"poll_s": poll_s, "score_deviation": score_deviation}.items():
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value!r}: expected a number above 0")
-        self._source, self._poll_s, self._drain_s, self._deviation = source, poll_s, swap_drain_timeout, score_deviation
+        if not fallback_threshold >= 0:
+            raise ValueError(f"fallback_threshold={fallback_threshold!r}: expected a number from 0")
+        self._source, self._poll_s, self._drain_s = source, poll_s, swap_drain_timeout
+        self._deviation, self._threshold = score_deviation, fallback_threshold
         self._follower = Follower(source, policy, version, self._take)
         self._metrics = Metrics(registry)
         self._swaps: dict[Result, int] = dict.fromkeys(RESULTS, 0)
@@ -103,6 +111,7 @@ class LiveModel:
         self._retired: list[tuple[Serving, float]] = []
         self._model: VerifiedModel | None = None
         self._serving: Serving | None = None
+        self._trial: Trial | None = None
         self._closed = threading.Event()
         self._begin()
         if base is not None:
@@ -134,6 +143,23 @@ class LiveModel:
         if len(rows):
             self._recent.append(rows[-_KEPT_ROWS:].copy())
         return Prediction(serving.predict(rows), serving.model.name)
+
+    def observe(self, features: Any, true_score: float | Sequence[float] | NDArray[Any], group: str | None = None) -> None:
+        """Tell what the true scores of some rows were, so that a new model that is worse than the one before is replaced by it.
+
+        features: one or n rows, as for `predict`, measured after the model in use came; true_score: one or n; group: the encode
+        that they are of, by default each row is of its own.
+
+        Once for each new model, when there are 200 pairs of 30 groups, both models are compared on them. If the new one's RMSE
+        is above the other's by more than the share `fallback_threshold`, and that is not chance, the one before is used again,
+        here and until the source has another model. The source is not changed. Raises ValueError as `predict` does.
+        """
+        rows = self._present().rows.rows(features)
+        true = np.atleast_1d(np.asarray(true_score, dtype=np.float64))
+        if true.shape != (len(rows),) or not np.isfinite(true).all():
+            raise ValueError(f"true_score: expected {len(rows)} finite numbers, got {str(true_score)[:64]}")
+        if self._trial is not None and self._threshold:
+            self._trial.add(rows, true, group)
 
     @property
     def version(self) -> str:
@@ -185,22 +211,24 @@ class LiveModel:
     def _take(self, model: VerifiedModel) -> None:
         """Use a verified model. Raises RefusedError if it does not fit what is asked of the present one."""
         present = self._model
-        if present is None or (model.name, model.sha256) != (present.name, present.sha256):
-            if present is not None and (wrong := _differences(model, present)):
-                raise RefusedError(f"{model.name}: {wrong}")
-            try:
-                serving = Serving(model)
-            except NetworkError as error:
-                raise RefusedError(f"{model.name}: {error}") from error
-            if kept := self._recent.copy():
-                rows = np.concatenate(kept)
-                serving.check_parity(rows)
-                if present is not None:
-                    self._check_deviation(serving, present, rows)
-            self._use(serving)
-            self._count("ok")
-            event(_logger, "model in use", model=model.name, sha256=model.sha256, before=present.name if present else "none")
-        self._refusal = ""
+        if present is not None and (model.name, model.sha256) == (present.name, present.sha256):
+            self._refusal = ""  # the source went back to it
+            return
+        if present is not None and (wrong := _differences(model, present)):
+            raise RefusedError(f"{model.name}: {wrong}")
+        try:
+            serving = Serving(model)
+        except NetworkError as error:
+            raise RefusedError(f"{model.name}: {error}") from error
+        if kept := self._recent.copy():
+            rows = np.concatenate(kept)
+            serving.check_parity(rows)
+            if present is not None:
+                self._check_deviation(serving, present, rows)
+        self._failure = self._refusal = ""
+        self._count("ok")
+        self._use(serving)
+        event(_logger, "model in use", model=model.name, sha256=model.sha256, before=present.name if present else "none")
 
     def _check_deviation(self, serving: Serving, present: VerifiedModel, rows: Float32) -> None:
         if self._deviation is None:
@@ -211,8 +239,26 @@ class LiveModel:
             said = f"differ by {deviation:.3g} points from those of {present.name} on the last {len(rows)} rows"
             raise RefusedError(f"{serving.model.name}: its scores {said}; at most {self._deviation:g} is allowed")
 
+    def _judge(self) -> None:
+        """Go back to the model before if the present one has turned out to be worse."""
+        trial = self._trial
+        found = trial.decide(self._threshold) if trial is not None else None
+        if trial is None or found is None:
+            return
+        self._trial = None
+        if found.worse:
+            model, before = trial.model.name, trial.before.name
+            said = f"{found.rmse:.3g} points against {found.predecessor_rmse:.3g} of {before}"
+            self._count("fallback")
+            self._refusal = f"{model}: RMSE of {said}, on {found.pairs} pairs of {found.groups} groups"
+            self._use(Serving(trial.before))
+            self._trial = None
+            _logger.warning("%s; %s is in use again", self._refusal, before)
+
     def _use(self, serving: Serving) -> None:
-        before, self._model, self._serving = self._serving, serving.model, serving
+        model, before = self._model, self._serving
+        self._model, self._serving = serving.model, serving
+        self._trial = Trial(serving.model, model) if model is not None else None
         if before is not None:
             self._retired.append((before, time.monotonic() + self._drain_s))
         self._metrics.in_use(serving.model.version, serving.model.about)
@@ -239,6 +285,7 @@ class LiveModel:
         while not self._closed.wait(self._poll_s):
             try:
                 self._look()
+                self._judge()
                 self._let_go()
             except Exception as error:  # whatever it is, the program goes on with the model that it has
                 self._failure = repr(error)
@@ -273,7 +320,12 @@ class LiveModel:
 
 
 def _base_model(path: Path) -> VerifiedModel:
-    return usable(_BASE, 0, read_bytes(path), read_description(path) or {})
+    """A base model, read as a sidecar reads it, with scaling that its JSON states and its graph does not hold."""
+    base = load(path)
+    data, fed = to_bytes(base.network), Input("features", np.float32, (base.network.n_features,))
+    about, sha256 = {"base_model": base.as_json()}, hashlib.sha256(data).hexdigest()
+    interface = Interface((fed,), base.network.output.name, 0, None, base.inputs.names)
+    return VerifiedModel(_BASE, 0, data, sha256, about, base.network, base.left_out, base.inputs, interface)
 
 
 def _differences(new: VerifiedModel, present: VerifiedModel) -> str:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge
 
-Result = Literal["ok", "refused", "failed"]
-"""How looking for a new model ended, if not with none: it took over, it was refused, or nothing could be read."""
+Result = Literal["ok", "refused", "failed", "fallback"]
+"""What happened: a new model took over, one was refused, nothing could be read, or the model before took over again."""
 
-RESULTS: tuple[Result, ...] = ("ok", "refused", "failed")
+RESULTS: tuple[Result, ...] = ("ok", "refused", "failed", "fallback")
 
 
 class Metrics:
@@ -49,7 +49,12 @@ def _of(registry: CollectorRegistry | None) -> tuple[Counter, Gauge, Gauge]:
     registry = REGISTRY if registry is None else registry
     with _registering:
         if registry not in _registered:
-            swaps = Counter("vmafx_model_checkpoint_swaps", "Looks for a new model, by result.", ["result"], registry=registry)
+            swaps = Counter(
+                "vmafx_model_checkpoint_swaps",
+                "New models that took over, and that did not, by result.",
+                ["result"],
+                registry=registry,
+            )
             for result in RESULTS:
                 swaps.labels(result)
             version = Gauge("vmafx_model_checkpoint_version", "The version in use; 0: no checkpoint.", registry=registry)

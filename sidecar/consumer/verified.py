@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,22 +60,13 @@ def verified(fetched: Fetched) -> VerifiedModel:
         for check, wrong in checks_of(Path(f"{fetched.name}.onnx"), fetched.model, digest, about, _PARITY_ROWS):
             if wrong:
                 raise RefusedError(f"{fetched.place}: {check}: {wrong}")
-        return usable(fetched.name, fetched.version, fetched.model, about)
+        network, scorer = from_bytes(fetched.model), Scorer(fetched.model)
+        scaling = outside_scaling(Path(f"{fetched.name}.json"), about, scorer.inputs[0].width, network)
+        inputs = inputs_of(about, [(each.name, each.width) for each in scorer.inputs])
+        interface = interface_of(scorer, about)
     except (NetworkError, DescriptionError) as error:
         raise RefusedError(f"{fetched.place}: {error}") from error
-
-
-def usable(name: str, version: int, data: bytes, about: Mapping[str, Any]) -> VerifiedModel:
-    """A model of the given bytes and JSON.
-
-    Raises NetworkError or DescriptionError where it cannot be used.
-    """
-    network = from_bytes(data)
-    scorer = Scorer(data)
-    scaling = outside_scaling(Path(f"{name}.json"), about, scorer.inputs[0].width, network)
-    inputs = inputs_of(about, [(each.name, each.width) for each in scorer.inputs])
-    sha256 = hashlib.sha256(data).hexdigest()
-    return VerifiedModel(name, version, data, sha256, about, network, scaling, inputs, interface_of(scorer, about))
+    return VerifiedModel(fetched.name, fetched.version, fetched.model, digest, about, network, scaling, inputs, interface)
 
 
 def _description(fetched: Fetched) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_it_predicts_with_each_new_stable_model(source, directory, registry):
         wait_until(lambda: model.version == "model_v000001")
         assert model.predict_with_version(ROW) == (pytest.approx(score_of(20)), "model_v000001")
         assert model.about["sha256"] == directory.joinpath("model_v000001.onnx.sha256").read_text().strip()
-        assert (model.swaps, model.reason) == ({"ok": 3, "refused": 0, "failed": 0}, "")
+        assert (model.swaps, model.reason) == ({"ok": 3, "refused": 0, "failed": 0, "fallback": 0}, "")
 
 
 def test_a_base_model_predicts_until_there_is_one(directory, tmp_path, registry):
@@ -72,6 +72,16 @@ def test_a_base_model_predicts_until_there_is_one(directory, tmp_path, registry)
         publish_model(directory, constant(30))
         wait_until(lambda: model.version == "model_v000001")
         assert (one(model), model.reason) == (pytest.approx(score_of(30)), "")
+
+
+def test_scaling_that_a_json_leaves_to_whoever_predicts_is_applied(directory, registry):
+    publish_model(directory, constant(20), feature_mean=[0.5, 0, 0], feature_std=[1, 2, 1], onnx_has_scaler=False)
+    with LiveModel(directory, **SOON, registry=registry) as model:
+        scaled = (ROW - np.array([0.5, 0, 0], dtype=np.float32)) / np.array([1, 2, 1], dtype=np.float32)
+        assert one(model) == pytest.approx(score_of(20, scaled))
+        publish_model(directory, constant(30))
+        wait_until(lambda: model.version == "model_v000002")
+        assert one(model) == pytest.approx(score_of(30))
 
 
 def test_without_a_model_it_says_so_or_waits(source, directory, registry):
@@ -89,6 +99,7 @@ def test_without_a_model_it_says_so_or_waits(source, directory, registry):
     [
         ({"poll_s": 0}, "poll_s=0: expected a number above 0"),
         ({"score_deviation": -1.0}, "score_deviation=-1.0: expected a number above 0"),
+        ({"fallback_threshold": -1}, "fallback_threshold=-1: expected a number from 0"),
         ({"policy": "newest"}, "policy='newest': expected one of"),
         ({"base": "nowhere.onnx"}, r"nowhere\.onnx: no such file"),
     ],
@@ -151,6 +162,66 @@ def test_scores_that_are_far_off_are_refused_if_that_is_asked_for(directory, reg
         wait_until(lambda: model.reason)
         assert model.reason.startswith("model_v000003: its scores differ by 6 points from those of model_v000002 on the last 3")
         assert one(model) == pytest.approx(score_of(24))
+
+
+def observe(model, true, groups=40, pairs=6):
+    """Pairs of so many groups, whose true scores are about `true`, and differ by encode."""
+    rng = np.random.default_rng(0)
+    for group in range(groups):
+        rows = ROW + rng.normal(size=(pairs, ROW.size), scale=0.1)
+        model.observe(rows, true + rng.normal() + rng.normal(size=pairs, scale=0.1), group=f"g{group}")
+
+
+@pytest.mark.parametrize(("true", "used"), [(20, "model_v000001"), (30, "model_v000002")])
+def test_a_new_model_that_is_worse_on_observed_pairs_gives_its_place_back(directory, registry, true, used):
+    publish_model(directory, constant(20))
+    with LiveModel(directory, **SOON, registry=registry) as model:
+        observe(model, 99)  # nothing to compare with
+        publish_model(directory, constant(30))
+        wait_until(lambda: model.version == "model_v000002")
+        trial = model._trial
+        observe(model, true)
+        wait_until(lambda: model._trial is not trial)
+        wait_until(lambda: model.version == used)
+        fell_back = used != "model_v000002"
+        assert model.swaps["fallback"] == fell_back
+        assert model.reason.startswith("model_v000002: RMSE of 10.1 points against 0.8") == fell_back
+        observe(model, 99)  # decided once
+        publish_model(directory, constant(25))
+        wait_until(lambda: model.version == "model_v000003")
+        assert (model.reason, model.swaps["fallback"]) == ("", fell_back)
+
+
+@pytest.mark.parametrize(
+    ("options", "given"), [({"fallback_threshold": 0}, {}), ({}, {"groups": 29, "pairs": 10}), ({}, {"pairs": 4})]
+)
+def test_nothing_is_decided_without_a_threshold_or_on_too_few_pairs(directory, registry, options, given):
+    publish_model(directory, constant(20))
+    with LiveModel(directory, **SOON, **options, registry=registry) as model:
+        publish_model(directory, constant(30))
+        wait_until(lambda: model.version == "model_v000002")
+        trial = model._trial
+        observe(model, 20, **given)
+        publish_model(directory, constant(30), stable=False)
+        failed = model.swaps["failed"]
+        directory.rename(directory.with_name("elsewhere"))
+        wait_until(lambda: model.swaps["failed"] > failed + 1)  # it has looked twice
+        assert model._trial is trial
+        assert model.version == "model_v000002"
+
+
+def test_pairs_without_a_group_are_each_of_their_own_and_others_are_told(directory, registry):
+    publish_model(directory, constant(20))
+    with LiveModel(directory, **SOON, registry=registry) as model:
+        publish_model(directory, constant(30))
+        wait_until(lambda: model.version == "model_v000002")
+        for _ in range(200):
+            model.observe(ROW, 20.0)
+        wait_until(lambda: model.version == "model_v000001")
+        with pytest.raises(ValueError, match="true_score: expected 1 finite numbers, got nan"):
+            model.observe(ROW, float("nan"))
+        with pytest.raises(ValueError, match="true_score: expected 2 finite numbers, got 3"):
+            model.observe([ROW, ROW], 3)
 
 
 def test_a_source_that_fails_is_told_and_the_model_stays(directory, registry, tmp_path):
