@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from onnx_builder.elementwise import Function
 from onnx_builder.network import Activation, Clip, Dense, Elementwise, LayerNormalization, Network, NetworkError
 from onnx_builder.read import from_bytes
 from sidecar.checkpoints.description import names_in_model
+from sidecar.checkpoints.rollbacks import read_rollbacks
 from sidecar.checkpoints.verify import opset_of, parse_model
 from sidecar.learning.passes import is_trained, parameters_of
 from sidecar.models.description import read_description
@@ -21,7 +23,8 @@ from sidecar.models.pytorch import state_dict
 
 
 def inspect(model: Path) -> dict[str, Any]:
-    """Describe a model file: digest, opset, inputs and outputs, operators, architecture, names, and the JSON beside it.
+    """Describe a model file: digest, opset, inputs and outputs, operators, architecture, names, the JSON beside it, and
+    why it was taken back, if it was.
 
     For a PyTorch state-dict, its layers by their keys. Raises NetworkError for a file that is neither, and for a state-dict
     that is not a regressor. For an ONNX model that is not a regressor, `not_trainable` says why.
@@ -50,7 +53,11 @@ def inspect(model: Path) -> dict[str, Any]:
         about |= _shape_of(from_bytes(data, model))
     except NetworkError as error:
         about["not_trainable"] = str(error)
-    description = read_description(model.resolve())
+    resolved = model.resolve()
+    with contextlib.suppress(OSError):
+        if resolved.stem in (rolled_back := read_rollbacks(resolved.parent).rolled_back):
+            about["rolled_back"] = rolled_back[resolved.stem]
+    description = read_description(resolved)
     if description is not None:
         about["description"] = description
     return about

@@ -33,8 +33,6 @@ from sidecar.state.anchor import restore_anchor
 _log = logging.getLogger(__name__)
 MOST_PAIRS = 20_000
 """If so many pairs after a checkpoint are still of too few groups, they decide nothing."""
-_FURTHER = 1.05
-"""Where the pairs are of too few groups, they are looked at again once there are so many times as many."""
 
 
 class Trial(NamedTuple):
@@ -85,7 +83,9 @@ def hold_trial(
             break
     else:
         missing = max(MINIMUM_PAIRS - len(pairs), MINIMUM_GROUPS - len(groups))
-        return Trial(max(position + missing, first + int(_FURTHER * (position - first))))
+        if groups:  # each look reads the segment: not one for every few pairs, if groups are as large as so far
+            missing = max(missing, min((MINIMUM_GROUPS - len(groups)) * len(pairs) // len(groups), len(pairs) // 2))
+        return Trial(position + missing)
     block = PairBlock.of(pairs)
     try:
         predicted, predicted_before = (published_model(each).predict(block.features) for each in (stable, before))
