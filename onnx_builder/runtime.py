@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from onnx_builder.network import NetworkError
+from onnx_builder.network import NetworkError, Port
 
 _CHUNK = 4096
 _ERRORS_ONLY = 3
@@ -39,12 +40,13 @@ class Scorer:
     A model with several inputs gets the columns in the order of its inputs; a model with a fixed batch size gets that many
     rows at a time.
 
-    model: the path of an ONNX file, or its bytes. inputs, output: as the graph declares them; fixed_batch: 0 if it takes any
-    number of rows; metadata: the file's `metadata_props`. Raises NetworkError if onnxruntime cannot load it, or if its inputs
-    are not floats of shape (batch, width).
+    model: the path of an ONNX file, or its bytes. ports: its inputs, where it does not declare all of their widths. inputs,
+    output: as the graph declares them; fixed_batch: 0 if it takes any number of rows; metadata: the file's
+    `metadata_props`. Raises NetworkError if onnxruntime cannot load it, or if its inputs are not floats of shape (batch,
+    width).
     """
 
-    def __init__(self, model: Path | bytes) -> None:
+    def __init__(self, model: Path | bytes, ports: Sequence[Port] = ()) -> None:
         onnxruntime.disable_telemetry_events()  # its wheels report usage data unless told not to
         name = "model" if isinstance(model, bytes) else str(model)
         options = onnxruntime.SessionOptions()
@@ -59,8 +61,9 @@ class Scorer:
             raise NetworkError(f"{name}: onnxruntime cannot load it: {_first_line(error)}") from error
         inputs = []
         batches = set()
+        known = {port.name: port.shape[1:] for port in ports}
         for node in self._session.get_inputs():
-            shape = node.shape[1:]
+            shape = known.get(node.name, node.shape[1:])
             if node.type not in _TYPES or not shape or not all(isinstance(size, int) and size > 0 for size in shape):
                 raise NetworkError(f"{name}: input {node.name!r} is {node.type} {node.shape}; expected floats [batch, width]")
             inputs.append(Input(node.name, _TYPES[node.type], tuple(shape)))

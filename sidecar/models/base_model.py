@@ -9,20 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from onnx_builder import read
 from onnx_builder.constants import read_bytes
 from onnx_builder.network import Array, Elementwise, Network, NetworkError
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.models.inputs import ModelInputs, inputs_of
-from sidecar.models.json_scaling import BaseScaler, json_scaling, outside_scaling, padded, scaled, stated_scaling
+from sidecar.models.json_scaling import BaseScaler, json_scaling, outside_scaling, padded, scaled
 from sidecar.models.kinds import require_a_model
 from sidecar.models.pytorch import state_dict
 
 _log = logging.getLogger(__name__)
 ExportIo = Literal["canonical", "base"]
-_EVIDENCE_PAIRS = 1024
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def load(
     if export_io == "base":
         _require_own_inputs(path, declared)
     ports = [(port.name, port.width) for port in (declared or network).inputs]
-    about = _description(path)
+    about = description_of(path)
     try:
         inputs = inputs_of(about, ports)
     except DescriptionError as error:
@@ -104,30 +101,7 @@ def load(
     return BaseModel(path, digest, network, declared, steps, left_out, inputs)
 
 
-def scaler_evidence(base: BaseModel, features: Array, scores: Array) -> str:
-    """In words, what a scaling that is left out does to a base model's error on the first pairs; empty if none is left out.
-
-    features: (n, n_features), raw, n ≥ 1; scores: (n,).
-    """
-    if not base.left_out:
-        return ""
-    features, scores = features[:_EVIDENCE_PAIRS], scores[:_EVIDENCE_PAIRS]
-
-    def rmse(values: Array) -> float:
-        return float(np.sqrt(np.mean(np.square(base.network.forward(values) - scores, dtype=np.float64))))
-
-    stated = stated_scaling(_description(base.path))
-    names = " and ".join(stated.names) if stated else "a scaling"
-    without, applied = rmse(features), rmse(scaled(features, base.left_out))
-    advice = "set base-scaler json" if applied < without else "they seem to be scaled already"
-    return (
-        f"{base.path.with_suffix('.json')} has {names}, which its graph does not hold and base-scaler none does not apply: on "
-        f"the first {len(scores)} pairs the RMSE of the base model is {without:.3f} as they come and {applied:.3f} with that "
-        f"scaling; {advice}"
-    )
-
-
-def _description(path: Path) -> Mapping[str, Any]:
+def description_of(path: Path) -> Mapping[str, Any]:
     """The JSON beside a model, empty if there is none, or none that can be read: a base model may do without."""
     try:
         return read_description(path) or {}

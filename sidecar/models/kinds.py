@@ -25,7 +25,7 @@ _BY_CONTENT = (
     (rb"\s*<\?xml", "XML (PMML or OpenVINO), not ONNX: convert the original to ONNX"),
     (rb"\s*[\[{]", "JSON, not a model: give the model that it lies beside"),
     (rb"tree\n|booster", "a LightGBM model, trees and no network"),
-    (rb"\Z", "empty"),
+    (rb"\Z", "empty, not an ONNX model"),
 )
 _TREES = "trees and no network: only a network can be trained further"
 _SVM = "a support vector machine of libvmaf (JSON), not a network: only a network can be trained further"

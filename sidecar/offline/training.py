@@ -18,7 +18,8 @@ from sidecar.checkpoints.publishing import Terms, publish_network
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import Metrics, metrics, rmse
 from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, fit, no_progress, schedule
-from sidecar.models.base_model import BaseModel, ExportIo, require_features, scaler_evidence
+from sidecar.models.base_model import BaseModel, ExportIo, require_features
+from sidecar.models.evidence import evidence
 from sidecar.models.inputs import ModelInputs
 from sidecar.offline.validation import Validation, leave_one_group_out, predict
 from sidecar.pairs.recorded import RecordedPairs, read_columns, require_target
@@ -101,7 +102,7 @@ def train_offline(
     start = base.network if base else None
     if base:
         require_features(base, pairs.features.shape[1], ", ".join(map(str, paths)))
-        if words := scaler_evidence(base, pairs.features, pairs.true_score):
+        for words in evidence(base, pairs.features, pairs.true_score, recipe.score_max - recipe.score_min):
             _log.warning("%s", words)
     recipe = dataclasses.replace(recipe, **schedule(recipe, len(train), fresh=base is None)._asdict())
     epochs = recipe.epochs or 0
@@ -136,8 +137,8 @@ def train_offline(
     if validation is not None:
         description["loso"] = validation.as_json()
     terms = Terms(output, recipe.score_max - recipe.score_min, base, export_io)
-    evidence = Evidence("held-out pairs", pairs.features[held_out], pairs.true_score[held_out])
-    published = publish_network(fitted.ema.network(), terms, [evidence], pairs.features[:_PARITY_PAIRS], description)
+    judged = Evidence("held-out pairs", pairs.features[held_out], pairs.true_score[held_out])
+    published = publish_network(fitted.ema.network(), terms, [judged], pairs.features[:_PARITY_PAIRS], description)
     return Result(
         published.checkpoint,
         published.sha256,

@@ -26,8 +26,8 @@ class Backlog:
 
     worker: where a new model is fitted; None fits it at once, on the calling thread.
 
-    loss: that of the last group before its first step, in score points squared; None before the first group. failed: why the
-    new model could not be fitted, else empty; after that, no pair is trained on.
+    loss: that of the last group before its first step, in score points squared; None before the first group. failed: why
+    no pair is trained on any more, else empty.
     """
 
     def __init__(self, learner: Learner, worker: Executor | None) -> None:
@@ -101,7 +101,11 @@ class Backlog:
         """Stop training because a new model could not be fitted. Errors that mean something else are raised."""
         if not isinstance(error, TrainingError | MemoryError):
             raise error
-        self.failed = f"a new model could not be fitted to its first pairs: {error}"
+        self.stop(f"a new model could not be fitted to its first pairs: {error}")
+
+    def stop(self, why: str) -> None:
+        """Train on no pair any more."""
+        self.failed = why
         self._blocks.clear()
         self._waiting_pairs = 0
 

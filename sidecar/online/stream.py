@@ -17,7 +17,8 @@ from sidecar.journal.run import ALGORITHM, Run
 from sidecar.journal.segments import first_kept, journal_segments
 from sidecar.learning.recipe import TrainingError
 from sidecar.learning.training_settings import TrainingSettings
-from sidecar.models.base_model import BaseModel, ExportIo, require_features, scaler_evidence
+from sidecar.models.base_model import BaseModel, ExportIo, require_features
+from sidecar.models.evidence import evidence
 from sidecar.models.inputs import ModelInputs
 from sidecar.online.learner import Learner
 from sidecar.online.publication import PARITY_PAIRS, about_inputs
@@ -76,8 +77,8 @@ def train_stream(
         "data": [str(path) for path in paths],
     }
     real = trainer.replay.rows(newest=PARITY_PAIRS)[:, : run.n_features]
-    evidence = Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2])
-    return publish_network(trainer.network(trainer.ema), terms, [evidence], real, description)
+    judged = Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2])
+    return publish_network(trainer.network(trainer.ema), terms, [judged], real, description)
 
 
 def _from_journal(state_directory: Path, until: int | None, progress: Callable[[int], object]) -> Learner:
@@ -117,7 +118,7 @@ def _from_files(
     n_features = pairs.features.shape[1]
     if base is not None:
         require_features(base, n_features, ", ".join(map(str, paths)))
-        if words := scaler_evidence(base, pairs.features, pairs.true_score):
+        for words in evidence(base, pairs.features, pairs.true_score, settings.score_max - settings.score_min):
             _log.warning("%s", words)
     names = pairs.feature_names
     run = Run(

@@ -21,7 +21,7 @@ from sidecar.checkpoints.directory import CheckpointError, check_writable
 from sidecar.checkpoints.libvmaf import refused_by_libvmaf
 from sidecar.journal.segments import JournalError
 from sidecar.log import Complaints, event
-from sidecar.models.base_model import BaseModel, scaler_evidence
+from sidecar.models.base_model import BaseModel
 from sidecar.monitoring.history import read_history
 from sidecar.network.lines import BOUNDS, LineConversation
 from sidecar.network.loop import Loop
@@ -30,6 +30,7 @@ from sidecar.online.publication import about_inputs
 from sidecar.online.start import where_to_start
 from sidecar.online.training import OnlineTraining
 from sidecar.pairs.line_protocol import Answer
+from sidecar.serve.base_check import BaseCheck
 from sidecar.serve.checkpointing import Checkpointing
 from sidecar.serve.maintenance import Every, Maintenance
 from sidecar.serve.process import Signals, places, quick_switches
@@ -44,7 +45,6 @@ _TICK_S = 0.2
 _LOOK_S = 0.01
 """Looked no more often than this at what is done besides serving; a turn for one line takes less than a tenth of it."""
 HTTP_CONNECTIONS = 64
-_EVIDENCE_PAIRS = 128
 
 
 def serve(settings: Settings) -> None:
@@ -132,7 +132,6 @@ class Server:
             inputs = inputs_of_checkpoint(base, about_inputs(run), run.n_features)
             if refused := refused_by_libvmaf(base, settings.export_io, inputs, run.n_features):
                 _log.info("%s", refused)
-        self._scaling_untold = base if base and base.left_out else None
 
         def progress(pairs: int) -> None:
             self._board.recovered(pairs)
@@ -146,6 +145,8 @@ class Server:
             _log, "recovered", position=online.journal.position, trained_again=online.recovered,
             seconds=round(time.monotonic() - started, 3), step=online.learner.trainer.step,
         )  # fmt: skip
+        score_range = settings.score_max - settings.score_min
+        self._base_check = BaseCheck(base, online, score_range, worker) if base and begins_with else None
         return online, base
 
     def _serve(self) -> None:
@@ -171,18 +172,11 @@ class Server:
             self._maintenance.turn(now)
             if each_second.is_due(now):
                 self._look_after_socket()
-                self._tell_of_scaling()
+                if self._base_check is not None:
+                    self._base_check.turn()
             if each_status.is_due(now):
                 self._timer.catch_up(self._online)  # a group's first pairs, too, so that figures and snapshots have them
                 self._update_status(accepting=True)
-
-    def _tell_of_scaling(self) -> None:
-        """Once the first pairs are there: what the base model's error on them is with a scaling that is left out."""
-        base, replay = self._scaling_untold, self._online.learner.trainer.replay
-        if base is not None and len(replay) >= _EVIDENCE_PAIRS:
-            self._scaling_untold = None
-            pairs = replay.rows(newest=_EVIDENCE_PAIRS)
-            _log.warning("%s", scaler_evidence(base, pairs[:, :-1], pairs[:, -1]))
 
     def _look_after_socket(self) -> None:
         """Bind the socket again if its path was removed or replaced by a file that may be replaced."""

@@ -12,7 +12,8 @@ from onnx_builder import Activation, Dense, Elementwise, Network, NetworkError, 
 from onnx_builder.runtime import Scorer
 from onnx_builder.write import to_bytes
 from sidecar.checkpoints.verify import probe_features
-from sidecar.models.base_model import load, load_or_fresh, scaler_evidence
+from sidecar.models.base_model import load, load_or_fresh
+from sidecar.models.evidence import judged
 from sidecar.models.json_scaling import json_scaling, scaled
 from sidecar.pairs.recorded import read_pairs
 from tests.conftest import SHARED, run, tree
@@ -111,14 +112,14 @@ def test_a_scaling_that_is_left_out_is_told_with_the_bases_error_both_ways(tmp_p
     left_out = load(base_path)
     assert [step.value.tolist() for step in left_out.left_out] == [[1.0, -2.0, 0.5], [2.0, 0.5, 10.0]]
     scores = left_out.network.forward(features)
-    said = scaler_evidence(left_out, features, scores)
+    said = judged(left_out, features, scores)
     assert "the RMSE of the base model is 0.000 as they come and" in said
     assert said.endswith("with that scaling; they seem to be scaled already")
     scaled_scores = load(base_path, scaler="json").network.forward(features)
-    said = scaler_evidence(left_out, features, scaled_scores)
+    said = judged(left_out, features, scaled_scores)
     assert said.startswith(f"{base_path.with_suffix('.json')} has feature_mean and feature_std, which its graph does not hold")
     assert said.endswith("0.000 with that scaling; set base-scaler json")
-    assert scaler_evidence(load(base_path, scaler="json"), features, scores) == ""
+    assert judged(load(base_path, scaler="json"), features, scores) == ""
     done = train(pairs_path, tmp_path / "c", "--base-model", base_path, "--epochs", 0)
     assert done.stderr.startswith(f"WARNING: {base_path.with_suffix('.json')} has feature_mean and feature_std")
     done = train(pairs_path, tmp_path / "c", "--base-model", base_path, "--stream")

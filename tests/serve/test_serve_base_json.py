@@ -52,7 +52,7 @@ def test_a_scaling_that_is_left_out_is_told_with_the_bases_error_both_ways(serve
     wait_until(lambda: "the RMSE of the base model is" in sidecar.log.read_text())
     log = sidecar.log.read_text()
     assert log.count("has feature_mean and feature_std, which its graph does not hold and base-scaler none does not apply") == 1
-    assert log.count("on the first 128 pairs the RMSE") == 1
+    assert log.count("on the first 256 pairs the RMSE") == 1
     assert log.count("set base-scaler json") == 1
     assert log.count("cannot use these checkpoints: it does not measure encoder_onehot[libx264]") == 1
 
