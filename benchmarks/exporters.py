@@ -158,10 +158,13 @@ def from_keras(data: Data, layer: list[Any]) -> Made:
     from keras import layers
 
     keras.utils.set_random_seed(0)
+    scaling = layers.BatchNormalization()  # the weights of Normalization are inputs of the graph that tf2onnx makes
+    scaling.build((None, data.n))
+    scaling.set_weights([np.ones(data.n), np.zeros(data.n), data.mean, data.scale**2])
     model = keras.Sequential(
         [
             keras.Input((data.n,), name="features"),
-            layers.Normalization(mean=data.mean, variance=data.scale**2),
+            scaling,
             layers.Dense(16),
             *layer,
             layers.Dense(8, activation="relu"),

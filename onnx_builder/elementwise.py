@@ -105,11 +105,11 @@ def erf(x: Array, out: Array | None = None, scratch: Array | None = None) -> Arr
 
 
 def sigmoid(out: Array, scratch: Array, x: Array) -> None:
-    """Through tanh, which does not overflow."""
-    np.multiply(x, 0.5, out=out)
-    np.tanh(out, out=out)
+    """1 / (1 + exp(-x)): exact where it is small, too, so that its logarithm is."""
+    np.negative(x, out=out)
+    np.exp(out, out=out)
     np.add(out, 1, out=out)
-    np.multiply(out, 0.5, out=out)
+    np.reciprocal(out, out=out)
 
 
 def _hard_sigmoid(out: Array, scratch: Array, x: Array, alpha: float, beta: float) -> None:

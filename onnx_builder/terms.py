@@ -305,6 +305,8 @@ def _add_part(steps: list[Step], root: Term, width: int) -> Term:
     has_mean = False
     for tried, (inside, start) in enumerate(_parts(root)):
         has_mean = has_mean or any(term.operator == "ReduceMean" for term in inside)
+        if root.operator == "Log" and start.operator == "Sigmoid":  # which as an activation is not exact where it is small
+            inside, start = [root, start], start.terms[0]
         if not has_mean:
             steps += _single(inside[0]) if len(inside) == 1 and len(root.terms) == 1 else _several(steps, inside, start)
             return start

@@ -12,6 +12,9 @@ from onnx_builder.write import OPERATORS, to_bytes
 from sidecar.learning.metrics import rmse
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.online.trainer import Trainer
+from tests.onnx_builder.test_elementwise import CONSTANTS, SPELLED_OUT
+from tests.onnx_builder.test_read import HEAD as LAST
+from tests.onnx_builder.test_read import HIDDEN as DENSE
 from tests.onnx_builder.test_read import graph
 
 HIDDEN = 16
@@ -59,3 +62,29 @@ def test_one_pass_improves_a_base_model_and_its_checkpoint_is_sound(example, con
     assert {node.op_type for node in onnx.load_from_string(data).graph.node} <= OPERATORS
     assert np.abs(Scorer(data).predict(rest) - trained.forward(rest)).max() < 1e-4 * 100
     assert to_bytes(from_bytes(data)) == data
+    again = Trainer.from_state(80, TrainingSettings(), trainer.state())
+    for each in (trainer, again):
+        for _ in each.add(rest, true):
+            pass
+    assert_same_state(again.state(), trainer.state())
+
+
+def assert_same_state(one, other):
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("body", SPELLED_OUT.values(), ids=SPELLED_OUT)
+def test_the_state_keeps_every_function_exactly(body):
+    """Its structure is a graph, in units that were measured: it has to read as the same steps with the same parameters."""
+    network = from_bytes(graph(f"{DENSE} {body} {LAST}", **CONSTANTS).SerializeToString())
+    features = np.random.default_rng(0).normal(size=(600, 3)).astype(np.float32)
+    scores = np.clip(75 + 9 * features[:, 0], 0, 100)
+    trainer = Trainer(3, TrainingSettings(), network)
+    for _ in trainer.add(features[:300], scores[:300]):
+        pass
+    again = Trainer.from_state(3, TrainingSettings(), trainer.state())
+    for each in (trainer, again):
+        for _ in each.add(features[300:], scores[300:]):
+            pass
+    assert_same_state(again.state(), trainer.state())

@@ -109,6 +109,11 @@ def test_what_overflows_where_it_is_not_chosen_does_no_harm(name):
     assert network.forward([[1e4], [100], [20], [0]]) == pytest.approx([1e4, 100, 20, network.forward([[0]])[0]])
 
 
+def test_the_logarithm_of_a_small_sigmoid_is_exact():
+    network = from_bytes(of_one_feature(SPELLED_OUT["log-sigmoid"]).SerializeToString())
+    assert network.forward([[-15], [-60], [-85], [3]]) == pytest.approx([-15, -60, -85, -np.log1p(np.exp(-3))], rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["leaky ReLU by Where", "hard shrink", "Where of a constant", "a band"])
 def test_comparisons_are_exact(name):
     model = of_one_feature(SPELLED_OUT[name])
