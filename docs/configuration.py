@@ -37,6 +37,9 @@ state directory of its own. Several sidecars may share a checkpoint directory.
 If the base model's file does not exist, a sidecar with earlier state continues from that. Without earlier state it collects
 256 pairs, fits a new model (a *fresh head*) to them, and trains it from there. If the file exists but cannot be used, the
 sidecar stays up in phase `failed`: it records pairs and does not train.
+
+With `VMAFX_SIDECAR_FOLLOW_BASE=1`, another file at the same path is followed while the sidecar runs;
+[operations.md](operations.md#replacing-the-base-model) says how.
 """,
     "Training": """\
 New pairs are trained on in batches, together with earlier pairs from the *replay buffer*, so that new content does not make

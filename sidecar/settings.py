@@ -147,6 +147,10 @@ class Settings:
         Path("/mnt/vmafx-models/base/model.onnx"), "VMAFX_BASE_MODEL_PATH", "baseModelPath", PATH,
         "ONNX model or PyTorch state-dict to fine-tune. If the file does not exist, training starts from a new model.",
     )  # fmt: skip
+    follow_base: bool = setting(
+        False, "VMAFX_SIDECAR_FOLLOW_BASE", "followBase", FLAG,
+        "1: a changed file at the base model's path is followed without a restart.",
+    )  # fmt: skip
     base_scaler: BaseScaler = setting(
         "none", "VMAFX_SIDECAR_BASE_SCALER", "baseScaler", one_of("none", "json"),
         "json: apply feature_mean and feature_std from the JSON beside the base model.",
@@ -344,7 +348,7 @@ def option_of(name: str) -> str:
 
 SECTIONS = {
     "Socket, directories and HTTP": "socket socket_mode checkpoint_dir state_dir http http_models",
-    "Model": "base_model base_scaler export_io hidden activation n_features features target score_min score_max",
+    "Model": "base_model follow_base base_scaler export_io hidden activation n_features features target score_min score_max",
     "Training": "learning_rate optimizer momentum weight_decay max_grad_norm warmup_steps steps_per_batch batch_size "
     "replay_capacity replay_mix ema_decay ema_warmup seed cuda",
     "Checkpoints and the gate": "checkpoint_interval min_samples keep_checkpoints holdout_fraction stability_plcc_delta "

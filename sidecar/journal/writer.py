@@ -103,17 +103,21 @@ class Journal:
         closed = journal_segments(self._state)[: None if self._descriptor is None else -1]
         self._closed_bytes = sum(segment.stat().st_size for segment in closed)
 
-    def append(self, lines: Sequence[bytes]) -> None:
+    def append(self, lines: Sequence[bytes], run: dict[str, Any] | None = None) -> None:
         """Write pairs, as they came and without newlines, in one piece.
 
-        Raises JournalError if that fails. Then nothing of it is in the journal.
+        run: what these and the pairs after them are trained with, where that is another one. Raises JournalError if it fails.
+        Then nothing of it is in the journal.
         """
-        self._append([*lines], pairs=len(lines))
+        record = [] if run is None else [_record(run)]
+        self._append([*record, *lines], pairs=len(lines))
+        if record:
+            (self.last_run,) = record
 
     def append_run(self, run: dict[str, Any]) -> None:
         """Write what the pairs after this are trained with. Raises JournalError as `append`."""
         before = self.last_run
-        self.last_run = RUN + json.dumps(run, separators=(",", ":"), sort_keys=True).encode()
+        self.last_run = _record(run)
         try:
             if self._size:
                 self._append([self.last_run], pairs=0)
@@ -327,6 +331,10 @@ class Journal:
             os.close(descriptor)
             raise
         self._descriptor, self._path, self._size, self._day = descriptor, path, 0, _day(time.time())
+
+
+def _record(run: dict[str, Any]) -> bytes:
+    return RUN + json.dumps(run, separators=(",", ":"), sort_keys=True).encode()
 
 
 def _day(seconds: float) -> int:

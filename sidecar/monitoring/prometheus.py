@@ -8,7 +8,7 @@ from typing import get_args
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.monitoring.status import Phase, Status
-from sidecar.monitoring.status_document import DAMAGED, GATES, RESULTS, STAGES, counts, finite
+from sidecar.monitoring.status_document import DAMAGED, FOLLOWED, GATES, RESULTS, STAGES, counts, finite
 
 
 def metric_families(status: Status) -> list[Metric]:
@@ -63,6 +63,12 @@ def metric_families(status: Status) -> list[Metric]:
             "Damage found in the state directory, by kind of file.",
             counts(DAMAGED, status.damage),
             "file",
+        ),
+        _counter(
+            "base_models",
+            "Base models that took the place of another one while it ran, by whether they were followed.",
+            counts(FOLLOWED, status.base_models),
+            "result",
         ),
         _counter("log_lines_dropped", "Log lines dropped because nobody reads standard error.", status.log_dropped),
         _gauge("connections", "Open connections on the Unix socket.", status.connections),

@@ -17,8 +17,9 @@ class Status:
     """The state at one moment.
 
     phase: `initializing` while recovering or collecting the first pairs of a new model; `paused` while the journal cannot be
-    written; `failed` if the base model cannot be used (pairs are recorded but not trained on). reason: why it is paused or
-    failed, else empty. accepting: the socket is bound. progress: `time.monotonic()` of the event loop's last turn.
+    written; `failed` if the base model cannot be used (pairs are recorded but not trained on). host: who it is, in Kubernetes
+    the pod. reason: why it is paused or failed, else empty. accepting: the socket is bound. progress: `time.monotonic()` of the
+    event loop's last turn.
 
     Counts are those of this process; positions, steps and versions are those of the state. loss: mean squared error of the last
     group of new pairs before its first step, in score points squared. prequential_*: on the last 1000 pairs, each predicted
@@ -29,6 +30,7 @@ class Status:
     """
 
     phase: Phase = "initializing"
+    host: str = ""
     reason: str = ""
     accepting: bool = False
     progress: float = 0.0
@@ -57,6 +59,8 @@ class Status:
     degraded: tuple[str, ...] = ()  # what was damaged in the state directory
     damage: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by kind of file
     log_dropped: int = 0
+    base_models: Mapping[str, int] = field(default_factory=lambda: _NONE)  # that replaced the base: followed, refused
+    base_refused: str = ""  # why the one that is there now is not followed
     checkpoint_directory_lost: int = 0  # how many times it was found removed or replaced
     version: int | None = None  # of the last checkpoint of this process; before that, the newest in the directory
     latest_version: int | None = None  # what the links name, whoever has published it

@@ -17,6 +17,7 @@ _MOST_DEGRADED = 6
 RESULTS = ("accepted", "held_out", "duplicate", "rejected")
 GATES = ("stable", "unstable", "unverified", "incompatible")
 DAMAGED = ("journal", "snapshot", "base", "anchor", "published", "history")
+FOLLOWED = ("followed", "refused")
 STAGES = ("build", "parity", "write", "lock")
 
 
@@ -27,9 +28,11 @@ def status_document(status: Status) -> dict[str, Any]:
         "current_samples": status.position,
         "last_checkpoint_time": _rfc3339(status.checkpoint_time),
         "model_version": _model_name(status.version),
+        "host": one_line(status.host)[:80] or None,
         "reason": one_line(status.reason) or None,
         "accepting": status.accepting,
         "degraded": [one_line(each)[:80] for each in status.degraded[:_MOST_DEGRADED]] or None,
+        "base_model_refused": one_line(status.base_refused)[:200] or None,
         "latest_version": _model_name(status.latest_version),
         "stable_version": _model_name(status.stable_version),
         "last_checkpoint_gate": one_line(status.checkpoint_gate or "") or None,

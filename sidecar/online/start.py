@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnx_builder.network import Network, NetworkError
+from onnx_builder.network import Clip, Network, NetworkError
 from sidecar.checkpoints.directory import LATEST, linked
+from sidecar.checkpoints.judging.compatibility import score_range
 from sidecar.features.names import NamesError, canonical, in_order, repeated
 from sidecar.journal.run import Run
 from sidecar.journal.segments import is_before_blocks
@@ -62,12 +63,7 @@ def where_to_start(settings: Settings) -> Start:
         _log.warning("%s=%s: nothing is there; %s", env_of("base_model"), settings.base_model, what)
     if not goes_on and (not missing or settings.base_model.is_symlink()):  # a link that leads nowhere is a mistake
         try:
-            base = load(
-                settings.base_model,
-                scaler=settings.base_scaler,
-                export_io=settings.export_io,
-                choices=Choices(otherwise=settings.activation),
-            )
+            base = _load(settings)
         except ValueError as error:
             failed = str(error)
     if base is None and not goes_on and settings.export_io == "base" and not failed:
@@ -89,21 +85,90 @@ def where_to_start(settings: Settings) -> Start:
         last, goes_on = None, False
     begins_with = base.network if base else None
     digest = digest_of(base.network) if base else (last.base if last and goes_on else None)
-    before = last if goes_on else None
+    run = _run_of(settings, n_features, features, digest, inputs, last if goes_on else None)
+    if last is not None and goes_on:
+        base = _base_of(settings, last)
+        if base is None and settings.export_io == "base":
+            failed = f"{env_of('export_io')}=base: neither a base model nor a checkpoint of this form is there any more"
+    return Start(base, begins_with, run, failed)
+
+
+def next_base(settings: Settings, last: Run, present: BaseModel | None) -> tuple[BaseModel, Run]:
+    """The base model at its path now, and the run that begins with it, to follow the one that trains at present.
+
+    last, present: that run and its base model. Raises ValueError that says why the new one cannot be used, or not without a
+    restart: it takes other features or has other scores.
+    """
+    path = settings.base_model
+    if path.resolve().parent == settings.checkpoint_dir.resolve():
+        raise NetworkError(f"base model {path} is a checkpoint of this very sidecar's directory")
+    about = read_description(path) or {}
+    base = _load(settings)
+    digest, inputs = digest_of(base.network), base.inputs
+    features = tuple(map(canonical, settings.features or ())) or last.features or inputs.names
+    why = _does_not_fit(base, last.n_features, features)
+    if not why and digest != last.base and (why := _other_use(settings, base, score_range(about), features, last, present)):
+        why = f"base model {path}: {why}"
+    if why:
+        raise NetworkError(why)
+    return base, _run_of(settings, last.n_features, features, digest, inputs, None)
+
+
+def _other_use(
+    settings: Settings,
+    base: BaseModel,
+    scores: tuple[float, float] | None,
+    features: tuple[str, ...],
+    last: Run,
+    present: BaseModel | None,
+) -> str:
+    """Why a base model of the right width is fed, or gives scores, otherwise than the present one; empty if it does not."""
+    order, end, wanted = base.inputs.names or features, base.network.steps[-1], (settings.score_min, settings.score_max)
+    if scores is None and isinstance(end, Clip):
+        scores = end.low, end.high
+    if last.order and order != last.order:
+        return f"its features are {', '.join(order)}, in another order than {', '.join(last.order)}"
+    if scores is not None and scores != wanted:
+        return f"its scores are from {scores[0]:g} to {scores[1]:g}, not from {wanted[0]:g} to {wanted[1]:g}"
+    if not settings.target and last.target and base.inputs.target not in ("", last.target):
+        return f"its scores are {base.inputs.target}, not {last.target}"
+    if settings.export_io == "base" and present is not None and _ports(base) != _ports(present):
+        return f"{env_of('export_io')}=base: its inputs and output are others than those of the present base model"
+    return ""
+
+
+def _load(settings: Settings) -> BaseModel:
+    """Raises NetworkError."""
+    return load(
+        settings.base_model,
+        scaler=settings.base_scaler,
+        export_io=settings.export_io,
+        choices=Choices(otherwise=settings.activation),
+    )
+
+
+def _ports(base: BaseModel) -> tuple[object, ...]:
+    return (base.declared.inputs, base.declared.output) if base.declared else ()
+
+
+def _run_of(
+    settings: Settings,
+    n_features: int,
+    features: tuple[str, ...],
+    digest: str | None,
+    inputs: ModelInputs | None,
+    before: Run | None,
+) -> Run:
+    """digest, inputs: of the base model, None without one. before: the run whose features' order and target go on."""
     order = (inputs.names if inputs else ()) or (before.order if before else ()) or features
     block = inputs.block if inputs else before.encoder if before else None
     target = settings.target or (inputs.target if inputs else "") or (before.target if before else "")
     if inputs and inputs.target and target != inputs.target:
         _log.warning("base model %s was trained on %s; it is fine-tuned to %s", settings.base_model, inputs.target, target)
-    if last is not None and goes_on:
-        base = _base_of(settings, last)
-        if base is None and settings.export_io == "base":
-            failed = f"{env_of('export_io')}=base: neither a base model nor a checkpoint of this form is there any more"
-    run = Run(
+    return Run(
         n_features, _training_settings(settings), settings.holdout_fraction, digest, _kernel(),
         features=features, order=order, encoder=block, target=target,
     )  # fmt: skip
-    return Start(base, begins_with, run, failed)
 
 
 def _does_not_fit(base: BaseModel, n_features: int, features: tuple[str, ...]) -> str:

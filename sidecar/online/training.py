@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from onnx_builder.network import Network
 from sidecar.files import remove_leftovers
@@ -29,7 +30,7 @@ from sidecar.pairs.duplicates import RECENT_PAIRS, RecentPairs
 from sidecar.pairs.errors import PairError
 from sidecar.pairs.holdout import is_held_out
 from sidecar.pairs.line_protocol import Answer, refusal, refused
-from sidecar.pairs.pair import Pair
+from sidecar.pairs.pair import Pair, PairReader
 from sidecar.settings import Fsync
 from sidecar.state.anchor import ANCHOR, kept_anchors
 from sidecar.state.base_models import keep_base
@@ -39,6 +40,8 @@ from sidecar.state.snapshots import snapshots, write_snapshot
 from sidecar.state.verify import move_damaged_aside
 
 _log = logging.getLogger(__name__)
+_MOST_BEFORE = 1024
+"""Of pairs that wait, for another run to begin now: they take some milliseconds."""
 
 
 @dataclass
@@ -49,6 +52,15 @@ class Counts:
     held_out: int = 0
     duplicate: int = 0
     rejected: int = 0
+
+
+class _Next(NamedTuple):
+    """The run that begins with the next pair. begun: called once it has."""
+
+    run: Run
+    base: Network
+    reader: PairReader
+    begun: Callable[[], object]
 
 
 class OnlineTraining:
@@ -79,7 +91,8 @@ class OnlineTraining:
         self._directory, self._trains = state_directory, train
         self.counts = Counts()
         self._recent = RecentPairs()
-        self._reader = reader_of(run, run.settings.score_min, run.settings.score_max, run.target)
+        self._reader = _reader_of_new(run)
+        self._next: _Next | None = None
         self._snapshot_at = self.recovered = 0
         self._lock = locked(state_directory)
         try:
@@ -109,7 +122,8 @@ class OnlineTraining:
         answers: list[Answer] = []
         pairs: list[Pair] = []
         journalled: list[bytes] = []
-        read, recent = self._reader.read, self._recent
+        begins = self._next if self._may_begin else None
+        read, recent = (begins.reader if begins else self._reader).read, self._recent
         for line in lines:
             try:
                 pair = read(line)
@@ -127,10 +141,12 @@ class OnlineTraining:
         step, groups = self.step_when_answered, list[Group]()
         if pairs:
             try:
-                self.journal.append(journalled)
+                self.journal.append(journalled, begins.run.as_json() if begins else None)
             except JournalError as error:
                 recent.take_back(pairs)
                 return [_not_now(answer, str(error)) for answer in answers]
+            if begins is not None:
+                self._begin(begins)
             recent.trim()
             self.counts.accepted += len(pairs)
             fraction = self.learner.run.holdout_fraction
@@ -138,6 +154,25 @@ class OnlineTraining:
             groups = self.backlog.take(pairs) if self._trains else []
         self.counts.duplicate += _fill_in(answers, iter(groups), step)
         return answers
+
+    def follow(self, run: Run, base: Network, begun: Callable[[], object]) -> None:
+        """Let another run begin, from `base`, with the next pair that is accepted; instead of one that has not begun.
+
+        run: with features and scores as at present. base: kept in the state directory. begun: called once it has begun.
+        """
+        self._next = _Next(run, base, _reader_of_new(run), begun) if run != self.learner.run else None
+
+    @property
+    def _may_begin(self) -> bool:
+        """The pairs before, which are trained under the run before, take no time that an answer would have to wait for."""
+        backlog = self.backlog
+        return self._trains and not (backlog.busy or backlog.failed or backlog.waiting > _MOST_BEFORE)
+
+    def _begin(self, begins: _Next) -> None:
+        self.backlog.wait()
+        self.learner.begin(begins.run, begins.base)
+        self._reader, self._next = begins.reader, None
+        begins.begun()
 
     @property
     def steps(self) -> int:
@@ -237,6 +272,11 @@ class OnlineTraining:
 
     def _keep_aside(self, segment: Path, reason: str) -> None:
         self.damages.copy_aside(segment, "journal", reason)
+
+
+def _reader_of_new(run: Run) -> PairReader:
+    """What makes pairs from lines that are not in the journal yet."""
+    return reader_of(run, run.settings.score_min, run.settings.score_max, run.target)
 
 
 def _fill_in(answers: list[Answer], groups: Iterator[Group], step: int) -> int:

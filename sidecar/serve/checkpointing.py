@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -47,6 +48,7 @@ class Checkpointing:
     ) -> None:
         self._directory, self._state = settings.checkpoint_dir, settings.state
         self._online, self._worker, self._looker, self._wake = online, worker, looker, wake
+        self._export_io = settings.export_io
         self._terms = Terms(
             settings.checkpoint_dir, settings.score_max - settings.score_min, base, settings.export_io if base else "canonical",
             settings.keep_checkpoints, settings.stability_plcc_delta, settings.stability_rmse_ratio, LOCK_S,
@@ -69,6 +71,10 @@ class Checkpointing:
     def request(self) -> None:
         """Publish a checkpoint on the next turn."""
         self._schedule.request()
+
+    def follow(self, base: BaseModel) -> None:
+        """Compare the checkpoints to come with another base model, and give them its form."""
+        self._terms = replace(self._terms, base=base, export_io=self._export_io)
 
     def turn(self, now: float) -> str:
         """Start a checkpoint if one is due. Returns the path of one that was published since the last turn, or "".

@@ -13,6 +13,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from sidecar.online.publication import about_inputs
 from sidecar.online.start import where_to_start
 from sidecar.online.training import OnlineTraining
 from sidecar.pairs.line_protocol import Answer
-from sidecar.serve.base_check import BaseCheck
+from sidecar.serve.base.check import BaseCheck
+from sidecar.serve.base.watch import BaseWatch
 from sidecar.serve.checkpointing import Checkpointing
 from sidecar.serve.maintenance import Every, Maintenance
 from sidecar.serve.process import Signals, places, quick_switches
@@ -104,6 +106,7 @@ class Server:
             self._signals.wake = loop.wake
             self._checkpointing = Checkpointing(settings, base, online, worker, looker, loop.wake)
             self._trials = Trials(settings, online.journal, worker, loop.wake)
+            self._base_watch = BaseWatch(settings, online, base, worker, looker, self._follow)
             self._maintenance = Maintenance(settings, online, self._board.history, worker, syncer)
             gc.freeze()  # what exists now stays; collecting the oldest generation need not look at it again
             self._serve()
@@ -146,7 +149,8 @@ class Server:
             seconds=round(time.monotonic() - started, 3), step=online.learner.trainer.step,
         )  # fmt: skip
         score_range = settings.score_max - settings.score_min
-        self._base_check = BaseCheck(base, online, score_range, worker) if base and begins_with else None
+        self._check_of = partial(BaseCheck, online=online, score_range=score_range, worker=worker)
+        self._base_check = self._check_of(base) if base and begins_with else None
         return online, base
 
     def _serve(self) -> None:
@@ -165,6 +169,8 @@ class Server:
             if self._signals.publish:
                 self._signals.publish = False
                 self._checkpointing.request()
+            if self._settings.follow_base and not self._failed:
+                self._base_watch.turn(now)
             self._trials.turn(now)
             if path := self._checkpointing.turn(now):
                 self._announce = path
@@ -177,6 +183,11 @@ class Server:
             if each_status.is_due(now):
                 self._timer.catch_up(self._online)  # a group's first pairs, too, so that figures and snapshots have them
                 self._update_status(accepting=True)
+
+    def _follow(self, base: BaseModel) -> None:
+        """Another base model has taken the place of the one before."""
+        self._checkpointing.follow(base)
+        self._base_check = self._check_of(base)
 
     def _look_after_socket(self) -> None:
         """Bind the socket again if its path was removed or replaced by a file that may be replaced."""
@@ -231,7 +242,7 @@ class Server:
             connections=len(self._loop),
             rejected=self._refusals.counts,
             step_seconds=self._timer.seconds,
-            checkpoints=self._checkpointing.as_status() | self._trials.as_status(),
+            checkpoints=self._checkpointing.as_status() | self._trials.as_status() | self._base_watch.as_status(),
         )
 
 

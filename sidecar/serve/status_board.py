@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,7 +22,8 @@ class StatusBoard:
     """`status` is replaced, never modified; `history` keeps the last hours."""
 
     def __init__(self) -> None:
-        self.status = Status(phase="initializing", progress=time.monotonic())
+        host = os.environ.get("POD_NAME") or socket.gethostname()  # a pod may have its machine's host name
+        self.status = Status(phase="initializing", host=host, progress=time.monotonic())
         self.history = History()
 
     def recovered(self, pairs: int) -> None:
@@ -41,7 +44,7 @@ class StatusBoard:
         """Update the status from `online`.
 
         failed: why the base model cannot be used, or empty. rejected: refused lines by kind. step_seconds: mean of the last
-        steps. checkpoints: the fields of a `Status` that are about checkpoints.
+        steps. checkpoints: the fields of a `Status` that are about checkpoints and base models.
         """
         learner, trainer, counts = online.learner, online.learner.trainer, online.counts
         failed = failed or online.backlog.failed

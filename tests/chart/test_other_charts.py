@@ -59,7 +59,7 @@ def parent(tmp_path):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_documented_lines_put_the_sidecar_into_another_charts_deployment(parent, version):
     found = manifests({}, version, parent)
-    assert sorted(each["kind"] for each in found) == ["Deployment", "Service"]
+    assert sorted(each["kind"] for each in found) == ["Deployment", "Service", "Service"]
     for manifest in found:
         kubernetes_validate.validate(manifest, version, strict=True)
     pod = pod_of(found)
@@ -73,7 +73,9 @@ def test_the_documented_lines_put_the_sidecar_into_another_charts_deployment(par
     assert volumes[mounts["/var/lib/vmafx-sidecar"]] == {"name": "vmafx-state", "emptyDir": {}}
     assert volumes[mounts["/mnt/vmafx-models"]]["persistentVolumeClaim"] == {"claimName": "models"}
     labels = only(found, "Deployment")["spec"]["template"]["metadata"]["labels"]
-    assert only(found, "Service")["spec"]["selector"].items() <= labels.items()
+    services = [each["spec"] for each in found if each["kind"] == "Service"]
+    assert all(each["selector"].items() <= labels.items() for each in services)
+    assert sorted(each.get("clusterIP", "") for each in services) == ["", "None"]
 
 
 def test_its_own_state_directory_is_kept_there_too(parent):

@@ -17,7 +17,7 @@ from sidecar.models.base_model import load
 from sidecar.models.evidence import compared, evidence, judged
 from sidecar.offline.training import train_offline
 from sidecar.online.backlog import Backlog
-from sidecar.serve.base_check import BaseCheck
+from sidecar.serve.base.check import BaseCheck
 from tests.torch_files import linears, zip_file
 
 X = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)

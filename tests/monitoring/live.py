@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from datetime import datetime
 
 import pytest
 
@@ -25,6 +26,17 @@ def ask(address, path, method="GET", headers=None):
 
 def strict_json(body):
     return json.loads(body, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+def told_of_one_checkpoint(address, directory):
+    """Which checkpoint `/status` tells of, whose time it has to tell, too; None before the first."""
+    told = ask_json(address, "/status")
+    name = told.get("model_version")
+    assert (name is None) == ("last_checkpoint_time" not in told)
+    if name is not None:
+        created = datetime.fromisoformat(json.loads((directory / f"{name}.json").read_text())["created_at"])
+        assert datetime.fromisoformat(told["last_checkpoint_time"]) == created.replace(microsecond=0)
+    return name
 
 
 def ask_json(address, path):

@@ -6,6 +6,7 @@ from sidecar.monitoring.status import Status
 
 FULL = Status(
     phase="running",
+    host="node-0",
     accepting=True,
     n_features=2,
     features=("adm2", "motion2"),
@@ -32,6 +33,8 @@ FULL = Status(
     degraded=("000001-snapshot_000000000042.npz",),
     damage={"snapshot": 1},
     log_dropped=6,
+    base_models={"followed": 2, "refused": 1},
+    base_refused="base.onnx takes 4 features, not 2",
     checkpoint_directory_lost=8,
     version=42,
     latest_version=43,

@@ -46,6 +46,8 @@ METRICS = {
     'vmafx_training_state_damage_total{file="anchor"}': 0,
     'vmafx_training_state_damage_total{file="published"}': 0,
     'vmafx_training_state_damage_total{file="history"}': 0,
+    'vmafx_training_base_models_total{result="followed"}': 2,
+    'vmafx_training_base_models_total{result="refused"}': 1,
     "vmafx_training_log_lines_dropped_total": 6,
     "vmafx_training_checkpoint_directory_lost_total": 8,
     "vmafx_training_checkpoint_version": 42,

@@ -52,9 +52,11 @@ def test_the_status_tells_all():
         "current_samples": 123456,
         "last_checkpoint_time": "2025-12-31T23:59:59Z",
         "model_version": "model_v000042",
+        "host": "node-0",
         "reason": "journal: no space left on device",
         "accepting": True,
         "degraded": ["000001-snapshot_000000000042.npz"],
+        "base_model_refused": "base.onnx takes 4 features, not 2",
         "latest_version": "model_v000043",
         "stable_version": "model_v000041",
         "last_checkpoint_gate": "unstable",
@@ -88,7 +90,7 @@ def test_the_status_tells_all():
         "features": ["adm2", "motion2"],
     }
     # Nothing of the value is forgotten: every field is told, or has its own endpoint.
-    assert len(dataclasses.fields(Status)) == len(document) + len(["progress"])
+    assert len(dataclasses.fields(Status)) == len(document) + len(["progress", "base_models"])
 
 
 LONGEST = {

@@ -25,6 +25,7 @@ from sidecar.journal.segments import read_journal
 from sidecar.pairs.holdout import holdout_position
 from sidecar.settings import Settings
 from tests.conftest import EXAMPLE, run, run_process
+from tests.monitoring.live import told_of_one_checkpoint
 from tests.running import PATIENCE_S, free_address, journalled, wait_until
 
 
@@ -546,6 +547,7 @@ def test_a_model_that_does_not_fit_the_stable_one_moves_no_link_and_is_warned_of
         known = len(checkpoints(directory)) + 1
         sidecar.process.send_signal(signal.SIGUSR1)
         wait_until(lambda known=known: len(events(sidecar, "checkpoint published")) == known)
+        wait_until(lambda known=known: told_of_one_checkpoint(address, directory) == f"model_v{known:06d}")
     sidecar.send(rows[600:])
     assert sidecar.stop() == 0
     published = events(sidecar, "checkpoint published")

@@ -14,7 +14,7 @@ import pytest
 from sidecar.checkpoints.directory import checkpoints
 from sidecar.journal.segments import read_journal
 from sidecar.serve.process import END_S
-from tests.monitoring.live import ask_json
+from tests.monitoring.live import ask_json, told_of_one_checkpoint
 from tests.running import free_address, journalled, metrics, wait_until
 
 HANGS = """
@@ -208,3 +208,4 @@ def test_two_sidecars_in_one_directory_each_report_their_own_last_checkpoint(ser
     assert one.stop() == 0
     address, one = start("one")
     wait_until(lambda: told(address) == ("model_v000002", "model_v000002"))
+    assert told_of_one_checkpoint(address, directory) == "model_v000002"
