@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sidecar.consumer.directory_source import DirectorySource
 from sidecar.consumer.http_source import HttpSource
-from sidecar.consumer.source import Source, choose
+from sidecar.consumer.source import Fetched, Source, choose
 from sidecar.consumer.verified import RefusedError, VerifiedModel, verified
 
 
@@ -39,22 +39,29 @@ class Follower:
         """A model that was not there before, None if there is none.
 
         Raises SourceError if nothing can be read, whenever it is called until something can; and RefusedError, once for each
-        model that is not to be used. It is read again when its files have changed,
-        and given once more only if what is in them has.
+        model that is not to be used. It is read again when its files have changed, and given once more only if what is in them
+        has. If anything else is raised, or a fork comes in between, the model is news at the next call.
         """
         fetched = self._source.fetch(self._seen, self._in_use)
         if fetched is None:
             return None
-        self._seen = fetched.seal
         content = fetched.name, hashlib.sha256(fetched.model).digest(), fetched.digest, fetched.description
         if content == self._content:
+            self._seen = fetched.seal
             return None
-        self._content, self._in_use = content, False
+        try:
+            model = self._checked(fetched)
+        except RefusedError:
+            self._seen, self._content, self._in_use = fetched.seal, content, False
+            raise
+        self._seen, self._content, self._in_use = fetched.seal, content, True
+        return model
+
+    def _checked(self, fetched: Fetched) -> VerifiedModel:
         if self._pinned not in (None, fetched.version):
             raise RefusedError(f"{fetched.place}: is {fetched.name}; expected version {self._pinned}")
         model = verified(fetched)
         self._accept(model)
-        self._in_use = True
         return model
 
 

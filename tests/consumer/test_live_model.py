@@ -18,6 +18,7 @@ from onnx_builder.write import to_bytes
 from sidecar import LiveModel
 from sidecar.checkpoints.directory import promote
 from sidecar.consumer.live_model import NoModelError
+from sidecar.consumer.verified import verified
 from tests.consumer.published import ROW, ModelServer, constant, publish_model, score_of
 from tests.running import PATIENCE_S, wait_until
 
@@ -244,6 +245,12 @@ def test_whatever_else_goes_wrong_the_model_stays(directory, registry, monkeypat
             assert model.reason == "ZeroDivisionError('division by zero')"
         wait_until(lambda: not model.reason)
         assert one(model) == pytest.approx(score_of(20))
+        with monkeypatch.context() as patch:
+            patch.setattr("sidecar.consumer.follower.verified", lambda fetched: 1 / 0)
+            failed = model.swaps["failed"]
+            publish_model(directory, constant(30))
+            wait_until(lambda: model.swaps["failed"] > failed)
+        wait_until(lambda: model.version == "model_v000002")
 
 
 def test_the_metrics_are_those_of_the_model_in_use(directory, registry, tmp_path):
@@ -297,25 +304,59 @@ def test_a_replaced_model_ends_with_the_last_call_in_it(directory, registry, dra
         assert scores == [(pytest.approx(score_of(20)), "model_v000001")]
 
 
+def in_child(function):
+    """What a function gives in a child of a fork."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    child = os.fork()
+    if child == 0:
+        try:
+            writer.send(function())
+        finally:
+            os._exit(0)
+    writer.close()
+    assert reader.poll(PATIENCE_S)
+    given = reader.recv()
+    assert os.waitpid(child, 0)[1] == 0
+    return given
+
+
 def test_a_child_of_a_fork_goes_on_by_itself(directory, registry):
     publish_model(directory, constant(20))
     with LiveModel(directory, **SOON, registry=registry) as model:
         before = model._serving
-        reader, writer = multiprocessing.Pipe(duplex=False)
-        child = os.fork()
-        if child == 0:
-            try:
-                first = one(model)
-                publish_model(directory, constant(30))
-                wait_until(lambda: model.version == "model_v000002")
-                writer.send((first, one(model), model._serving is not before))
-            finally:
-                os._exit(0)
-        writer.close()
-        assert reader.poll(PATIENCE_S)
-        assert reader.recv() == (pytest.approx(score_of(20)), pytest.approx(score_of(30)), True)
-        assert os.waitpid(child, 0)[1] == 0
+
+        def goes_on():
+            first = one(model)
+            publish_model(directory, constant(30))
+            wait_until(lambda: model.version == "model_v000002")
+            return first, one(model), model._serving is not before
+
+        assert in_child(goes_on) == (pytest.approx(score_of(20)), pytest.approx(score_of(30)), True)
         wait_until(lambda: model.version == "model_v000002")
+
+
+def test_a_child_of_a_fork_in_the_middle_of_a_look_takes_the_new_model_too(directory, registry, monkeypatch):
+    publish_model(directory, constant(20))
+    with LiveModel(directory, **SOON, registry=registry) as model:
+        looking, go = threading.Event(), threading.Event()
+
+        def slowly(fetched):
+            looking.set()
+            assert go.wait(PATIENCE_S)
+            return verified(fetched)
+
+        def takes_it():
+            monkeypatch.undo()
+            wait_until(lambda: model.version == "model_v000002")
+            return one(model)
+
+        monkeypatch.setattr("sidecar.consumer.follower.verified", slowly)
+        publish_model(directory, constant(30))
+        assert looking.wait(PATIENCE_S)
+        try:
+            assert in_child(takes_it) == pytest.approx(score_of(30))
+        finally:
+            go.set()
 
 
 def test_a_closed_model_still_predicts_and_follows_no_longer(directory, registry):
