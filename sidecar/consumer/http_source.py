@@ -23,11 +23,12 @@ _DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]*):")
 
 
 class _File(NamedTuple):
-    """A file that was sent."""
+    """A file that was sent. vouched: whether what came was the file, as its `Repr-Digest` says."""
 
     target: str
     most: int
     etag: str
+    vouched: bool
 
 
 class _Seal(NamedTuple):
@@ -41,7 +42,8 @@ class HttpSource:
     """Follows a model at `http://HOST:PORT`, with whatever path a proxy has put before `/models`.
 
     The model says in a header which version it is, and what lies beside it is then asked for by that version. A file that is
-    known is asked for by its ETag, and not sent again. Raises ValueError for another URL.
+    known is asked for by its ETag, and not sent again; but if it was not found good, only where it is sure that it came as it
+    is. Raises ValueError for another URL.
     """
 
     def __init__(self, url: str, name: str) -> None:
@@ -64,12 +66,14 @@ class HttpSource:
     def fetch(self, seen: Hashable, in_use: bool) -> Fetched | None:
         until = time.monotonic() + FETCH_SECONDS
         before = seen if isinstance(seen, _Seal) else None
-        model = self._get(self._model, MAX_BYTES, until, before.files[0].etag if before else "")
+        etags = [file.etag if in_use or file.vouched else "" for file in before.files] if before else [""]
+        model = self._get(self._model, MAX_BYTES, until, etags[0])
         if before and model.status == HTTPStatus.NOT_MODIFIED:
             # A model of the same weights under another version is another one.
             same = model.headers.get(_VERSION, before.version) == before.version
-            beside = () if in_use else before.files[1:]
-            if same and all(self._get(*file[:2], until, file.etag).status == HTTPStatus.NOT_MODIFIED for file in beside):
+            beside = [] if in_use else [*zip(before.files, etags, strict=True)][1:]
+            known = (self._get(file.target, file.most, until, etag).status == HTTPStatus.NOT_MODIFIED for file, etag in beside)
+            if same and all(known):
                 return None
             model = self._get(self._model, MAX_BYTES, until)
         stated = model.headers.get(_VERSION, "")
@@ -80,9 +84,9 @@ class HttpSource:
         digest = self._get(digest_at, MOST_DIGEST_BYTES, until)
         description = self._get(description_at, MOST_WRITTEN, until)
         files = (
-            _File(self._model, MAX_BYTES, _etag(model)),
-            _File(digest_at, MOST_DIGEST_BYTES, _etag(digest)),
-            _File(description_at, MOST_WRITTEN, _etag(description)),
+            _file(self._model, MAX_BYTES, model),
+            _file(digest_at, MOST_DIGEST_BYTES, digest),
+            _file(description_at, MOST_WRITTEN, description),
         )
         seal = _Seal(stated, files)
         return Fetched(self._at(self._model), int(version[1]), model.body, digest.body, description.body, seal)
@@ -98,7 +102,11 @@ class HttpSource:
         except NotHttpError as error:
             raise SourceError(f"{self._at(target)}: {error}") from error
         if answer.status == HTTPStatus.OK:
-            _check_digest(self._at(target), answer)
+            coding = answer.headers.get("content-encoding", "identity")
+            if coding != "identity":
+                raise SourceError(f"{self._at(target)}: came as {coding[:64]}, though only the file as it is was asked for")
+            if not _digest_agrees(answer):
+                raise SourceError(f"{self._at(target)}: what came is not what its Repr-Digest says")
         elif answer.status != HTTPStatus.NOT_MODIFIED or not etag:
             raise SourceError(f"{self._at(target)}: answered {answer.status}{_hint(answer.status)}")
         return answer
@@ -107,19 +115,22 @@ class HttpSource:
         return self._url + target.removeprefix(self._folder.removesuffix("/models"))
 
 
-def _etag(answer: Answer) -> str:
-    return answer.headers.get("etag", "")
+def _file(target: str, most: int, answer: Answer) -> _File:
+    return _File(target, most, answer.headers.get("etag", ""), _stated_digest(answer) is not None)
 
 
 def _hint(status: int) -> str:
     if status == HTTPStatus.NOT_FOUND:
         return "; there is no such model, or the sidecar runs without --http-models"
-    return "; redirects are not followed" if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST else ""
+    return "; redirects are not followed" if status // 100 == 3 and status != HTTPStatus.NOT_MODIFIED else ""
 
 
-def _check_digest(where: str, answer: Answer) -> None:
-    """Compares a body with its `Repr-Digest` (RFC 9530), where that has one of SHA-256. Raises SourceError."""
+def _stated_digest(answer: Answer) -> str | None:
+    """The SHA-256 that `Repr-Digest` (RFC 9530) states, in base64; None where it states none."""
     stated = _DIGEST.search(answer.headers.get("repr-digest", ""))
-    actual = hashlib.sha256(answer.body).digest()
-    if stated is not None and base64.b64encode(actual).decode() != stated[1]:
-        raise SourceError(f"{where}: what came is not what its Repr-Digest says")
+    return stated and stated[1]
+
+
+def _digest_agrees(answer: Answer) -> bool:
+    stated = _stated_digest(answer)
+    return stated is None or base64.b64encode(hashlib.sha256(answer.body).digest()).decode() == stated

@@ -264,7 +264,8 @@ def _headers(**changed):
         (lambda target, answer: (200, answer[1], answer[2] + b"x"), "what came is not what its Repr-Digest says"),
         (lambda target, answer: (302, {"Location": target}, b""), "answered 302; redirects are not followed"),
         (lambda target, answer: (500, {}, b"oops"), "answered 500"),
-        (lambda target, answer: (304, {}, b""), "answered 304"),
+        (lambda target, answer: (304, {}, b""), "answered 304$"),
+        (_headers(**{"Content-Encoding": "gzip"}), "came as gzip, though only the file as it is was asked for"),
         (_headers(**{"Content-Length": "x"}), "bad Content-Length"),
         (_headers(**{"Content-Length": "60000000"}), "peer closed connection"),
         (lambda target, answer: (200, answer[1], bytes(50_000_001)), "more than 50,000,000 bytes"),
@@ -284,6 +285,32 @@ def test_a_server_that_lies_is_not_believed_and_asked_again(directory, server, c
 def test_a_server_without_etags_gives_a_model_once_too(directory, server):
     publish_model(directory, constant(20))
     server.change = lambda target, answer: (200, {"X-Vmafx-Model-Version": answer[1]["X-Vmafx-Model-Version"]}, answer[2])
+    follower = Follower(server.url)
+    assert follower.news().version == 1
+    assert follower.news() is None
+
+
+def test_a_model_that_was_damaged_on_its_way_is_asked_for_again(directory, server):
+    publish_model(directory, constant(20))
+    damage = [b"x"]
+
+    def change(target, answer):
+        headers = {name: value for name, value in answer[1].items() if name != "Repr-Digest"}
+        return answer[0], headers, answer[2] + (damage.pop() if target.endswith(".onnx") and damage else b"")
+
+    server.change = change
+    follower = Follower(server.url)
+    with pytest.raises(RefusedError, match="digest: the file's SHA-256 is"):
+        follower.news()
+    assert follower.news().version == 1
+    server.asked.clear()
+    assert follower.news() is None
+    assert server.asked == [("/models/stable.onnx", 304)]
+
+
+def test_an_etag_may_have_any_letters(directory, server):
+    publish_model(directory, constant(20))
+    server.change = _headers(ETag='"\xe9"')
     follower = Follower(server.url)
     assert follower.news().version == 1
     assert follower.news() is None
