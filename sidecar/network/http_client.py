@@ -48,7 +48,7 @@ def get(
     with _connect(host, port, until, tls) as connection:
         own = {"Host": _authority(host, port, tls), "Accept-Encoding": "identity", "Connection": "close"}
         conversation = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
-        fields = [(name, value.encode("latin-1")) for name, value in {**own, **headers}.items()]  # as they are read, too
+        fields = [(name.encode("ascii"), value.encode("latin-1")) for name, value in {**own, **headers}.items()]
         asked = conversation.send(h11.Request(method="GET", target=target, headers=fields))
         connection.settimeout(_left(until))
         connection.sendall((asked or b"") + (conversation.send(h11.EndOfMessage()) or b""))
