@@ -75,6 +75,8 @@ class Checkpointing:
     def follow(self, base: BaseModel) -> None:
         """Compare the checkpoints to come with another base model, and give them its form."""
         self._terms = replace(self._terms, base=base, export_io=self._export_io)
+        if self._online.learner.trainer.trained < self._published_pairs:  # a new run, which counts anew
+            self._published_pairs = self._pairs_in_job = 0
 
     def turn(self, now: float) -> str:
         """Start a checkpoint if one is due. Returns the path of one that was published since the last turn, or "".

@@ -13,10 +13,12 @@ import pytest
 import sidecar.serve.base.watch as watch_module
 from onnx_builder import Clip, Dense, Network, Port
 from onnx_builder.write import to_bytes
+from sidecar.checkpoints.directory import checkpoints
 from sidecar.models.base_model import load
 from sidecar.online.start import where_to_start
 from sidecar.online.training import OnlineTraining
 from sidecar.serve.base.watch import LOOK_S, LOOKS, BaseWatch
+from sidecar.serve.checkpointing import Checkpointing
 from sidecar.settings import Settings
 from sidecar.state.base_models import digest_of
 
@@ -303,6 +305,24 @@ def test_one_that_onnxruntime_computes_otherwise_is_not_followed(settings, start
     assert "what was read differs from what onnxruntime computes" in watched.told[1]
     watched.pair()
     assert watched.base == digest(50)
+
+
+def test_a_new_run_counts_its_pairs_to_the_next_checkpoint_anew(settings, start):
+    watched = start(settings)
+    checkpointing = Checkpointing(settings, load(settings.base_model), watched.online, Here(), Here(), lambda: None)
+    watched.watch = BaseWatch(settings, watched.online, None, Here(), Here(), checkpointing.follow)
+    for version, bias in ((1, 50), (2, 60)):
+        write(settings.base_model, network(bias))
+        watched.looks()
+        watched.pair()
+        while watched.online.learner.trainer.trained < 32:
+            watched.pair()
+            watched.online.backlog.wait()
+        assert watched.online.learner.trainer.trained == 32
+        checkpointing.finish()
+        newest = checkpoints(settings.checkpoint_dir)[-1]
+        about = json.loads(newest.description.read_text())
+        assert (newest.version, about["base_model"]["sha256"]) == (version, load(settings.base_model).sha256)
 
 
 def test_where_it_cannot_be_kept_with_the_state_it_is_tried_again(settings, start, monkeypatch, caplog):
