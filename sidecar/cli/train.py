@@ -70,7 +70,7 @@ _GOES_WITH_STREAM = (
 @base_scaler_option("json: apply feature_mean and feature_std from the JSON beside the base model.")
 @click.option(
     "--base-activation",
-    type=click.Choice(get_args(ActivationName)),
+    type=click.Choice([*get_args(ActivationName), "silu", "mish", "hardswish", "elu", "selu", "softplus"]),
     help="Activation between the layers of a PyTorch state-dict.  [default: the one that the file names, else --activation]",
 )
 @click.option(
@@ -177,7 +177,7 @@ def train_offline_command(
     as_json: bool,
     base_model: Path | None,
     base_scaler: BaseScaler,
-    base_activation: ActivationName | None,
+    base_activation: str | None,
     base_output: str | None,
     base_key: str | None,
     export_io: ExportIo,

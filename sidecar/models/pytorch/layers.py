@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_builder.network import Activation, Array, Dense, Elementwise, Float32, LayerNormalization, NetworkError, Step
+from onnx_builder.elementwise import Function, Node
+from onnx_builder.network import Array, Dense, Elementwise, Float32, LayerNormalization, NetworkError, Step
 from sidecar.models.pytorch.archive import MAX_VALUES
 from sidecar.models.pytorch.checkpoint import joins, words_of
 from sidecar.models.pytorch.unpickle import BFLOAT16, quote
@@ -93,7 +94,7 @@ def _layer(name: str, parts: Mapping[str, tuple[str, Array]]) -> Layer:
             steps = (Elementwise("Mul", scale.astype(np.float32)), Elementwise("Add", shift.astype(np.float32)))
             return Layer(name, key, "BatchNorm", steps)
         case ["weight"] if weight is not None and weight.ndim == 1 and bias is None and weight.size == 1:
-            return Layer(name, key, "PReLU", (Activation("leaky_relu", float(weight[0])),))
+            return Layer(name, key, "PReLU", (Function((weight.reshape(()),), (Node("PRelu", (0, 1)),)),))
         case ["weight"] if weight is not None and weight.ndim == 1 and bias is not None and bias.shape == weight.shape:
             return Layer(name, key, "LayerNorm", (LayerNormalization(weight, bias, _EPSILON),))
         case ["weight"] if weight is not None and weight.ndim < 2:
@@ -163,7 +164,7 @@ def _order_by_widths(layers: list[Layer]) -> list[Layer]:
     return list(orders[0] if orders else layers)
 
 
-def chain(layers: Sequence[Layer], activation: Activation, modules: Sequence[str] = ()) -> tuple[Step, ...]:
+def chain(layers: Sequence[Layer], activation: Step, modules: Sequence[str] = ()) -> tuple[Step, ...]:
     """The steps of layers in order, with an activation between two Linear layers, where there is room for it.
 
     modules: names of those without tensors, if they are known. Raises NetworkError if there is room in more than one place.

@@ -12,11 +12,12 @@ from __future__ import annotations
 import re
 import struct
 import zipfile
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast, get_args
 
 import msgspec
 import numpy as np
 
+from onnx_builder.elementwise import ATTRIBUTES, Function, Node
 from onnx_builder.network import Activation, ActivationName, Elementwise, Network, NetworkError, Step
 from sidecar.models.pytorch import archive
 from sidecar.models.pytorch.checkpoint import Layers, joins, layers_of
@@ -25,13 +26,17 @@ from sidecar.models.pytorch.unpickle import quote
 
 _DAMAGE = (EOFError, LookupError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
 """What the readers raise, besides their own errors, for bytes that are not what they should be."""
-_DECLARED: dict[str, ActivationName] = {
-    "relu": "relu",
-    "leakyrelu": "leaky_relu",
-    "tanh": "tanh",
-    "gelu": "gelu",
-    "sigmoid": "sigmoid",
+_FUNCTIONS = {
+    "silu": Function((), (Node("Sigmoid", (0,)), Node("Mul", (0, 1)))),
+    "mish": Function((), (Node("Softplus", (0,)), Node("Tanh", (1,)), Node("Mul", (0, 2)))),
+    "hardswish": Function((), (Node("HardSigmoid", (0,), (1 / 6, 0.5)), Node("Mul", (0, 1)))),
+    "elu": Function((), (Node("Elu", (0,), (1.0,)),)),
+    "selu": Function((), (Node("Selu", (0,), tuple(ATTRIBUTES["Selu"].values())),)),
+    "softplus": Function((), (Node("Softplus", (0,)),)),
 }
+ACTIVATIONS = (*get_args(ActivationName), *_FUNCTIONS)
+"""The names of what may be between the layers, with torch's own constants."""
+_DECLARED = {name.replace("_", ""): name for name in ACTIVATIONS} | {"swish": "silu"}
 _OUTPUT = re.compile(r"(?P<function>sigmoid|tanh|relu|identity)?(?P<rest>([*/+-]\d+(\.\d+)?)*)")
 _OPERATORS: dict[str, Literal["Add", "Sub", "Mul", "Div"]] = {"*": "Mul", "/": "Div", "+": "Add", "-": "Sub"}
 
@@ -51,7 +56,7 @@ class Choices(NamedTuple):
     several dicts of tensors, or the beginning of its tensors' names.
     """
 
-    activation: ActivationName | None = None
+    activation: str | None = None
     otherwise: ActivationName = "relu"
     output: str = ""
     key: str = ""
@@ -85,11 +90,11 @@ def from_bytes(data: bytes, choices: Choices = Choices()) -> StateDict:  # noqa:
     activation, why = _activation(found, choices)
     if not choices.output:
         _require_no_output_function(found, layers[-1])
-    steps = (*chain(layers, Activation(activation), found.modules), *output)
+    steps = (*chain(layers, _step(activation), found.modules), *output)
     kinds = [*dict.fromkeys(layer.what for layer in layers)]
     linear = [layer for layer in layers if layer.what == "Linear"]
     read_as = f"read as a plain chain of {', '.join(kinds)}"
-    if any(isinstance(step, Activation) for step in steps[: len(steps) - len(output)]) and "PReLU" not in kinds:
+    if any(isinstance(step, Activation | Function) for step in steps[: len(steps) - len(output)]) and "PReLU" not in kinds:
         read_as += f" and {activation}{why}"
     return StateDict(Network(linear[0].widths[1], steps), tuple(layer.key for layer in linear), read_as)
 
@@ -104,12 +109,16 @@ def output_steps(text: str) -> tuple[Step, ...]:
         )
     function = match["function"] or "identity"
     numbers = re.findall(r"([*/+-])([\d.]+)", match["rest"])
-    steps: list[Step] = [] if function == "identity" else [Activation(_DECLARED[function])]
+    steps: list[Step] = [] if function == "identity" else [_step(function)]
     steps += [Elementwise(_OPERATORS[sign], np.array(number, dtype=np.float32)) for sign, number in numbers]
     return tuple(steps)
 
 
-def _activation(found: Layers, choices: Choices) -> tuple[ActivationName, str]:
+def _step(activation: str) -> Activation | Function:
+    return _FUNCTIONS.get(activation) or Activation(cast(ActivationName, activation))
+
+
+def _activation(found: Layers, choices: Choices) -> tuple[str, str]:
     if choices.activation:
         return choices.activation, ""
     declared = dict(found.activation)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from onnx_builder import NetworkError
+from onnx_builder.read import from_bytes as from_network
+from onnx_builder.write import to_bytes
 from sidecar.models.pytorch.state_dict import Choices, from_bytes
 from tests.torch_files import (
     STATE,
@@ -169,6 +171,26 @@ def test_a_declared_activation_is_taken(about, activation):
     assert read(checkpoint).network.steps[1].name == activation
     assert read(checkpoint, activation="leaky_relu").network.steps[1].name == "leaky_relu"
     assert read(checkpoint, otherwise="sigmoid").network.steps[1].name == (activation if about else "sigmoid")
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("SiLU", lambda x: x / (1 + np.exp(-x))),
+        ("swish", lambda x: x / (1 + np.exp(-x))),
+        ("Mish", lambda x: x * np.tanh(np.log1p(np.exp(x)))),
+        ("Hardswish", lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+        ("elu", lambda x: np.where(x < 0, np.expm1(x), x)),
+        ("SELU", lambda x: 1.0507009873554805 * np.where(x < 0, 1.6732632423543772 * np.expm1(x), x)),
+        ("softplus", lambda x: np.log1p(np.exp(x))),
+    ],
+)
+def test_other_activations_are_functions(name, function):
+    weights, biases = ([STATE[f"{n}.{part}"].values.astype(np.float64) for n in (0, 2)] for part in ("weight", "bias"))
+    hidden = function(X @ weights[0].T + biases[0])
+    network = read({"state_dict": STATE, "hyper_parameters": {"activation": name}}).network
+    np.testing.assert_allclose(network.forward(X), (hidden @ weights[1].T + biases[1])[:, 0], rtol=1e-5, atol=1e-5)
+    assert from_network(to_bytes(network)).forward(X).tolist() == network.forward(X).tolist()
 
 
 @pytest.mark.parametrize(
