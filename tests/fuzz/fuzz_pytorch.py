@@ -64,9 +64,9 @@ def main() -> int:
     chance, networks, slowest = random.Random(arguments.seed), 0, 0.0
     watching, events, failures = False, [], []
 
-    def audit(event: str, _arguments: object) -> None:
+    def audit(event: str, arguments: object) -> None:
         if watching and event.startswith(_HARMFUL):
-            events.append(event + "".join(traceback.format_stack()[-6:]))
+            events.append(f"{event} {arguments!r:.200}")
 
     sys.addaudithook(audit)
     from_bytes(zip_file(STATE))  # what is imported on first use
