@@ -33,6 +33,7 @@ _SIZES = {
 _ACTIVATIONS = {"activation", "activations", "act", "actfn", "nonlinearity"}
 _AT_THE_END = {"output", "out", "final", "last", "head"}
 _JOINS = {"residual", "residuals", "skip", "skips", "shortcut", "gate", "gates", "gating", "gated", "attn", "attention"}
+_SCALED = {"normalize", "normalise", "normalized", "normalised", "standardize", "standardise", "standardized", "standardised"}
 _ARRAY = re.compile(r"numpy\.(.*\.)?(_reconstruct|_frombuffer|ndarray)|torch\._utils\._rebuild\w+|torch\._tensor\._rebuild\w+")
 _MODULE = re.compile(r"torch\.(nn\.(modules\.activation|functional)|_C\._nn)\.(\w+)|torch\.(relu|tanh|sigmoid)")
 
@@ -235,8 +236,10 @@ class _Beside:
         elif isinstance(value, list | tuple) and value and all(isinstance(each, int | float) for each in value):
             if not (words & _SIZES and all(isinstance(each, int) for each in value)):
                 self.unused = f"{where}, {len(value)} numbers"
-        elif value is True and words & _JOINS:
+        elif isinstance(value, int) and value and words & _JOINS:
             self.unused = f"{where}, which says that there is a skip connection or a gate"
+        elif value is True and words & _SCALED:
+            self.unused = f"{where}, which says that something is scaled"
         elif isinstance(value, int | float) and not isinstance(value, bool) and words & _STATISTICS:
             self.unused = f"{where}, {value!r:.40}"
         elif isinstance(value, Placeholder) and value.name.endswith("multiarray.scalar") and words & _STATISTICS:

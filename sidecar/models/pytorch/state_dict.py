@@ -96,6 +96,8 @@ def from_bytes(data: bytes, choices: Choices = Choices()) -> StateDict:  # noqa:
     read_as = f"read as a plain chain of {', '.join(kinds)}"
     if any(isinstance(step, Activation | Function) for step in steps[: len(steps) - len(output)]) and "PReLU" not in kinds:
         read_as += f" and {activation}{why}"
+    if norms := [kind for kind in kinds if kind in ("BatchNorm", "LayerNorm")]:
+        read_as += f"; of {' and '.join(norms)}, torch's epsilon of 1e-5 is assumed, and no groups"
     return StateDict(Network(linear[0].widths[1], steps), tuple(layer.key for layer in linear), read_as)
 
 

@@ -89,6 +89,8 @@ def test_what_is_beside_the_state_dict_is_skipped_unexecuted(write, beside):
         ({"hyper_parameters": {"targetMean": 79.0, "target_std": 23.0}}, "'hyper_parameters.targetMean', 79.0"),
         ({"args": Call("argparse.Namespace", (), {"y_scale": 100})}, "'args.y_scale', 100"),
         ({"hyper_parameters": {"use_residual": True}}, "'hyper_parameters.use_residual', which says that there is a skip"),
+        ({"config": {"normalize_features": True}}, "'config.normalize_features', which says that something is scaled"),
+        ({"config": {"skip_connections": 2}}, "'config.skip_connections', which says that there is a skip"),
         ({"net": Call("torch.nn.modules.batchnorm.BatchNorm1d", (), {"_buffers": {"running_mean": MEAN}})}, "'net._buffers"),
     ],
 )

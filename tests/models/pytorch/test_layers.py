@@ -83,6 +83,7 @@ def test_batch_norm_that_does_not_fit_is_refused(change):
 
 def test_layer_norm():
     state = linear("0", 4, 3) | layer_norm("1", 4) | linear("3", 1, 4)
+    assert read(zip_file(state)).read_as.endswith("; of LayerNorm, torch's epsilon of 1e-5 is assumed, and no groups")
     assert_computes(state, apply_linear(state, "3", relu(apply_layer_norm(state, "1", apply_linear(state, "0", X)))))
 
 
