@@ -17,6 +17,7 @@ from sidecar.models.evidence import judged
 from sidecar.models.json_scaling import json_scaling, scaled
 from sidecar.pairs.recorded import read_pairs
 from tests.conftest import SHARED, run, tree
+from tests.torch_files import Tensor, linears, zip_file
 
 GOOD = {
     "vmaf_tiny_v1": (6, "none"),
@@ -258,6 +259,25 @@ def test_a_json_that_gives_no_scaling_is_refused(base_path, about, message):
         beside.write_text(about)
     with pytest.raises(NetworkError, match=message):
         load(base_path, scaler="json")
+
+
+def test_what_a_state_dict_does_not_say_is_an_option(tmp_path, base_path, pairs_path):
+    state = linears((4, 5), (1, 4))
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(zip_file({"state_dict": state, "normalizer_dict": {"mean": Tensor(np.float32([79]))}}))
+    refused = train(pairs_path, tmp_path / "c", "--base-model", path)
+    assert refused.returncode == 2
+    assert "'normalizer_dict.mean', a tensor of shape (1,), beside the layers, may change the scores" in refused.stderr
+    choices = ("--base-key", "state_dict", "--base-activation", "tanh", "--base-output", "*23+79")
+    done = train(pairs_path, tmp_path / "c", "--base-model", path, *choices, "--epochs", 0)
+    assert done.returncode in (0, 1), done.stderr
+    assert f"INFO: {path}: read as a plain chain of Linear and tanh\n" in done.stderr
+    features = read_pairs([pairs_path]).features
+    (first, last), (before, after) = ([state[f"{n}.{part}"].values for n in (0, 2)] for part in ("weight", "bias"))
+    scores = (np.tanh(features @ first.T + before) @ last.T + after)[:, 0] * 23 + 79
+    np.testing.assert_allclose(Scorer(tmp_path / "c" / "model_v000001.onnx").predict(features), scores, rtol=1e-4, atol=1e-3)
+    refused = train(pairs_path, tmp_path / "c", "--base-model", base_path, *choices)
+    assert "an ONNX model; base-activation, base-output and base-key are for PyTorch files" in refused.stderr
 
 
 @pytest.mark.parametrize(
