@@ -32,6 +32,7 @@ def test_a_base_model_that_is_replaced_is_followed_and_all_of_it_can_be_made_aga
     path, aside, address = tmp_path / "model.onnx", tmp_path / "new", free_address()
     path.write_bytes(base_path.read_bytes())
     settings = {"base_model": path, "follow_base": 1, "http": address, "holdout_fraction": 0.2, "snapshot_interval": 0.05}
+    settings["changed"] = "import sidecar.serve.base.watch as watch\nwatch.LOOK_S = 0.05"
     sidecar = serve(**settings).connect()
     sent = 0
 
