@@ -24,6 +24,7 @@ CODEC_AWARE = RowReader(inputs_of(BLOCK, [("features", 7)]), 7)
         np.array([ROW], dtype=np.float32),
         np.array([ROW], dtype=np.float64),
         np.array(ROW),
+        np.array(ROW, dtype=object),
         [ROW],
         tuple(ROW),
         pandas.DataFrame([ROW]),
@@ -59,6 +60,7 @@ def test_an_encode_is_given_as_encoder_preset_and_crf():
     expected = [*ROW, 0, 1, 0, 1]
     assert CODEC_AWARE.rows({**dict(zip(NAMES, ROW, strict=True)), **job}).tolist() == [expected]
     assert CODEC_AWARE.rows(frame).tolist() == [expected]
+    assert CODEC_AWARE.rows({**dict(zip(NAMES, ROW, strict=True)), **job, "crf": np.int64(63)}).tolist() == [expected]
     assert CODEC_AWARE.rows(expected).tolist() == [expected]
 
 
@@ -69,9 +71,14 @@ def test_an_encode_is_given_as_encoder_preset_and_crf():
         (BY_NAME, np.zeros((1, 1, 3)), r"features: expected rows of 3 numbers, got shape \(1, 1, 3\)"),
         (BY_NAME, 1.0, r"features: expected rows of 3 numbers, got shape \(\)"),
         (BY_NAME, [[1.0, 2.0], [1.0]], "features: expected rows of 3 numbers: "),
-        (BY_NAME, [["a", "b", "c"]], "features: expected numbers, got <U1, such as 'a'"),
-        (BY_NAME, [[True, False, True]], "features: expected numbers, got bool, such as 'True'"),
-        (BY_NAME, [[None, 1, 2]], "features: expected numbers, got object, such as 'None'"),
+        (BY_NAME, [[1, 2, 3], [1.0, "b", 3]], "features: vif_scale0 in row 1: expected a finite number in float32, got b"),
+        (BY_NAME, [[True, False, True]], "features: adm2 in row 0: expected a finite number in float32, got True"),
+        (BY_NAME, [[1, 2, None]], "features: motion2 in row 0: expected a finite number in float32, got None"),
+        (BY_NAME, np.ma.masked_array([ROW], [[0, 1, 0]]), "features: vif_scale0 in row 0: expected a finite number .* got nan"),
+        (BY_NAME, {**dict(zip(NAMES, ROW, strict=True)), "motion2": True}, "motion2 in row 0: expected a finite .* got True"),
+        (BY_NAME, [{**dict(zip(NAMES, ROW, strict=True)), "motion2": None}], "motion2 in row 0: expected a finite .* got None"),
+        (BY_NAME, {"adm2": 1.0, "vif_scale0": 1.0, 3: 1.0}, "row 0: features: missing: motion2; not known: 3"),
+        (BY_NAME, pandas.DataFrame([[*ROW, 1]], columns=[*NAMES, "adm2"]), "features: columns more than once: adm2"),
         (BY_NAME, [ROW, [1, np.nan, 2]], "features: vif_scale0 in row 1: expected a finite number in float32, got nan"),
         (BY_PLACE, [[1, 2, 1e39]], r"features: features\[2\] in row 0: expected a finite number in float32, got inf"),
         (BY_PLACE, {"adm2": 1.0}, "given by name, but the model's features have no names"),
