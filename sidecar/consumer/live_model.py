@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _KEPT_CALLS, _KEPT_ROWS = 64, 16
 """The last rows that were predicted: of so many calls, so many of each."""
 _BASE = "base"
+_END_S = 5.0
+"""For looks that are under way when the interpreter ends."""
 
 _logger = logging.getLogger(__name__)
 
@@ -96,11 +98,14 @@ class LiveModel:
         fallback_threshold: float = 0.05,
         registry: CollectorRegistry | None = None,
     ) -> None:
-        for name, value in {"poll_s": poll_s, "score_deviation": score_deviation}.items():
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value!r}: expected a number above 0")
-        if not fallback_threshold >= 0:
-            raise ValueError(f"fallback_threshold={fallback_threshold!r}: expected a number from 0")
+        if not 0 < poll_s <= threading.TIMEOUT_MAX:
+            raise ValueError(f"poll_s={poll_s!r}: expected a number of seconds above 0, at most {threading.TIMEOUT_MAX:.0f}")
+        if score_deviation is not None and not score_deviation > 0:
+            raise ValueError(f"score_deviation={score_deviation!r}: expected a number above 0")
+        from_0 = {"wait_s": wait_s, "swap_drain_timeout": swap_drain_timeout, "fallback_threshold": fallback_threshold}
+        for name, value in from_0.items():
+            if not value >= 0:
+                raise ValueError(f"{name}={value!r}: expected a number from 0")
         self._source, self._poll_s, self._drain_s = source, poll_s, swap_drain_timeout
         self._deviation, self._threshold = score_deviation, fallback_threshold
         self._follower = Follower(source, policy, version, self._take)
@@ -150,9 +155,9 @@ class LiveModel:
         features: one or n rows, as for `predict`, measured after the model in use came; true_score: one or n; group: the encode
         that they are of, by default each row is of its own.
 
-        Once for each new model, when there are 200 pairs of 30 groups, both models are compared on them. If the new one's RMSE
-        is above the other's by more than the share `fallback_threshold`, and that is not chance, the one before is used again,
-        here and until the source has another model. The source is not changed. Raises ValueError as `predict` does.
+        Once for each newer version, when there are 200 pairs of 30 groups, both models are compared on them. If the new one's
+        RMSE is above the other's by more than the share `fallback_threshold`, and that is not chance, the one before is used
+        again, here and until the source has another model. The source is not changed. Raises ValueError as `predict` does.
         """
         rows = self._present().rows.rows(features)
         true = np.atleast_1d(np.asarray(true_score, dtype=np.float64))
@@ -189,6 +194,9 @@ class LiveModel:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a LiveModel cannot be copied or pickled: give its arguments to the other process, and make one there")
 
     def _present(self) -> Serving:
         return self._serving or self._revived()
@@ -252,13 +260,14 @@ class LiveModel:
             self._count("fallback")
             self._refusal = f"{model}: RMSE of {said}, on {found.pairs} pairs of {found.groups} groups"
             self._use(Serving(trial.before))
-            self._trial = None
             _logger.warning("%s; %s is in use again", self._refusal, before)
 
     def _use(self, serving: Serving) -> None:
         model, before = self._model, self._serving
         self._model, self._serving = serving.model, serving
-        self._trial = Trial(serving.model, model) if model is not None else None
+        self._trial = None
+        if model is not None and serving.model.version > model.version:  # an earlier one was gone back to with intent
+            self._trial = Trial(serving.model, model)
         if before is not None:
             self._retired.append((before, time.monotonic() + self._drain_s))
         self._metrics.in_use(serving.model.version, serving.model.about)
@@ -346,8 +355,11 @@ def _after_fork_in_child() -> None:
 
 
 def _close_all() -> None:
-    for model in list(_models):
-        model.close()
+    models, until = list(_models), time.monotonic() + _END_S
+    for model in models:
+        model.close(0)
+    for model in models:
+        model.close(max(0.0, until - time.monotonic()))
 
 
 _models: weakref.WeakSet[LiveModel] = weakref.WeakSet()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import multiprocessing
 import os
+import pickle
 import threading
 import time
 import weakref
@@ -17,7 +19,7 @@ from onnx_builder import Network, Port
 from onnx_builder.write import to_bytes
 from sidecar import LiveModel
 from sidecar.checkpoints.directory import promote
-from sidecar.consumer.live_model import NoModelError
+from sidecar.consumer.live_model import NoModelError, _close_all
 from sidecar.consumer.verified import verified
 from tests.consumer.published import ROW, ModelServer, constant, publish_model, score_of
 from tests.running import PATIENCE_S, wait_until
@@ -98,7 +100,10 @@ def test_without_a_model_it_says_so_or_waits(source, directory, registry):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"poll_s": 0}, "poll_s=0: expected a number above 0"),
+        ({"poll_s": 0}, "poll_s=0: expected a number of seconds above 0, at most"),
+        ({"poll_s": float("inf")}, "poll_s=inf: expected a number of seconds above 0, at most"),
+        ({"wait_s": -1}, "wait_s=-1: expected a number from 0"),
+        ({"swap_drain_timeout": float("nan")}, "swap_drain_timeout=nan: expected a number from 0"),
         ({"score_deviation": -1.0}, "score_deviation=-1.0: expected a number above 0"),
         ({"fallback_threshold": -1}, "fallback_threshold=-1: expected a number from 0"),
         ({"policy": "newest"}, "policy='newest': expected one of"),
@@ -209,6 +214,19 @@ def test_nothing_is_decided_without_a_threshold_or_on_too_few_pairs(directory, r
         wait_until(lambda: model.swaps["failed"] > failed + 1)  # it has looked twice
         assert model._trial is trial
         assert model.version == "model_v000002"
+
+
+def test_an_earlier_model_is_not_on_trial(directory, registry):
+    publish_model(directory, constant(20))
+    publish_model(directory, constant(30))
+    with LiveModel(directory, **SOON, registry=registry) as model:
+        promote(directory, 1)
+        wait_until(lambda: model.version == "model_v000001")
+        observe(model, 30)
+        failed = model.swaps["failed"]
+        directory.rename(directory.with_name("elsewhere"))
+        wait_until(lambda: model.swaps["failed"] > failed + 1)  # it has looked twice
+        assert (model.version, model.swaps["fallback"]) == ("model_v000001", 0)
 
 
 def test_pairs_without_a_group_are_each_of_their_own_and_others_are_told(directory, registry):
@@ -365,6 +383,20 @@ def test_a_closed_model_still_predicts_and_follows_no_longer(directory, registry
     model.close()
     assert not model._thread.is_alive()
     assert one(model) == pytest.approx(score_of(20))
+
+
+@pytest.mark.parametrize("take", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_it_says_that_it_cannot_be_copied_or_pickled(directory, registry, take):
+    publish_model(directory, constant(20))
+    with LiveModel(directory, registry=registry) as model, pytest.raises(TypeError, match="cannot be copied or pickled: give"):
+        take(model)
+
+
+def test_all_end_together_with_the_interpreter(directory, registry):
+    publish_model(directory, constant(20))
+    models = [LiveModel(directory, **SOON, registry=registry) for _ in range(2)]
+    _close_all()
+    assert not any(model._thread.is_alive() for model in models)
 
 
 def test_a_base_model_that_is_fed_otherwise_can_be_followed_by_a_checkpoint(directory, registry, tmp_path):
