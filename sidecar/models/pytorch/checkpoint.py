@@ -57,6 +57,7 @@ class _Path(NamedTuple):
 
 
 _TOP = _Path(None, "")
+_MOST_DEEP = 16
 
 
 class Layers(NamedTuple):
@@ -90,7 +91,10 @@ def layers_of(tree: Any, key: str) -> Layers:
         raise NetworkError(f"holds a {quote(tree.name)}, {_advice(tree.name)}; nothing was executed")
     if not isinstance(tree, dict):
         raise NetworkError(f"holds a {type(tree).__name__.lstrip('_')}; expected a state-dict")
-    found = {str(path): each for path, each in _walk(tree, _OPTIMIZERS) if isinstance(each, dict) and _has_weights(each)}
+    found: dict[str, dict[Any, Any]] = {}
+    for path, each in _walk(tree, _OPTIMIZERS):
+        if isinstance(each, dict) and _has_weights(each):
+            found[str(path) if str(path) not in found else f"{path} ({len(found)})"] = each
     name, chosen = _chosen(tree, found, key)
     tensors = {}
     for each, value in chosen.items():
@@ -103,9 +107,14 @@ def layers_of(tree: Any, key: str) -> Layers:
             raise NetworkError(
                 f"{quote(str(_Path(_TOP, each)))}, among the tensors, is {what}, not a tensor; nothing was executed"
             )
-    own = next((each for path, each in found.items() if path == name), chosen)
+    own = found.get(name, chosen)
     listed = [each.removeprefix(f"{key}.") for each in getattr(own, "modules", ()) if each]
-    modules = tuple(each for each in listed if not any(tensor.startswith(f"{each}.") for tensor in tensors))
+    holders = set[str]()
+    for parent in tensors:
+        for _ in range(_MOST_DEEP):
+            parent = parent.rpartition(".")[0]
+            holders.add(parent)
+    modules = tuple(each for each in listed if each not in holders)
     beside = _Beside()
     for path, value in _walk(tree, _TRAINING, without=own, placeholders=True):
         beside.see(path, value)
@@ -166,9 +175,11 @@ def _copies(state: dict[Any, Any]) -> dict[str, Any]:
     """The beginnings of names under which the same layers are there several times, down to one score each."""
     shapes = {key: value.shape for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     prefix = ""
-    while True:
+    for _ in range(_MOST_DEEP):
         groups: dict[str, dict[str, Any]] = {}
         for key, shape in shapes.items():
+            if not key.startswith(prefix):
+                continue
             first, dot, rest = key[len(prefix) :].partition(".")
             groups.setdefault(prefix + first if dot else "", {})[rest] = shape
         groups.pop("", None)
@@ -192,13 +203,14 @@ def _walk(tree: Any, skipped: set[str], without: Any = None, placeholders: bool 
     seen = {id(without)}
     while waiting:
         for path, value in waiting[-1]:
-            if words_of(path.key) & skipped or path.key == "_parameters":  # those of a pickled module
-                continue
             parts: Iterator[tuple[_Path, Any]] | None = None
             if isinstance(value, dict) and "growth_factor" not in value:  # that of a GradScaler
-                parts = iter([(_Path(path, key), each) for key, each in value.items()])
-            elif isinstance(value, list | tuple) or (isinstance(value, Placeholder) and placeholders):
-                parts = iter([(path, each) for each in (value.parts if isinstance(value, Placeholder) else value)])
+                keys = (key for key in value if not words_of(key) & skipped and key != "_parameters")  # of a pickled module
+                parts = iter([(_Path(path, key), value[key]) for key in keys])
+            elif isinstance(value, list | tuple):
+                parts = iter([(_Path(path, n) if isinstance(each, dict) else path, each) for n, each in enumerate(value)])
+            elif isinstance(value, Placeholder) and placeholders:
+                parts = iter([(path, each) for each in value.parts])
             if parts is not None:
                 if id(value) in seen:
                     continue
@@ -216,12 +228,17 @@ class _Beside:
 
     def __init__(self) -> None:
         self.unused = ""
+        self._path: _Path | None = None
         self.activation: dict[str, str] = {}
         self.at_the_end: dict[str, str] = {}
 
     def see(self, path: _Path, value: Any) -> None:
-        keys = path.keys() or [""]
-        words = set[str]().union(*map(words_of, keys))
+        if self.unused and not isinstance(value, str | Placeholder):
+            return
+        if path is not self._path:  # that of all parts of a list
+            self._path, self._keys = path, path.keys() or [""]
+            self._words = set[str]().union(*map(words_of, self._keys))
+        keys, words = self._keys, self._words
         where = quote(".".join(keys))
         if isinstance(value, Placeholder) and (match := _MODULE.fullmatch(value.name)):
             self._declare(keys, match[3] or match[4])

@@ -24,7 +24,7 @@ _EPSILON = 1e-5
 """That of torch's BatchNorm and LayerNorm; a state-dict does not hold it."""
 _COUNTERS = {"num_batches_tracked", "n_averaged", "num_updates", "step", "initted"}
 _NO_LAYERS = {"embed", "embedding", "embeddings", "lora"}
-_MOST_UNNUMBERED = 7
+_MOST_UNNUMBERED, _MOST_LAYERS = 7, 500
 _EXPORT = "export the model to ONNX instead"
 
 
@@ -62,6 +62,8 @@ def layers_in(state: Mapping[str, Array]) -> list[Layer]:
             why = "an order, a mask or a range of features would change the scores: " + _EXPORT
             raise NetworkError(f"{quote(key)} holds {array.dtype.name}, which is no part of a layer; {why}")
         modules.setdefault(name, {})[part] = key, array
+    if len(modules) > _MOST_LAYERS:
+        raise NetworkError(f"{len(modules)} layers; a regressor has at most {_MOST_LAYERS}")
     layers = [_layer(name, parts) for name, parts in modules.items()]
     if not any(layer.what == "Linear" for layer in layers):
         raise NetworkError("no weight of a Linear layer")

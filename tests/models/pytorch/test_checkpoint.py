@@ -136,6 +136,37 @@ def test_two_dicts_of_tensors_are_a_question():
         read(checkpoint, key="em")
 
 
+def test_two_dicts_of_tensors_in_a_list_are_a_question_too():
+    other = {key: Tensor(tensor.values + 1) for key, tensor in STATE.items()}
+    with pytest.raises(NetworkError, match=r"2 dicts of tensors, 'models\.0', 'models\.1': name one"):
+        read({"models": [STATE, other]})
+    assert np.array_equal(read({"models": [STATE, other]}, key="models.1").network.forward(X), expected(other, X))
+    with pytest.raises(NetworkError, match=r"2 dicts of tensors, 'a\.b', 'a\.b \(1\)': name one"):
+        read({"a": {"b": STATE}, "a.b": other})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"](" + b"N" * 200_000 + b"e",
+        b"](" + b"K\1" * 100_000 + b"Ne",
+        b"}(" + b"".join(b"M" + n.to_bytes(2, "little") + b"N" for n in range(2**15)) + b"u",
+        b"]" * 100_000 + b"a" * 99_999,
+        b"capp\nA\n)R" + b"Nb" * 100_000,
+    ],
+)
+def test_company_of_any_size_is_looked_at(more):
+    assert np.array_equal(read({"state_dict": STATE, "more": more}).network.forward(X), expected(STATE, X))
+
+
+def test_names_of_any_length_are_looked_at():
+    for name in ("a." * 100_000, "a" * 200_000):
+        with pytest.raises(NetworkError):
+            read(STATE | {f"{name}.weight": STATE["0.weight"], f"{name}.scale": STATE["0.weight"]})
+    with pytest.raises(NetworkError, match="layers; a regressor has at most 500"):
+        read({f"{n}.weight": Tensor(numbers(1, 1)) for n in range(501)})
+
+
 @pytest.mark.parametrize("around", ["", "wrapped."])
 def test_two_models_in_one_dict_are_a_question(around):
     other = {key: Tensor(tensor.values + 1) for key, tensor in STATE.items()}
