@@ -307,7 +307,7 @@ class Settings:
         "1: checkpoints can be fetched over HTTP, at /models/stable.onnx and its like.",
     )  # fmt: skip
     seed: int = setting(0, "VMAFX_SIDECAR_SEED", "seed", whole(0), "Seed of every random choice.")
-    cuda: bool = setting(False, "VMAFX_SIDECAR_CUDA", "cuda", FLAG, "1: train on a GPU. Not available yet.")
+    cuda: bool = setting(False, "VMAFX_SIDECAR_CUDA", "cuda", FLAG, "1: run the steps on an NVIDIA GPU.")
     log_format: LogFormat = setting(
         "text", "VMAFX_SIDECAR_LOG_FORMAT", "logFormat", one_of("text", "json"), "Format of the log on stderr."
     )
@@ -327,8 +327,6 @@ class Settings:
         if self.features and self.n_features not in (None, len(self.features)):
             expected = f"expected {len(self.features)}, as many as {env_of('features')} names"
             raise SettingsError(f"{env_of('n_features')}={self.n_features}: {expected}")
-        if self.cuda:
-            raise SettingsError(f"{env_of('cuda')}=1: training on a GPU is not built; expected 0")
 
     @property
     def state(self) -> Path:

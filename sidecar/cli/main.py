@@ -20,6 +20,7 @@ from sidecar.cli.state import forget_command
 from sidecar.cli.train import train_offline_command
 from sidecar.evaluation.report import ReportError
 from sidecar.journal.segments import JournalError
+from sidecar.learning.device import DeviceError
 from sidecar.learning.recipe import TrainingError
 from sidecar.models.description import DescriptionError
 from sidecar.pairs.errors import RecordedPairsError
@@ -33,6 +34,7 @@ _BAD_INPUT = (
     DescriptionError,
     JournalError,
     SettingsError,
+    DeviceError,
     ReportError,
 )
 

@@ -36,6 +36,7 @@ def result_json(result: Result) -> dict[str, Any]:
         "seconds": result.seconds,
         "pairs_per_second": result.pairs_per_second,
         "settings": dataclasses.asdict(result.recipe),
+        **({"seeds": [figures.as_json() for figures in result.seeds]} if result.seeds else {}),
         **({"refused": result.refused} if result.refused else {}),
         "columns": result.pairs.chosen,
     }
@@ -58,10 +59,12 @@ def print_result(result: Result) -> None:
         for fold in validation.folds:
             click.echo(row(fold.group, "EMA", fold.metrics))
         click.echo(row("all, pooled", "EMA", validation.pooled))
+        _print_seeds("pooled", validation.seeds, result)
         click.echo(f"{'mean and lowest PLCC':24} {'':8} {validation.mean_plcc:8.5f} {validation.min_plcc:8.5f}\n")
     click.echo(HEADER)
     for (place, kind), measured in result.metrics.items():
         click.echo(row(place.replace("_", " "), "EMA" if kind == "ema" else kind, measured))
+    _print_seeds("held out", result.seeds, result)
     print_skipped(result.pairs)
     click.echo(
         f"\ntrained {result.recipe.epochs:,} epochs on {len(result.train):,} pairs in {result.seconds:.1f} s "
@@ -75,6 +78,11 @@ def print_result(result: Result) -> None:
     click.echo(f"gate: {result.gate.verdict} ({result.gate.reason})")
     click.echo(f"parity with onnxruntime: {result.parity_max_abs_diff:.2g} score points at most")
     _print_checkpoint(result)
+
+
+def _print_seeds(name: str, seeds: list[Metrics], result: Result) -> None:
+    for seed, measured in enumerate(seeds, result.recipe.seed):
+        click.echo(row(f"{name}, seed {seed}", "EMA", measured))
 
 
 def _print_checkpoint(done: Result | Published) -> None:

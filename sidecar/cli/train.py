@@ -165,6 +165,21 @@ _GOES_WITH_STREAM = (
 @click.option(
     "--seed", type=_FROM_ZERO, default=_DEFAULTS.seed, show_default=True, help="Seed of the initial weights and of shuffling."
 )
+@click.option(
+    "--seeds",
+    type=_AT_LEAST_ONE,
+    default=1,
+    show_default=True,
+    help="Train with so many seeds, from --seed on, and show the figures of each; the first is published.",
+)
+@click.option("--ensemble", is_flag=True, help="Publish the average of the models of all --seeds, as one wider model.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="cuda: train all groups of --group-by and all --seeds side by side on an NVIDIA GPU.",
+)
 @report_option
 @json_option
 def train_offline_command(
@@ -184,6 +199,9 @@ def train_offline_command(
     stream: bool,
     until: int | None,
     columns: Columns,
+    seeds: int,
+    ensemble: bool,
+    device: str,
     **recipe: Any,
 ) -> int:
     """Train a model on recorded PAIRS, from scratch or from a base model, and publish it as a checkpoint.
@@ -198,6 +216,7 @@ def train_offline_command(
     """
     from sidecar.models.base_model import load_or_fresh
     from sidecar.models.pytorch.state_dict import Choices
+    from sidecar.offline.seeds import Seeds
     from sidecar.offline.training import train_offline
 
     choices = Choices(base_activation, recipe["activation"], base_output or "", base_key or "")
@@ -216,6 +235,14 @@ def train_offline_command(
         return exit_codes.of_gate(published.gate.verdict)
     if base is None and recipe["epochs"] == 0:
         raise click.UsageError("--epochs 0 publishes the base model unchanged, but there is no base model")
+    if ensemble and seeds == 1:
+        raise click.UsageError("--ensemble needs --seeds 2 or more")
+    open_device = None
+    if device == "cuda":
+        from sidecar.learning.device.cuda import open_cuda
+
+        open_device = open_cuda
+        open_device()  # to say at once what is missing
     if holdout is None:
         holdout = 0.0 if group_by else 0.1
     try:
@@ -232,6 +259,7 @@ def train_offline_command(
                 for_report=report is not None,
                 progress=progress,
                 columns=columns,
+                seeds=Seeds(seeds, ensemble, open_device),
             )
     except KeyboardInterrupt:
         click.echo("nothing was published", err=True)

@@ -42,6 +42,11 @@ class Run:
     encoder: EncoderBlock | None = None
     target: str = ""
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the steps ran on a GPU: a processor repeats them up to rounding."""
+        return self.kernel.startswith("CUDA")
+
     def as_json(self) -> dict[str, Any]:
         return {"format": STATE_FORMAT, **asdict(self), "encoder": self.encoder.as_json() if self.encoder else None}
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,8 @@ class Head:
         self._scaling = _scaling(network.steps[:first], network.n_features, dtype)
         self._range = [_in_place(step, dtype) for step in tail]
         self.score_offset, self.score_scale, *bounds = _output_range(tail)
-        self._bounds = np.sort(self._in_units_of_loss(np.array(bounds, dtype=dtype)))
+        in_units = np.sort(self._in_units_of_loss(np.array(bounds, dtype=dtype)))
+        self._bounds = in_units if np.isfinite(in_units).any() else None
         self.n_features = network.n_features
         self.dtype = dtype
         layers = [parameters_of(step).ravel() for step in self._body if is_trained(step)]
@@ -70,12 +71,22 @@ class Head:
         self.gradient: Array = np.zeros_like(self.parameters)
         self._passes: dict[int, Pass] = {}
 
-    def at(self, parameters: Array) -> Head:
+    def at(self, parameters: Array) -> Self:
         """The same head on another parameter vector (n_parameters,), which is shared, not copied."""
-        head = object.__new__(Head)
+        head = object.__new__(type(self))
         head.__dict__.update(self.__dict__)
         head.parameters, head.gradient, head._passes = parameters, np.zeros_like(parameters), {}
         return head
+
+    @property
+    def body(self) -> tuple[Step, ...]:
+        """The steps from the first trained one on, which `Pass` takes."""
+        return self._body
+
+    @property
+    def bounds(self) -> Array | None:
+        """The range (2,) that scores are clipped to, in the units of the loss; None for no range."""
+        return self._bounds
 
     @property
     def feature_weights(self) -> Array:

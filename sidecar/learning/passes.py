@@ -1,5 +1,7 @@
 """Forward and backward passes of each kind of step, as lists of numpy calls on buffers made once.
 
+The buffers are made like the parameters: in numpy, or on a device, where the same calls are recorded (`device/stacked.py`).
+
 Values are stored as (width + 1, batch): one column per pair, with a last row of ones, so that a bias is the last column of its
 weight matrix and costs no operation of its own. Scalars are 0-dimensional arrays, which numpy takes faster than Python numbers.
 """
@@ -29,18 +31,25 @@ class Pass:
     mean squared error by the result, in `error` (n,): 2/n times the error. `backward` computes the gradient from that.
 
     body: the steps from the first trained one on; parameters, gradient: those of each trained step, as `parameter_views` gives
-    them; bounds: (2,), the range that scores are clipped to, in the units of the loss.
+    them; bounds: (2,), the range that scores are clipped to, in the units of the loss, None for no range. weights: (n,), what
+    each error is multiplied by instead of 2/n.
     """
 
     def __init__(
-        self, body: Sequence[Step], n_features: int, parameters: list[Array], gradient: list[Array], bounds: Array, n: int
+        self,
+        body: Sequence[Step],
+        n_features: int,
+        parameters: list[Array],
+        gradient: list[Array],
+        bounds: Array | None,
+        n: int,
+        weights: Array | None = None,
     ) -> None:
-        dtype = bounds.dtype
-        self.batch = np.zeros((n, n_features + 2), dtype=dtype)
+        like = parameters[0]
+        self.batch = np.zeros_like(like, shape=(n, n_features + 2))
         rows = self.batch[:, :-1]
-        inputs: Array = np.empty((n_features + 1, n), dtype=dtype)
         deltas: Array | None = None  # the derivative by the inputs of the first step is not needed
-        self.forward: list[Operation] = [partial(np.copyto, inputs, rows.T)]
+        inputs, self.forward = _transposed(rows)
         self.backward: list[Operation] = []
         trained = zip(parameters, gradient, strict=True)
         before: Step | None = None
@@ -50,8 +59,8 @@ class Pass:
                 forward, backward = _ACTIVATIONS[step.name](inputs[:-1], deltas, step.slope)
             else:
                 width = len(step.weight) if isinstance(step, Dense) else len(inputs) - 1
-                outputs = np.ones((width + 1, n), dtype=dtype)
-                output_deltas = np.zeros((width, n), dtype=dtype)
+                outputs = np.ones_like(like, shape=(width + 1, n))
+                output_deltas = np.zeros_like(like, shape=(width, n))
                 match step:
                     case Dense():
                         forward, backward = _dense(*next(trained), inputs, deltas, outputs[:-1], output_deltas, rows)
@@ -73,20 +82,27 @@ class Pass:
         assert deltas is not None
         self.result: Array = inputs[0]
         self.error: Array = deltas[0]
-        target, clipped, right = self.batch[:, -1], np.empty_like(self.result), np.empty(n, dtype=bool)
-        low, high = bounds[:1].reshape(()), bounds[1:].reshape(())
-        within_bounds = [
-            partial(np.maximum, self.result, low, out=clipped),
-            partial(np.minimum, clipped, high, out=clipped),
-            partial(np.equal, clipped, target, right),
-            partial(np.putmask, self.error, right, np.zeros((), dtype=dtype)),
-        ]
-        self.forward_to_error: list[Operation] = [
-            *self.forward,
-            partial(np.subtract, self.result, target, self.error),
-            *(within_bounds if np.isfinite(bounds).any() else []),
-            partial(np.multiply, self.error, np.array(2 / n, dtype=dtype), self.error),
-        ]
+        target = self.batch[:, -1]
+        self.forward_to_error: list[Operation] = [*self.forward, partial(np.subtract, self.result, target, self.error)]
+        if bounds is not None:
+            clipped, right = np.empty_like(self.result), np.empty_like(self.result, dtype=bool)
+            low, high = bounds[:1].reshape(()), bounds[1:].reshape(())
+            self.forward_to_error += [
+                partial(np.maximum, self.result, low, out=clipped),
+                partial(np.minimum, clipped, high, out=clipped),
+                partial(np.equal, clipped, target, right),
+                partial(np.putmask, self.error, right, np.zeros((), dtype=like.dtype)),
+            ]
+        scale = np.array(2 / n, dtype=like.dtype) if weights is None else weights
+        self.forward_to_error.append(partial(np.multiply, self.error, scale, self.error))
+
+
+def _transposed(rows: Array) -> tuple[Array, list[Operation]]:
+    """The columns of pairs that the first step takes, and what fills them."""
+    if not isinstance(rows, np.ndarray):  # a device multiplies by transposed matrices just as fast
+        return rows.T, []
+    columns = np.empty_like(rows, shape=rows.shape[::-1])
+    return columns, [partial(np.copyto, columns, rows.T)]
 
 
 def is_trained(step: Step) -> TypeGuard[Trained]:
@@ -190,7 +206,7 @@ def _constant(step: Step, inputs: Array, input_deltas: Array, values: Array, del
         return forward, [partial(np.copyto, input_deltas, deltas)]
     if isinstance(step, Clip):
         low, high = (np.array(bound, dtype=values.dtype) for bound in (step.low, step.high))
-        inside = np.empty(values.shape, dtype=bool)
+        inside = np.empty_like(values, dtype=bool)
         return [
             partial(np.maximum, inputs, low, out=values),
             partial(np.minimum, values, high, out=values),
@@ -211,8 +227,8 @@ def _relu(values: Array, deltas: Array, slope: float) -> Passes:
     # The maximum with a whole array takes half the time of one with a single number, and the bits as integers take a third of
     # the time of a float's sign. For v >= 0, -v shifted right is all ones where v > 0 and all zeros elsewhere.
     integer = np.dtype(f"i{values.itemsize}")
-    bits, delta_bits, mask = values.view(integer), deltas.view(integer), np.empty(values.shape, dtype=integer)
-    forward = [partial(np.maximum, values, np.zeros_like(values), out=values)]
+    bits, delta_bits, mask = values.view(integer), deltas.view(integer), np.empty_like(values, dtype=integer)
+    forward = [partial(np.maximum, values, np.full_like(values, 0), out=values)]
     backward = [
         partial(np.negative, bits, mask),
         partial(np.right_shift, mask, np.array(8 * values.itemsize - 1, dtype=integer), mask),
@@ -222,7 +238,7 @@ def _relu(values: Array, deltas: Array, slope: float) -> Passes:
 
 
 def _leaky_relu(values: Array, deltas: Array, slope: float) -> Passes:
-    negative = np.empty(values.shape, dtype=bool)
+    negative = np.empty_like(values, dtype=bool)
     forward = [partial(np.less, values, 0, out=negative), partial(np.multiply, values, slope, out=values, where=negative)]
     backward = [partial(np.multiply, deltas, slope, out=deltas, where=negative)]
     return forward, backward

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_builder.network import Activation, ActivationName, Array, Clip, Dense, Elementwise, Network
-from sidecar.learning.conditioning import condition
+from sidecar.learning.conditioning import Conditioning, condition
 from sidecar.learning.head import Head
+from sidecar.learning.optim import Optimizer
 from sidecar.learning.optim.adam import Adam
 from sidecar.learning.optim.clipping import clip_gradient
 from sidecar.learning.optim.group_lasso import GroupLasso
@@ -24,7 +25,7 @@ from sidecar.learning.scaler import Scaling, measure_scaling
 _BATCHES_A_BLOCK = 64
 _MEASURED_PAIRS = 4096
 """A base model is conditioned on all pairs, or on one to two times this many if there are more."""
-_LASSO_EVERY = 4
+LASSO_EVERY = 4
 """Steps between two proximal steps of the group lasso; each proximal step does the work of all these steps."""
 
 Rows = NDArray[np.intp]
@@ -88,6 +89,10 @@ class Schedule(NamedTuple):
     epochs: int
     learning_rate: float
     group_lasso: float
+
+    def rate(self, recipe: Recipe, step: int, total: int) -> float:
+        """The learning rate of step 0, 1, …, total − 1."""
+        return warmed_up(self.learning_rate, step, recipe.warmup_steps) * cosine_decay(step, total)
 
 
 def schedule(recipe: Recipe, n_pairs: int, fresh: bool = True) -> Schedule:
@@ -159,29 +164,17 @@ def fit(
 
     Raises TrainingError at the first step whose gradient is not finite: training has diverged.
     """
-    shuffle, initial = (np.random.default_rng(s) for s in np.random.SeedSequence(recipe.seed).spawn(2))
-    epochs, learning_rate, group_lasso = schedule(recipe, len(rows), fresh=base is None)
-    if base is None:
-        head = Head(fresh_network(measure_scaling(features, scores, rows), recipe, initial))
-    elif epochs:
-        measured = features[rows[:: max(1, len(rows) // _MEASURED_PAIRS)]]
-        conditioning = condition(base, measured, recipe.score_min, recipe.score_max)
-        head = Head(conditioning.apply(base))
-    else:
-        return Fitted(Head(base), Head(base), 0)
-    optimizer = (
-        Sgd(head.parameters, head.gradient, recipe.momentum, recipe.weight_decay)
-        if recipe.optimizer == "sgd"
-        else Adam(head.parameters, head.gradient, recipe.weight_decay)
-    )
-    lasso = GroupLasso(head.feature_weights)
-    reach = _LASSO_EVERY * group_lasso / (1 - recipe.momentum if recipe.optimizer == "sgd" else 1)
+    shuffle, head, conditioning, planned = begin(features, scores, rows, recipe, base)
+    if not planned.epochs:
+        return Fitted(head, head, 0)
+    optimizer = optimizer_of(recipe, head.parameters, head.gradient)
+    lasso, reach = GroupLasso(head.feature_weights), lasso_reach(recipe, planned)
     average = PolyakAverage(head.parameters, recipe.ema_decay)
     batch_size = min(recipe.batch_size, len(rows))
-    total = epochs * math.ceil(len(rows) / batch_size)
+    total = planned.epochs * math.ceil(len(rows) / batch_size)
     step = observed = 0
     with np.errstate(over="ignore", invalid="ignore"):  # reported below
-        for block in _epochs(features, scores, rows, epochs, batch_size * _BATCHES_A_BLOCK, head, shuffle):
+        for block in _epochs(features, scores, rows, planned.epochs, batch_size * _BATCHES_A_BLOCK, head, shuffle):
             if observe and step >= total * (observed / OBSERVATIONS) ** 2:
                 observe(step, head, head.at(average.parameters))
                 observed += 1
@@ -189,11 +182,11 @@ def fit(
             for start in range(0, len(block), batch_size):
                 loss = head.loss_and_gradient(block[start : start + batch_size])
                 if not clip_gradient(head.gradient, recipe.max_grad_norm) < math.inf:
-                    where = f"step {step + 1} of {total} with learning rate {learning_rate:g}"
+                    where = f"step {step + 1} of {total} with learning rate {planned.learning_rate:g}"
                     raise TrainingError(f"training diverged at {where}; try a smaller one")
-                rate = warmed_up(learning_rate, step, recipe.warmup_steps) * cosine_decay(step, total)
+                rate = planned.rate(recipe, step, total)
                 optimizer.step(rate)
-                if reach and step % _LASSO_EVERY == 0:
+                if reach and step % LASSO_EVERY == 0:
                     lasso.shrink(reach * rate * (1 - step / total))
                 average.update()
                 step += 1
@@ -201,9 +194,42 @@ def fit(
     ema = head.at(average.parameters)
     if observe:
         observe(step, head, ema)
+    return fitted(head, ema, step, conditioning)
+
+
+def begin(
+    features: Array, scores: Array, rows: Rows, recipe: Recipe, base: Network | None
+) -> tuple[np.random.Generator, Head, Conditioning | None, Schedule]:
+    """What `fit` begins with: the generator that shuffles, the head, the units of its weights with a base, the schedule."""
+    shuffle, initial = (np.random.default_rng(s) for s in np.random.SeedSequence(recipe.seed).spawn(2))
+    planned = schedule(recipe, len(rows), fresh=base is None)
     if base is None:
-        return Fitted(head, ema, step)
-    return Fitted(Head(conditioning.remove(head.network())), Head(conditioning.remove(ema.network())), step)
+        head = Head(fresh_network(measure_scaling(features, scores, rows), recipe, initial))
+        return shuffle, head, None, planned
+    if not planned.epochs:
+        return shuffle, Head(base), None, planned
+    measured = features[rows[:: max(1, len(rows) // _MEASURED_PAIRS)]]
+    conditioning = condition(base, measured, recipe.score_min, recipe.score_max)
+    return shuffle, Head(conditioning.apply(base)), conditioning, planned
+
+
+def fitted(live: Head, ema: Head, steps: int, conditioning: Conditioning | None) -> Fitted:
+    """What `fit` gives, in the units of the base model."""
+    if conditioning is None:
+        return Fitted(live, ema, steps)
+    return Fitted(Head(conditioning.remove(live.network())), Head(conditioning.remove(ema.network())), steps)
+
+
+def optimizer_of(recipe: Recipe, parameters: Array, gradient: Array) -> Optimizer:
+    """The optimizer of a recipe, bound to a parameter vector and its gradient."""
+    if recipe.optimizer == "sgd":
+        return Sgd(parameters, gradient, recipe.momentum, recipe.weight_decay)
+    return Adam(parameters, gradient, recipe.weight_decay)
+
+
+def lasso_reach(recipe: Recipe, planned: Schedule) -> float:
+    """The threshold of a proximal step of the group lasso at learning rate 1, before it fades."""
+    return LASSO_EVERY * planned.group_lasso / (1 - recipe.momentum if recipe.optimizer == "sgd" else 1)
 
 
 def _epochs(

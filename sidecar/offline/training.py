@@ -17,10 +17,11 @@ from sidecar.checkpoints.judging.gate import Evidence, Gate
 from sidecar.checkpoints.publishing import Terms, publish_network
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import Metrics, metrics, rmse
-from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, fit, no_progress, schedule
+from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, no_progress, schedule
 from sidecar.models.base_model import BaseModel, ExportIo, require_features
 from sidecar.models.evidence import evidence
 from sidecar.models.inputs import ModelInputs
+from sidecar.offline.seeds import Seeds
 from sidecar.offline.validation import Validation, leave_one_group_out, predict
 from sidecar.pairs.recorded import RecordedPairs, read_columns, require_target
 from sidecar.pairs.tables.choice import Columns
@@ -44,7 +45,8 @@ class Result:
 
     train, held_out: rows of `pairs`; heads: by "base" (if there is one), "live" and "ema"; metrics: by ("train" or
     "held_out", one of these); curve: empty if it was not asked for; curve_pairs: how many pairs it was measured on, by "train"
-    and "held_out"; refused: why libvmaf cannot use the checkpoint, empty if it can.
+    and "held_out"; refused: why libvmaf cannot use the checkpoint, empty if it can; seeds: the held-out figures of each seed's
+    EMA weights, if there are several.
     """
 
     checkpoint: Checkpoint
@@ -63,6 +65,7 @@ class Result:
     curve: list[CurvePoint]
     curve_pairs: dict[str, int]
     refused: str
+    seeds: list[Metrics]
 
 
 def train_offline(
@@ -78,13 +81,15 @@ def train_offline(
     for_report: bool = False,
     progress: Callable[[int], Progress] = lambda total: no_progress,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
+    seeds: Seeds = Seeds(),  # noqa: B008 (frozen)
 ) -> Result:
     """Train a new model, or fine-tune `base`, on recorded pairs and publish the EMA weights as a checkpoint in `output`.
 
     export_io: "base" publishes with the base's inputs and output. holdout: share of pairs, by whole encodes, that are kept out
     of training and judge the result. columns: what is read as what; by default the base model's features. group_by: first
     validate by leaving out each value of this field once. for_report: keep job_ids, and measure the learning curve. progress:
-    takes the number of pairs that will be trained on in all, and returns the function that is told about progress.
+    takes the number of pairs that will be trained on in all, and returns the function that is told about progress. seeds: how
+    often each training is done, and where.
 
     Raises RecordedPairsError, TrainingError, NetworkError (parity) or CheckpointError; then nothing is published.
     """
@@ -107,20 +112,22 @@ def train_offline(
     recipe = dataclasses.replace(recipe, **schedule(recipe, len(train), fresh=base is None)._asdict())
     epochs = recipe.epochs or 0
     validated = (len(pairs.group_names) - 1) * len(pairs) if group_by is not None else 0
-    told = progress((validated + len(train)) * epochs)
+    told = progress((validated + len(train)) * epochs * seeds.count)
 
-    validation = leave_one_group_out(pairs, recipe, told, start) if group_by is not None else None
+    validation = leave_one_group_out(pairs, recipe, told, start, seeds) if group_by is not None else None
     sets = {"train": train, "held_out": held_out}
     curve = _Curve(pairs, sets)
     started = time.perf_counter()
-    fitted = fit(pairs.features, pairs.true_score, train, recipe, told, start, observe=curve.observe if for_report else None)
+    observe = curve.observe if for_report else None
+    (trained,) = seeds.fit(pairs.features, pairs.true_score, [train], recipe, told, start, observe)
     seconds = time.perf_counter() - started - curve.seconds
 
+    fitted = seeds.result(trained)
     weights = {"live": fitted.live, "ema": fitted.ema}
     if start:
         weights = {"base": Head(start), **weights}
     measured = {
-        (place, kind): metrics(predict(head, pairs, rows), pairs.true_score[rows])
+        (place, kind): _figures(head, pairs, rows)
         for place, rows in sets.items()
         for kind, head in weights.items()
         if len(rows)
@@ -128,7 +135,12 @@ def train_offline(
     description = {
         "step": fitted.steps,
         "pairs_seen": len(train),
-        "settings": {**dataclasses.asdict(recipe), "holdout": holdout, "export_io": export_io},
+        "settings": {
+            **dataclasses.asdict(recipe),
+            "holdout": holdout,
+            "export_io": export_io,
+            **({"seeds": seeds.count, "ensemble": seeds.ensemble} if seeds.count > 1 else {}),
+        },
         "journal": None,
         "data": [str(path) for path in paths],
         "columns": pairs.chosen,
@@ -152,11 +164,16 @@ def train_offline(
         published.gate,
         published.parity_max_abs_diff,
         seconds,
-        len(train) * epochs / seconds,
+        len(train) * epochs * seeds.count / seconds,
         curve.points,
         curve.n_pairs,
         published.refused,
+        [_figures(each.ema, pairs, held_out) for each in trained] if seeds.count > 1 and len(held_out) else [],
     )
+
+
+def _figures(head: Head, pairs: RecordedPairs, rows: Rows) -> Metrics:
+    return metrics(predict(head, pairs, rows), pairs.true_score[rows])
 
 
 def about_features(pairs: RecordedPairs, inputs: ModelInputs) -> dict[str, Any]:

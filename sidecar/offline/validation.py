@@ -10,7 +10,8 @@ import numpy as np
 from onnx_builder.network import Float32, Network
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import Metrics, metrics
-from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, fit, no_progress
+from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, no_progress
+from sidecar.offline.seeds import Seeds
 from sidecar.pairs.recorded import RecordedPairs
 
 
@@ -26,11 +27,15 @@ class Fold:
 
 @dataclass(frozen=True)
 class Validation:
-    """Leave-one-group-out validation: each group once. predicted: (n,), a score for each pair."""
+    """Leave-one-group-out validation: each group once. predicted: (n,), a score for each pair.
+
+    seeds: the pooled figures of each seed alone, if there are several.
+    """
 
     folds: list[Fold]
     pooled: Metrics
     predicted: Float32
+    seeds: list[Metrics]
 
     @property
     def mean_plcc(self) -> float:
@@ -48,11 +53,16 @@ class Validation:
             **{name: value for name, value in means.items() if np.isfinite(value)},
             **pooled,
             "groups": [{"group": fold.group, **fold.metrics.as_json()} for fold in self.folds],
+            **({"seeds": [measured.as_json() for measured in self.seeds]} if self.seeds else {}),
         }
 
 
 def leave_one_group_out(
-    pairs: RecordedPairs, recipe: Recipe, progress: Progress = no_progress, base: Network | None = None
+    pairs: RecordedPairs,
+    recipe: Recipe,
+    progress: Progress = no_progress,
+    base: Network | None = None,
+    seeds: Seeds = Seeds(),  # noqa: B008 (frozen)
 ) -> Validation:
     """Each group of `pairs.group`, predicted by a head that was trained on all others, starting from `base` if there is one.
 
@@ -60,14 +70,22 @@ def leave_one_group_out(
     """
     if pairs.group is None or len(pairs.group_names) < 2:
         raise TrainingError(f"leaving out one group at a time needs at least two groups, got {pairs.group_names}")
+    left_out = [pairs.group == index for index in range(len(pairs.group_names))]
+    parts = [np.flatnonzero(~is_left_out) for is_left_out in left_out]
+    trained = seeds.fit(pairs.features, pairs.true_score, parts, recipe, progress, base)
     predicted = np.empty(len(pairs), dtype=np.float32)
+    by_seed = np.empty((seeds.count, len(pairs)), dtype=np.float32)
     folds = []
-    for index, name in enumerate(pairs.group_names):
-        held_out = np.flatnonzero(pairs.group == index)
-        fitted = fit(pairs.features, pairs.true_score, np.flatnonzero(pairs.group != index), recipe, progress, base)
-        predicted[held_out] = predict(fitted.ema, pairs, held_out)
-        folds.append(Fold(name, metrics(predicted[held_out], pairs.true_score[held_out]), held_out, fitted.ema))
-    return Validation(folds, metrics(predicted, pairs.true_score), predicted)
+    for name, is_left_out, with_each_seed in zip(pairs.group_names, left_out, trained, strict=True):
+        held_out = np.flatnonzero(is_left_out)
+        head = seeds.result(with_each_seed).ema
+        predicted[held_out] = predict(head, pairs, held_out)
+        folds.append(Fold(name, metrics(predicted[held_out], pairs.true_score[held_out]), held_out, head))
+        if seeds.count > 1:
+            for scores, fitted in zip(by_seed, with_each_seed, strict=True):
+                scores[held_out] = predict(fitted.ema, pairs, held_out)
+    each = [metrics(scores, pairs.true_score) for scores in by_seed] if seeds.count > 1 else []
+    return Validation(folds, metrics(predicted, pairs.true_score), predicted, each)
 
 
 def predict(head: Head, pairs: RecordedPairs, rows: Rows) -> Float32:

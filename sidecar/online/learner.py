@@ -14,6 +14,7 @@ import numpy as np
 from onnx_builder.network import Array, Network
 from sidecar.features.names import in_order
 from sidecar.journal.run import Run
+from sidecar.learning.device.stacked import Device
 from sidecar.learning.replay_buffer import ReplayBuffer
 from sidecar.online.trainer import Group, Trainer
 from sidecar.pairs.holdout import is_held_out
@@ -27,13 +28,13 @@ class Learner:
 
     base: the network that `run.base` names. held_out: raw pairs that never train; each row has the features, the score, and the
     hold-out position, by which the pair's group is recognised. position: that of the next pair; first: that of the first pair,
-    which is not 0 if retention has deleted earlier ones.
+    which is not 0 if retention has deleted earlier ones. device: as for `Trainer`.
     """
 
-    def __init__(self, run: Run, base: Network | None = None, first: int = 0) -> None:
+    def __init__(self, run: Run, base: Network | None = None, first: int = 0, device: Device | None = None) -> None:
         self.run = run
         self.first = self.position = first
-        self.trainer = Trainer(run.n_features, run.settings, base)
+        self.trainer = Trainer(run.n_features, run.settings, base, device)
         self.held_out = ReplayBuffer(HELD_OUT_PAIRS, run.n_features + 2, np.float64)
 
     def take(self, block: PairBlock, finish: bool = True) -> list[Group]:
@@ -95,12 +96,12 @@ class Learner:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Array]) -> Learner:
+    def from_state(cls, state: Mapping[str, Array], device: Device | None = None) -> Learner:
         """A learner that continues from a `state`. Raises KeyError, TypeError, ValueError or NetworkError if it is not one."""
         document = json.loads(state["run"].tobytes())
         learner = cls(cls.run_of(state), first=document["first"])
         learner.position = document["position"]
-        learner.trainer = Trainer.from_state(learner.run.n_features, learner.run.settings, state)
+        learner.trainer = Trainer.from_state(learner.run.n_features, learner.run.settings, state, device)
         learner.held_out.restore(state["held_out"], int(state["held_out_added"]))
         return learner
 

@@ -12,6 +12,7 @@ from onnx_builder.network import Network
 from sidecar.journal.blocks import Damage
 from sidecar.journal.run import FormatError, Run
 from sidecar.journal.segments import Entry, OnDamage, damaged, first_kept, first_position, journal_segments, read_journal
+from sidecar.learning.device.stacked import Device
 from sidecar.online.learner import Learner
 from sidecar.pairs.errors import PairError
 from sidecar.pairs.named_features import NamedFeatures
@@ -41,12 +42,14 @@ def rebuild(
     progress: Callable[[int], object] = lambda pairs: None,
     on_damage: OnDamage = damaged,
     on_run: Callable[[int, Run], object] = lambda position, run: None,
+    device: Device | None = None,
 ) -> Learner | None:
     """Bring a learner to the end of the journal, or to the pair at position `until`; None if nothing says how to begin.
 
     learner: as a snapshot has it, None to begin with the first pair kept, under the first run that is recorded, else under
     `run` from `base`. start: the position from which `seen` wants to be told. progress: called with the number of pairs since
     the last call. on_damage: as in `read_journal`. on_run: told of each run and the position of its first pair, when it comes.
+    device: where a new learner trains.
 
     Raises JournalError or StateError if the journal is damaged and `on_damage` raises, or does not hold what is needed.
     """
@@ -61,7 +64,7 @@ def rebuild(
                 on_damage(state_directory, Damage(0, 0, f"{error}; it begins anew with another"))
         if run is None:
             return None
-        learner = Learner(run, base, first=first_kept(state_directory))
+        learner = Learner(run, base, first=first_kept(state_directory), device=device)
     reader, pairs = reader_of(learner.run), list[Pair]()
 
     def train() -> None:
@@ -141,7 +144,7 @@ def _pair(state_directory: Path, entry: Entry, reader: PairReader, on_damage: On
         return None
 
 
-def newest_snapshot(state_directory: Path, position: int, damages: Damages) -> Learner | None:
+def newest_snapshot(state_directory: Path, position: int, damages: Damages, device: Device | None = None) -> Learner | None:
     """The learner of the newest good snapshot that is not after `position`, the journal's end; None if there is none.
 
     What is no good is moved aside; what cannot be read now is left where it is. Raises StateError for a newer program's state,
@@ -153,7 +156,7 @@ def newest_snapshot(state_directory: Path, position: int, damages: Damages) -> L
             damages.move_aside(path, "snapshot", f"it is of position {at}; the journal ends at {position}")
             continue
         try:
-            return Learner.from_state(read_snapshot(path))
+            return Learner.from_state(read_snapshot(path), device)
         except (FormatError, NewerFormatError) as error:
             raise StateError(f"{state_directory}: {error}") from error
         except (DamagedError, KeyError, TypeError, ValueError) as error:

@@ -18,6 +18,7 @@ from sidecar.checkpoints.judging.compatibility import score_range
 from sidecar.features.names import NamesError, canonical, in_order, repeated
 from sidecar.journal.run import Run
 from sidecar.journal.segments import is_before_blocks
+from sidecar.learning.device.stacked import Device
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import BaseModel, load, require_features
 from sidecar.models.description import DescriptionError, read_description
@@ -44,7 +45,7 @@ class Start(NamedTuple):
     failed: str
 
 
-def where_to_start(settings: Settings) -> Start:
+def where_to_start(settings: Settings, device: Device | None = None) -> Start:
     """The base model, and the run that pairs are trained under from now on.
 
     Where nothing is at the base's path, or it is a checkpoint of this very directory, the state goes on; where there is no
@@ -85,7 +86,7 @@ def where_to_start(settings: Settings) -> Start:
         last, goes_on = None, False
     begins_with = base.network if base else None
     digest = digest_of(base.network) if base else (last.base if last and goes_on else None)
-    run = _run_of(settings, n_features, features, digest, inputs, last if goes_on else None)
+    run = _run_of(settings, n_features, features, digest, inputs, last if goes_on else None, _kernel(device))
     if last is not None and goes_on:
         base = _base_of(settings, last)
         if base is None and settings.export_io == "base":
@@ -111,7 +112,7 @@ def next_base(settings: Settings, last: Run, present: BaseModel | None) -> tuple
         why = f"base model {path}: {why}"
     if why:
         raise NetworkError(why)
-    return base, _run_of(settings, last.n_features, features, digest, inputs, None)
+    return base, _run_of(settings, last.n_features, features, digest, inputs, None, last.kernel)
 
 
 def _other_use(
@@ -158,6 +159,7 @@ def _run_of(
     digest: str | None,
     inputs: ModelInputs | None,
     before: Run | None,
+    kernel: str,
 ) -> Run:
     """digest, inputs: of the base model, None without one. before: the run whose features' order and target go on."""
     order = (inputs.names if inputs else ()) or (before.order if before else ()) or features
@@ -166,7 +168,7 @@ def _run_of(
     if inputs and inputs.target and target != inputs.target:
         _log.warning("base model %s was trained on %s; it is fine-tuned to %s", settings.base_model, inputs.target, target)
     return Run(
-        n_features, _training_settings(settings), settings.holdout_fraction, digest, _kernel(),
+        n_features, _training_settings(settings), settings.holdout_fraction, digest, kernel,
         features=features, order=order, encoder=block, target=target,
     )  # fmt: skip
 
@@ -236,8 +238,10 @@ def _training_settings(settings: Settings) -> TrainingSettings:
     return TrainingSettings(**{each.name: getattr(settings, each.name) for each in fields(TrainingSettings)})
 
 
-def _kernel() -> str:
+def _kernel(device: Device | None) -> str:
     """What the arithmetic runs on: other wheels or another processor may round otherwise."""
+    if device is not None:
+        return device.name
     model = ""
     with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as stream:
         model = next((line.partition(":")[2].strip() for line in stream if line.startswith("model name")), "")

@@ -94,6 +94,9 @@ def _from_journal(state_directory: Path, until: int | None, progress: Callable[[
                 f"{state_directory}: {trained}; this program knows algorithm {ALGORITHM}: use the one that trained"
             )
 
+        if run.on_gpu:
+            _log.warning("pairs from position %d on were trained on %s; here the last bits may differ", position, run.kernel)
+
     learner = rebuild(state_directory, None, until=until, progress=progress, on_run=check)
     if learner is None:
         raise TrainingError(f"{state_directory}: no journal with a run in it; expected a sidecar's state directory")

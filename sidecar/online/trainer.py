@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_builder.network import Array, Network
+from sidecar.learning.device.stacked import Device
 from sidecar.learning.drift import FeatureDrift
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import rmse
@@ -60,16 +61,19 @@ class Trainer:
     learns from the first group on, in units measured on that group and measured again after 64 and 256 training pairs. This
     changes how its weights learn, not what they compute.
 
-    base: takes n_features. weights: None until a new model is fitted. replay: each row is a pair as it arrived (features,
-    score). trained: how many pairs were trained on. prequential: what `ema` predicted for the last 1000 of them before they
-    were trained on, and their scores. drift: how far their features are from what the base model's own scaling expects, if it
-    has one, else from the first pairs; None before there are any. warmup_start: the share of the learning rate that warm-up
-    begins with; None before a base model's first group. step: steps run; steps_left: those of the last group that `finish`
-    would run. skipped_steps: those left out because a number would not have been finite after them.
+    base: takes n_features. device: where its steps run, None in numpy; a new model is fitted in numpy. weights: None until a
+    new model is fitted. replay: each row is a pair as it arrived (features, score). trained: how many pairs were trained on.
+    prequential: what `ema` predicted for the last 1000 of them before they were trained on, and their scores. drift: how far
+    their features are from what the base model's own scaling expects, if it has one, else from the first pairs; None before
+    there are any. warmup_start: the share of the learning rate that warm-up begins with; None before a base model's first
+    group. step: steps run; steps_left: those of the last group that `finish` would run. skipped_steps: those left out because a
+    number would not have been finite after them.
     """
 
-    def __init__(self, n_features: int, settings: TrainingSettings, base: Network | None = None) -> None:
-        self.n_features, self.settings = n_features, settings
+    def __init__(
+        self, n_features: int, settings: TrainingSettings, base: Network | None = None, device: Device | None = None
+    ) -> None:
+        self.n_features, self.settings, self._device = n_features, settings, device
         self.weights: Weights | None = None
         self.step = self.skipped_steps = self.trained = self.steps_left = 0
         self.warmup_start: float | None = 0.0 if base is None else None
@@ -84,7 +88,7 @@ class Trainer:
         self._steps: Iterator[float] | None = None  # of the last group
         self._generator = np.random.default_rng(settings.seed)
         if base is not None:
-            self.weights = Weights(settings, base, base)
+            self.weights = Weights(settings, base, base, device=device)
             self.drift = FeatureDrift.of_network(base)
 
     @property
@@ -165,15 +169,17 @@ class Trainer:
         return state
 
     @classmethod
-    def from_state(cls, n_features: int, settings: TrainingSettings, state: Mapping[str, Array]) -> Trainer:
+    def from_state(
+        cls, n_features: int, settings: TrainingSettings, state: Mapping[str, Array], device: Device | None = None
+    ) -> Trainer:
         """A trainer that continues from a `state` that was made with equal settings.
 
         If the generator or the optimizer's part is missing, it starts anew. Raises KeyError, ValueError or NetworkError if the
         state was not made by `state`.
         """
-        trainer = cls(n_features, settings)
+        trainer = cls(n_features, settings, device=device)
         if "structure" in state:
-            trainer.weights = Weights.from_state(settings, state)
+            trainer.weights = Weights.from_state(settings, state, device)
             trainer._new = trainer._room_for(settings.new_pairs)
         trainer.warmup_start = float(state["warmup_start"]) if "warmup_start" in state else None
         if "drift" in state:
@@ -196,12 +202,12 @@ class Trainer:
             for name in self.weights.optimizer_keys:
                 del state[name]
         state["waiting"], state["counts"][0] = state["waiting"][:0], 0
-        return self._with_waiting(Trainer.from_state(self.n_features, settings, state))
+        return self._with_waiting(Trainer.from_state(self.n_features, settings, state, self._device))
 
     def begun_anew(self, settings: TrainingSettings, base: Network) -> Trainer:
         """A trainer that starts with a base model's weights and continues with these pairs."""
         self.finish()
-        trainer = Trainer(self.n_features, settings, base)
+        trainer = Trainer(self.n_features, settings, base, self._device)
         trainer.replay.restore(self.replay.rows(), self.replay.added)
         trainer._fill_rows()
         return self._with_waiting(trainer)
@@ -247,7 +253,7 @@ class Trainer:
         features = new[:, : self.n_features]
         fitted = fit(features, new[:, self.n_features], np.arange(len(new)), recipe).ema.network()
         self.drift = FeatureDrift.of_network(fitted)
-        self.weights = Weights(settings, fitted, fitted).in_units_of(features)
+        self.weights = Weights(settings, fitted, fitted, device=self._device).in_units_of(features)
         self.replay.add(new)
         self._fill_rows()
         self._new = self._room_for(settings.new_pairs)

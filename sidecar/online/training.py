@@ -21,6 +21,7 @@ from sidecar.journal.repair import find_end, repair
 from sidecar.journal.run import Run
 from sidecar.journal.segments import JournalError, first_kept, journal_segments, with_ends
 from sidecar.journal.writer import Journal
+from sidecar.learning.device.stacked import Device
 from sidecar.learning.recipe import TrainingError
 from sidecar.online.backlog import Backlog
 from sidecar.online.learner import Learner
@@ -70,7 +71,8 @@ class OnlineTraining:
     `digest_of(base)`, or None for a new head. A run that is not the last one of the journal is recorded there.
 
     train: False only records; nothing is recovered then, and `learner` stays as it was made. worker: where a new head is
-    fitted, which takes about a second; None fits at once. progress: told of pairs that are trained again, as they are.
+    fitted, which takes about a second; None fits at once. progress: told of pairs that are trained again, as they are. device:
+    where steps run, None in numpy.
 
     `accept` leaves to `catch_up` what answers need not wait for: see `Backlog`.
 
@@ -87,8 +89,9 @@ class OnlineTraining:
         train: bool = True,
         worker: Executor | None = None,
         progress: Callable[[int], object] = lambda pairs: None,
+        device: Device | None = None,
     ) -> None:
-        self._directory, self._trains = state_directory, train
+        self._directory, self._trains, self._device = state_directory, train, device
         self.counts = Counts()
         self._recent = RecentPairs()
         self._reader = _reader_of_new(run)
@@ -106,7 +109,7 @@ class OnlineTraining:
             try:
                 self.learner, failure = self._recover(run, base, progress), None
             except TrainingError as error:
-                self.learner, failure = Learner(run, base), error
+                self.learner, failure = Learner(run, base, device=device), error
         except OSError as error:
             self.close()
             raise StateError(f"{error.filename or state_directory}: {error.strerror or error}") from error
@@ -236,14 +239,15 @@ class OnlineTraining:
             for _, _, pair in journalled_pairs(directory, recent_from, run, on_damage):
                 self._recent.add(pair)
             self._repair([*damaged])
-            return Learner(run, base)
-        learner = newest_snapshot(directory, position, self.damages)
+            return Learner(run, base, device=self._device)
+        learner = newest_snapshot(directory, position, self.damages, self._device)
         if learner is None and first:
             _log.warning("no snapshot can be used: training begins anew with position %d, the first that retention kept", first)
         begun_at = learner.position if learner else first
         learner = rebuild(
-            directory, learner, run, base, start=recent_from, seen=self._recent.add, progress=progress, on_damage=on_damage
-        )
+            directory, learner, run, base, start=recent_from, seen=self._recent.add, progress=progress, on_damage=on_damage,
+            device=self._device,
+        )  # fmt: skip
         assert learner is not None
         self._repair([*damaged])
         before = learner.run

@@ -21,6 +21,7 @@ from sidecar.checkpoints.description import inputs_of_checkpoint
 from sidecar.checkpoints.directory import CheckpointError, check_writable
 from sidecar.checkpoints.libvmaf import refused_by_libvmaf
 from sidecar.journal.segments import JournalError
+from sidecar.learning.device.stacked import Device
 from sidecar.log import Complaints, event
 from sidecar.models.base_model import BaseModel
 from sidecar.monitoring.history import read_history
@@ -76,7 +77,7 @@ class Server:
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
 
-        Raises SettingsError, ListenError, JournalError or CheckpointError if it cannot start.
+        Raises SettingsError, DeviceError, ListenError, JournalError or CheckpointError if it cannot start.
         """
         settings = self._settings
         event(_log, "starting", **_told(settings))
@@ -128,7 +129,8 @@ class Server:
 
     def _recover(self, worker: ThreadPoolExecutor) -> tuple[OnlineTraining, BaseModel | None]:
         settings, started = self._settings, time.monotonic()
-        base, begins_with, run, self._failed = where_to_start(settings)
+        device = _device() if settings.cuda else None
+        base, begins_with, run, self._failed = where_to_start(settings, device)
         if self._failed:
             event(_log, "phase failed: pairs are recorded but not trained on", logging.ERROR, reason=self._failed)
         else:
@@ -142,7 +144,7 @@ class Server:
                 raise _StoppedError
 
         fsync, train = settings.journal_fsync, not self._failed
-        online = OnlineTraining(settings.state, run, begins_with, fsync, train, worker, progress)
+        online = OnlineTraining(settings.state, run, begins_with, fsync, train, worker, progress, device)
         self._board.history = read_history(settings.state)
         event(
             _log, "recovered", position=online.journal.position, trained_again=online.recovered,
@@ -244,6 +246,12 @@ class Server:
             step_seconds=self._timer.seconds,
             checkpoints=self._checkpointing.as_status() | self._trials.as_status() | self._base_watch.as_status(),
         )
+
+
+def _device() -> Device:
+    from sidecar.learning.device.cuda import open_cuda  # imported here, since most sidecars have no GPU
+
+    return open_cuda()
 
 
 def _make_directory(directory: Path) -> None:

@@ -410,7 +410,7 @@ def test_values_reach_the_program_exactly(key, written, text):
         ({"learningRate": "0.1"}, "/sidecar/trainer/learningRate': got string, want number"),
         ({"socketMode": 384}, "/sidecar/trainer/socketMode': got number, want string"),
         ({"optimizer": "SGD"}, "value must be one of 'sgd', 'adam'"),
-        ({"cuda": 1}, "/sidecar/trainer/cuda"),
+        ({"cuda": 1}, "sidecar.trainer.cuda is 1: expected nvidia.com/gpu among sidecar.trainer.resources.limits"),
         ({"http": "127.0.0.1:9091"}, "/sidecar/trainer/http"),
         ({"http": None}, "missing property 'http'"),
         ({"nativeSidecar": "yes"}, "value must be one of 'auto', 'always', 'never'"),

@@ -186,7 +186,6 @@ def test_anything_else_at_the_socket_path_is_left_alone(tmp_path, what):
     [
         (["--batch-size", "0"], "--batch-size='0': expected a whole number from 1"),
         (["--http", "nonsense"], "VMAFX_SIDECAR_HTTP='nonsense'"),
-        (["--cuda", "1"], "training on a GPU is not built"),
         (["--checkpoint-dir", "/proc/nowhere"], "/proc"),
     ],
 )

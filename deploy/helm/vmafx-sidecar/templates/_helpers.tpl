@@ -124,6 +124,10 @@ scoreMin: "0"
 {{- if ge (float64 $min) (float64 $max) -}}
 {{- fail (printf "sidecar.trainer.scoreMin is %s: expected a number under scoreMax, which is %s" $min $max) -}}
 {{- end -}}
+{{- $limits := .Values.sidecar.trainer.resources.limits | default dict -}}
+{{- if and .Values.sidecar.trainer.cuda (not (hasKey $limits "nvidia.com/gpu")) -}}
+{{- fail "sidecar.trainer.cuda is 1: expected nvidia.com/gpu among sidecar.trainer.resources.limits; without it the pod gets no GPU" -}}
+{{- end -}}
 {{- $mount := .Values.persistence.models.mountPath -}}
 {{- range $key := list "checkpointDir" "stateDir" -}}
 {{- $directory := include "vmafx-sidecar.setting" (list $ $key) -}}

@@ -37,6 +37,11 @@ env:
     value: {{ include "vmafx-sidecar.text" (get $trainer $key) | replace "$" "$$" | quote }}
   {{- end }}
   {{- end }}
+  {{- if $trainer.cuda }}
+  # Where CuPy keeps compiled kernels; the root file system is read-only.
+  - name: CUPY_CACHE_DIR
+    value: /tmp/cupy
+  {{- end }}
   # A directory for each pod, because a journal can have only one writer.
   - name: VMAFX_SIDECAR_STATE_DIR
     value: {{ printf "%s/$(POD_NAME)" (include "vmafx-sidecar.stateDir" . | replace "$" "$$") | quote }}

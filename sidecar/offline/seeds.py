@@ -1,0 +1,59 @@
+"""Trainings that differ in their seed: how many, where they run, and what becomes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from onnx_builder.network import Array, Network
+from sidecar.learning.device.fitting import Job, fit_stacked
+from sidecar.learning.device.stacked import Device
+from sidecar.learning.head import Head
+from sidecar.learning.recipe import Fitted, Observe, Progress, Recipe, Rows, fit, no_progress
+from sidecar.offline.ensemble import average
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Each training is done with `count` seeds, from the recipe's on.
+
+    ensemble: the result is the average of them all, else that of the first seed. device: makes the device for a number of
+    models that train side by side there; None trains one after the other, in numpy.
+    """
+
+    count: int = 1
+    ensemble: bool = False
+    device: Callable[[int], Device] | None = None
+
+    def fit(
+        self,
+        features: Array,
+        scores: Array,
+        parts: Sequence[Rows],
+        recipe: Recipe,
+        progress: Progress = no_progress,
+        base: Network | None = None,
+        observe: Observe | None = None,
+    ) -> list[list[Fitted]]:
+        """For each part of the pairs, what training on it gives with each seed. observe: told of the first training."""
+        recipes = [dataclasses.replace(recipe, seed=recipe.seed + number) for number in range(self.count)]
+        jobs = [Job(rows, each) for rows in parts for each in recipes]
+        if self.device is None:
+            observers = [observe, *[None] * (len(jobs) - 1)]
+            trained = [
+                fit(features, scores, job.rows, job.recipe, progress, base, observer)
+                for job, observer in zip(jobs, observers, strict=True)
+            ]
+        else:
+            trained = fit_stacked(features, scores, jobs, self.device(len(jobs)), progress, base, observe)
+        return [trained[start : start + self.count] for start in range(0, len(jobs), self.count)]
+
+    def result(self, trained: Sequence[Fitted]) -> Fitted:
+        """What is published of one part's trainings. Raises TrainingError if they have no average."""
+        first = trained[0]
+        if not self.ensemble:
+            return first
+        kinds = [each.live for each in trained], [each.ema for each in trained]
+        live, ema = (Head(average([head.network() for head in heads])) for heads in kinds)
+        return Fitted(live, ema, first.steps)
