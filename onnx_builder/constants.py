@@ -290,9 +290,9 @@ def _slice(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict
 
 
 def _gather(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
-    array, places = arrays
-    reserve((array.size, places.size), array.dtype.itemsize)
-    return np.asarray(np.take(array, places, axis=attributes.get("axis", 0)))
+    (array, places), axis = arrays, attributes.get("axis", 0)
+    reserve((array.size // max(array.shape[axis], 1), places.size), array.dtype.itemsize)
+    return np.asarray(np.take(array, places, axis=axis))
 
 
 def _unsqueeze(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:

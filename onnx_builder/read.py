@@ -416,6 +416,7 @@ class _Reader:
             parts.append(steps_of(value.term, widths[-1]))
             if not all(isinstance(step, Elementwise) for step in parts[-1]):
                 raise NetworkError(f"joins {name!r}, which is more than a scaling of features: a branch is not supported")
+            self.require_room(widths[-1])
             columns += range(widths[-1]) if value.columns is None else value.columns.tolist()
         shapes = {value.shape[:-1] for value in call.inputs if isinstance(value, _Value)}
         if len(shapes) > 1 or len(set(columns)) < len(columns):
@@ -423,6 +424,7 @@ class _Reader:
         term = self.leaf
         while operators := [part[0].operator for part in parts if part and isinstance(part[0], Elementwise)]:
             row = []
+            self.require_room(len(columns))
             for part, width in zip(parts, widths, strict=True):
                 step = part[0] if part else None
                 if isinstance(step, Elementwise) and step.operator == operators[0]:

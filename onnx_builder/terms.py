@@ -26,6 +26,8 @@ _STEEP = (1e38, 0.0)
 """HardSigmoid with these takes the least float32 to 1e-7, and that to 1."""
 _GELU_TOLERANCE = 2e-4
 """How far off √2 may be in a GELU, since float16 rounds it."""
+_MOST_COMPARED = 200_000
+"""So many values of a row and its terms are compared with a layer normalisation, at most."""
 _WHOLE = {"Add", "Sub", "Mul", "Neg", "Abs", "Max", "Min"}
 _MAY_OVERFLOW = {"Exp", "Log", "Sqrt", "Pow"}
 _ACTIVATIONS = {"Relu": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid"}
@@ -168,7 +170,10 @@ class Terms:
         """The same term of some of a row's values."""
 
         def select(constant: Array) -> Array:
-            return constant[places] if constant.ndim else constant
+            if not constant.ndim:
+                return constant
+            self._require_room(constant)
+            return constant[places]
 
         if any(term.operator == "ReduceMean" for term in _inside(root, root.leaf)):
             raise NetworkError("takes some values of what a mean over a row is part of")
@@ -430,7 +435,7 @@ def _operand(term: Term, operator: str, constant: float, tolerance: float = _GEL
 def _layer_normalization(inside: list[Term], start: Term, width: int) -> LayerNormalization | None:
     """The layer normalisation that the terms after `start` compute, however it is spelled: found by what they make of a few
     rows, and then compared on others."""
-    if width < 2 or inside[0].per_row:
+    if width < 2 or inside[0].per_row or width * len(inside) > _MOST_COMPARED:
         return None
     function = _function(inside, start)
     rows = np.random.default_rng(0).normal(size=(8, width))

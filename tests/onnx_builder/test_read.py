@@ -1166,7 +1166,30 @@ def weights_without_numbers():
     return model.SerializeToString()
 
 
+def wide_means():
+    body = "m{1} = ReduceMean <axes = [1]> ({0}) {1} = Sub({0}, m{1})"
+    return repeated(body, 2000, "y = Relu(h)", "float[batch,100000] x")
+
+
+def selections_of_constants():
+    constants = {f"k{place}": np.ones(100_000, np.float32) for place in range(100)}
+    sums = " ".join(f"s{place + 1} = Add(s{place}, k{place}) " for place in range(100))
+    names = ["s100", *(f"g{place}" for place in range(1, 200)), "h"]
+    taken = " ".join(f"{b} = Gather <axis = 1> ({a}, places)" for a, b in itertools.pairwise(names))
+    places = np.arange(100_000)[::-1].copy()
+    body = f"s0 = Identity(x) {sums} {taken} y = Relu(h)"
+    return graph(body, "float[batch,100000] x", places=places, **constants).SerializeToString()
+
+
+def joins():
+    body = "{1} = Concat <axis = 1> ({0})"
+    return repeated(body, 5000, "y = Relu(h)", "float[batch,100000] z", c=np.float32(2)).replace(b"\n\x01x", b"\n\x01z")
+
+
 BOMBS = {
+    "wide means": wide_means,
+    "selections of constants": selections_of_constants,
+    "joins": joins,
     "bytes": lambda: bytes(MAX_BYTES + 1),
     "empty nodes": lambda: field(7, field(1, b"") * 500_000),
     "millions of empty nodes": lambda: field(7, field(1, b"") * 10_000_000),
