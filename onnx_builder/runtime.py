@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from onnx_builder.network import NetworkError, Port
+
+_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+_unsaid = _TELEMETRY not in os.environ
+os.environ.setdefault(_TELEMETRY, "1")
+try:  # its wheels start threads at the import that report usage data, and a child of a fork hangs at its end because of them
+    import onnxruntime
+finally:
+    if _unsaid:
+        del os.environ[_TELEMETRY]
 
 _CHUNK = 4096
 _ERRORS_ONLY = 3
@@ -47,7 +56,7 @@ class Scorer:
     """
 
     def __init__(self, model: Path | bytes, ports: Sequence[Port] = ()) -> None:
-        onnxruntime.disable_telemetry_events()  # its wheels report usage data unless told not to
+        onnxruntime.disable_telemetry_events()  # in case somebody else imported it
         name = "model" if isinstance(model, bytes) else str(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -7,6 +7,8 @@ import gc
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -375,6 +377,24 @@ def test_a_child_of_a_fork_in_the_middle_of_a_look_takes_the_new_model_too(direc
             assert in_child(takes_it) == pytest.approx(score_of(30))
         finally:
             go.set()
+
+
+def test_a_child_of_a_fork_ends_as_any_other(directory):
+    publish_model(directory, constant(20))
+    program = f"""
+import os, sys
+from sidecar import LiveModel
+
+model = LiveModel({str(directory)!r})
+if os.fork() == 0:
+    model.predict([1, 2, 3])
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.wait()[1]), os.environ.get("ORT_DISABLE_TELEMETRY"))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    arguments = [sys.executable, "-W", "ignore", "-c", program]
+    ended = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert (ended.stdout, ended.stderr) == ("7 None\n", "")
 
 
 def test_a_closed_model_still_predicts_and_follows_no_longer(directory, registry):
