@@ -1,6 +1,6 @@
 """Taking back: how many healthy stable checkpoints would be taken back, and how many bad ones, and how soon.
 
-    python benchmarks/rollback.py FILE… [--streams N]
+    python benchmarks/rollback.py FILE… [--streams N] [--bad N] [--seed FIRST]
 
 FILE: recorded pairs with `group` and `source`, such as `examples/recorded-80.jsonl.gz`. Each stream is the encodes of a file in
 a random order, or one source after another, and begins with a fresh head or with a base model that was made from half of the
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+")
     parser.add_argument("--streams", type=int, default=12, help="of each kind, for each file")
     parser.add_argument("--bad", type=int, default=4, help="bad checkpoints of each kind, for each file")
+    parser.add_argument("--seed", type=int, default=0, help="of the first stream, and of the first bad checkpoint")
     options = parser.parse_args()
     files = [(read_pairs([file], group_by="group"), read_pairs([file], group_by="source").group) for file in options.files]
     print(f"{'':44} {'tried':>6} {'taken back':>11} {'plain rule':>11} {'score points':>12} {'pairs':>7}")
@@ -165,7 +166,7 @@ def main() -> None:
         found = [
             tried
             for pairs, source in files
-            for seed in range(options.streams)
+            for seed in range(options.seed, options.seed + options.streams)
             for tried in healthy(pairs, source, seed, by_source, with_base)
         ]
         name = f"healthy, {'by source' if by_source else 'shuffled'}, {'base model' if with_base else 'fresh head'}"
@@ -173,7 +174,11 @@ def main() -> None:
         everything += found
     report("healthy, all", everything)
     for (name, wrong), of_one_source in itertools.product(WRONG.items(), (False, True)):
-        tries = (bad(pairs, source, seed, wrong, of_one_source) for pairs, source in files for seed in range(options.bad))
+        tries = (
+            bad(pairs, source, seed, wrong, of_one_source)
+            for pairs, source in files
+            for seed in range(options.seed, options.seed + options.bad)
+        )
         report(f"{name}{', of one source' if of_one_source else ''}", [tried for tried in tries if tried is not None])
 
 
