@@ -84,6 +84,8 @@ class Terms:
         last = operands[-1]
         if operator == "Div" and not isinstance(last, Term) and not last.all():
             raise NetworkError("divides by a constant that has zeros")
+        if operator == "PRelu" and (len(terms) > 1 or terms[0] is last):
+            raise NetworkError("its slope is not constant")
         if operator == "Pow" and (len(terms) > 1 or (terms[0] is last and not (operands[0] > 0).all())):
             raise NetworkError("Pow takes a constant exponent, or a constant base above 0")
         if operator in ("Max", "Min") and len(terms) == 1:

@@ -661,6 +661,8 @@ def test_what_was_written_reads_as_the_same_bytes(make_network):
         ("u = Slice(x, i0, i1, i1) v = Slice(x, i1, i2, i1) m = Mul(u, v) y = Add(m, one)", "computes with one feature and"),
         ("m = ReduceMean <axes = [1]> (x) h = Sub(x, m) y = Gemm(h, w31)", "only as part of a layer normalisation"),
         ("m = ReduceMean <axes = [0]> (x) h = Sub(x, m) y = Gemm(h, w31)", r"takes axes \[0\] of \(batch, 3\); expected"),
+        ("t = Tanh(x) h = PRelu(x, t) y = Gemm(h, w31)", "its slope is not constant"),
+        ("h = PRelu(c3, x) y = Gemm(h, w31)", "its slope is not constant"),
         ("h = Pow(x, x) y = Gemm(h, w31)", "Pow takes a constant exponent, or a constant base above 0"),
         ("n = Neg(c) h = Pow(n, x) y = Gemm(h, w31)", "Pow takes a constant exponent, or a constant base above 0"),
         ("p = Greater(x, c) h = Add(x, p) y = Gemm(h, w31)", r"node 'h' \(Add\): 'p' is true or false"),
