@@ -162,7 +162,7 @@ def watch_command(
 ) -> None:
     """Run a program for each new stable model, until Ctrl-C.
 
-    The models are those of a checkpoint directory, or of a sidecar that gives them out (--http-models), at http://HOST:PORT.
+    The models are those of a checkpoint directory, or of a sidecar that gives them out (--http-models 1), at http://HOST:PORT.
     Each is verified, as by `verify`, and copied to a directory of its own; `{}` in an argument stands for the path of the copy,
     which is the last argument where no `{}` stands. The copy is removed when the program has ended. If the program fails, or
     takes longer than --timeout, it is run again, after 1 to 60 seconds, until it succeeds or there is a newer model.

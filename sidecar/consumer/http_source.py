@@ -121,7 +121,7 @@ def _file(target: str, most: int, answer: Answer) -> _File:
 
 def _hint(status: int) -> str:
     if status == HTTPStatus.NOT_FOUND:
-        return "; there is no such model, or the sidecar runs without --http-models"
+        return "; there is no such model, or the sidecar runs without --http-models 1"
     return "; redirects are not followed" if status // 100 == 3 and status != HTTPStatus.NOT_MODIFIED else ""
 
 

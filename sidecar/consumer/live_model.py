@@ -62,7 +62,7 @@ class LiveModel:
     (1,)
 
     source: a checkpoint directory, the path of a link in one, or `http://HOST:9091` of a sidecar that runs with
-    `--http-models`. policy: `latest-stable`, `latest`, or `pinned` with a version. base: an ONNX file or a PyTorch state-dict
+    `--http-models 1`. policy: `latest-stable`, `latest`, or `pinned` with a version. base: an ONNX file or a PyTorch state-dict
     to predict with until there is a model; scaling that its JSON leaves outside of its graph is applied. wait_s: how long to
     wait for a model if there is none and no base. poll_s: how often to look. swap_drain_timeout: how long, in seconds, a model
     that was replaced is kept for calls that are still in it; what takes longer keeps it for itself. score_deviation: a new

@@ -56,7 +56,11 @@ def _copy(model: VerifiedModel, directory: Path) -> Path:
         (copy.digest, f"{model.sha256}\n".encode()),
         (copy.model, model.data),
     ):
-        path.write_bytes(data)
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            error.filename = str(path)  # a disk that is full names nothing
+            raise
         path.chmod(0o400)
     return copy.model
 

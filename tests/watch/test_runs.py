@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -188,6 +189,20 @@ def test_the_reasons_of_failures(directory, script, tmp_path, monkeypatch):
     assert next(watching(directory, str(tmp_path / "text"))).failed == f"{tmp_path}/text: permission denied"
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     assert next(watching(directory, script("exit 0"))).failed.startswith(f"{tmp_path}/none/vmafx-watch-")
+
+
+def test_a_copy_that_finds_no_room_is_told_as_that(directory, script, copies, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    publish_model(directory, constant(20))
+    events = watching(directory, script("exit 0"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        failed = next(events).failed
+    assert failed.startswith(f"{copies}/")
+    assert failed.endswith("/model_v000001.json: no space left on device")
+    assert next(events).failed == ""
 
 
 def test_a_model_that_is_refused_is_told_once_and_the_program_not_run(directory, script):
