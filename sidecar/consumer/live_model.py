@@ -11,6 +11,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
@@ -224,6 +225,8 @@ class LiveModel:
             return
         if present is not None and (wrong := _differences(model, present)):
             raise RefusedError(f"{model.name}: {wrong}")
+        if present is not None and not model.inputs.names:
+            model = _named_as(present, model)
         try:
             serving = Serving(model)
         except NetworkError as error:
@@ -342,6 +345,12 @@ def _differences(new: VerifiedModel, present: VerifiedModel) -> str:
     if new.inputs.target and present.inputs.target and new.inputs.target != present.inputs.target:
         return f"its scores are {new.inputs.target}, those of {present.name} {present.inputs.target}"
     return differences(_as_fed(new.interface), _as_fed(present.interface), present.name)
+
+
+def _named_as(present: VerifiedModel, model: VerifiedModel) -> VerifiedModel:
+    """A model that does not say what its features are called, for callers who give them by the names of the present one."""
+    inputs = replace(model.inputs, names=present.inputs.names, block=present.inputs.block)
+    return replace(model, inputs=inputs, interface=model.interface._replace(names=present.interface.names))
 
 
 def _as_fed(interface: Interface) -> Interface:

@@ -143,6 +143,18 @@ def test_what_does_not_fit_the_present_model_is_refused(source, directory, regis
         assert model.reason == ""
 
 
+def test_rows_by_name_go_on_with_a_model_that_has_no_names(directory, registry):
+    publish_model(directory, constant(20), **NAMES)
+    with LiveModel(directory, **SOON, registry=registry) as model:
+        publish_model(directory, constant(30))
+        wait_until(lambda: model.version == "model_v000002")
+        row = dict(zip(reversed(NAMES["feature_order"]), reversed(ROW.tolist()), strict=True))
+        assert one(model, row) == pytest.approx(score_of(30))
+        publish_model(directory, constant(40), **OTHER_ORDER)
+        wait_until(lambda: model.reason)
+        assert "in another order" in model.reason
+
+
 def test_a_model_that_onnxruntime_runs_otherwise_on_real_rows_is_refused(directory, registry, monkeypatch):
     publish_model(directory, constant(20))
     with LiveModel(directory, **SOON, registry=registry) as model:
