@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,15 +33,27 @@ def unhurried(changed: str = "", end_s: float = PATIENCE_S) -> list[str]:
 
 
 def start_process(*arguments: object, command: Sequence[str] = (), **options: Any) -> subprocess.Popen[bytes]:
-    """Start the command so that SIGINT reaches it, even where this process ignores it, as one in the background does.
+    """Start the command so that SIGINT and SIGHUP reach it.
 
     For a `with`, at whose end it is gone, whatever it was doing. command: the beginning of the command line, see `unhurried`.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+    with signals_reach_children():
         return _Gone([*(command or (sys.executable, "-m", "sidecar")), *map(str, arguments)], **options)
+
+
+@contextlib.contextmanager
+def signals_reach_children() -> Iterator[None]:
+    """What is started here is reached by SIGINT and SIGHUP, even where this process ignores them.
+
+    One in the background ignores SIGINT, one under nohup SIGHUP, and what is ignored is inherited.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Gone(subprocess.Popen[bytes]):
