@@ -37,13 +37,13 @@ def start_process(*arguments: object, command: Sequence[str] = (), **options: An
 
     For a `with`, at whose end it is gone, whatever it was doing. command: the beginning of the command line, see `unhurried`.
     """
-    with signals_reach_children():
+    with signals_are_heard():
         return _Gone([*(command or (sys.executable, "-m", "sidecar")), *map(str, arguments)], **options)
 
 
 @contextlib.contextmanager
-def signals_reach_children() -> Iterator[None]:
-    """What is started here is reached by SIGINT and SIGHUP, even where this process ignores them.
+def signals_are_heard() -> Iterator[None]:
+    """SIGINT and SIGHUP reach this process, and what is started here, even where it ignores them.
 
     One in the background ignores SIGINT, one under nohup SIGHUP, and what is ignored is inherited.
     """

@@ -22,7 +22,7 @@ from sidecar.consumer.follower import Follower
 from sidecar.watch import program, runs
 from tests.conftest import ROOT
 from tests.consumer.published import ModelServer, constant, point_stable_at, publish_model, served
-from tests.running import PATIENCE_S, signals_reach_children, wait_until
+from tests.running import PATIENCE_S, signals_are_heard, wait_until
 
 PAGE = (ROOT / "docs" / "consumers.md").read_text()
 PROGRAMS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
@@ -119,7 +119,7 @@ def test_the_script_for_watch_puts_the_model_in_place_and_tells_the_node(directo
     reload.write_text(script)
     reload.chmod(0o755)
     loop = f"trap 'echo reloads' HUP; echo $$ > {place}/pid; echo; while :; do sleep 0.02; done"
-    with signals_reach_children():
+    with signals_are_heard():
         node = subprocess.Popen(["sh", "-c", loop], stdout=subprocess.PIPE)
     try:
         node.stdout.readline()

@@ -21,7 +21,7 @@ from sidecar.watch.interrupts import Interrupts
 from sidecar.watch.program import run_program
 from sidecar.watch.runs import Ran, Refused
 from tests.consumer.published import ModelServer, constant, publish_model
-from tests.running import PATIENCE_S, gone, wait_until
+from tests.running import PATIENCE_S, gone, signals_are_heard, wait_until
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_over_http_a_server_that_lies_runs_nothing(directory, script, caplog):
 
 
 def test_a_signal_ends_a_wait_and_nothing_else():
-    with Interrupts().handled() as interrupts:
+    with signals_are_heard(), Interrupts().handled() as interrupts:
         os.kill(os.getpid(), signal.SIGTERM)
         for _ in range(2):
             with pytest.raises(SystemExit) as ended:
@@ -305,5 +305,5 @@ def test_a_signal_that_comes_in_a_wait_breaks_it_off():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(PATIENCE_S)
 
-    with Interrupts().handled() as interrupts, pytest.raises(KeyboardInterrupt):
+    with signals_are_heard(), Interrupts().handled() as interrupts, pytest.raises(KeyboardInterrupt):
         interrupted(interrupts)
