@@ -8,8 +8,8 @@ import pytest
 
 from sidecar.learning.device import DeviceError
 from sidecar.learning.device.cuda import open_cuda
-from sidecar.learning.device.host import HostDevice
 from sidecar.learning.device.stacked import Device
+from tests.host_device import HostDevice
 
 OpenDevice = Callable[[int], Device]
 

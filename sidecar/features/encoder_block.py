@@ -91,21 +91,12 @@ class EncoderBlock:
         """Of the encoders in the vocabulary that have an order of presets, the place of each, 0 to 9."""
         return {encoder: dict(_ORDINALS[encoder]) for encoder in self.vocab if encoder in _ORDINALS}
 
-    def of(self, encoder: Any, preset: Any, crf: Any) -> list[float]:
-        """The numbers of an encode, in the model's order.
-
-        encoder: the name of one in the vocabulary, or of any if that has `unknown`. preset: text, a number, or None. crf: a
-        number. Raises EncoderBlockError, which names the field, the value and what is allowed.
-        """
-        if encoder is None:
-            raise EncoderBlockError(f"encoder: expected one of {', '.join(self.vocab)}; it is missing")
-        if crf is None and CRF in self.names:
-            raise EncoderBlockError("crf: expected a number; it is missing")
-        found = self.numbers(encoder, preset, crf)
-        return [found[name] for name in self.names]
-
     def numbers(self, encoder: Any = None, preset: Any = None, crf: Any = None) -> dict[str, float]:
-        """The numbers of what is given of an encode, by name; None is not given. Raises EncoderBlockError like `of`."""
+        """The numbers of what is given of an encode, by name; None is not given.
+
+        encoder: the name of one in the vocabulary, or of any if that has `unknown`. preset: text, or a number. crf: a number.
+        Raises EncoderBlockError, which names the field, the value and what is allowed.
+        """
         found: dict[str, float] = {}
         name = encoder
         if encoder is not None:

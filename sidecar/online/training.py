@@ -125,7 +125,7 @@ class OnlineTraining:
         answers: list[Answer] = []
         pairs: list[Pair] = []
         journalled: list[bytes] = []
-        begins = self._next if self._may_begin else None
+        begins = self._next if self._next is not None and self._may_begin else None
         read, recent = (begins.reader if begins else self._reader).read, self._recent
         for line in lines:
             try:

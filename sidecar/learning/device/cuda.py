@@ -78,10 +78,6 @@ class CudaDevice:
         self._recorder = Recorder()
         self.only_where = self._recorder.only_where
 
-    def stacking(self, models: int) -> CudaDevice:
-        """The same GPU for another number of models."""
-        return CudaDevice(self._cupy, models)
-
     def array(self, host: Array) -> Stacked:
         return self.stack([host] * self.models)
 
@@ -157,7 +153,7 @@ class CudaDevice:
         if made.source is None:
             types = ", ".join(made.parameters[: made.inputs]), ", ".join(made.parameters[made.inputs :])
             run = self._cupy.ElementwiseKernel(*types, made.code, "fused")
-            arrays = [_aligned(each, out.ndim) for each in made.arrays]
+            arrays = [each.aligned(out.ndim) for each in made.arrays]
             return lambda: run(*arrays)
         count = out.size // made.width
         blocks = max(1, min(-(-count // _THREADS), _MOST_FUSED_BLOCKS))
@@ -226,8 +222,3 @@ class _Program:
     def _run(self) -> None:
         for launch in self._launches:
             launch()
-
-
-def _aligned(array: Stacked, ndim: int) -> Any:
-    data = array.data
-    return data if array.ndim == ndim else data.reshape(len(data), *[1] * (ndim - array.ndim), *array.shape)

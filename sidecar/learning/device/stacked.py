@@ -124,6 +124,10 @@ class Stacked:
         shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
         return Stacked(self.device, self.data.reshape(len(self.data), *shape))
 
+    def aligned(self, ndim: int) -> Any:
+        """The data, as it broadcasts with an array of each model of so many dimensions: the models' axis stays in front."""
+        return self.data.reshape(len(self.data), *[1] * (ndim - self.ndim), *self.shape) if self.ndim < ndim else self.data
+
     def astype(self, dtype: Any) -> Stacked:
         """The array itself: all of a network's numbers have one type on a device."""
         assert dtype == self.dtype

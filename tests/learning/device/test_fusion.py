@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from sidecar.learning.device.fusion import EXPRESSIONS, grouped, kernel, needless
-from sidecar.learning.device.host import HostDevice
 from sidecar.learning.device.recorder import Recorder
+from tests.host_device import HostDevice
 
 
 class Recording(HostDevice):

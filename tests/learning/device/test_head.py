@@ -9,7 +9,6 @@ from onnx_builder import Dense, Network
 from onnx_builder.elementwise import Function, Node
 from sidecar.learning.derivatives import DERIVATIVES
 from sidecar.learning.device.head import DeviceHead
-from sidecar.learning.device.host import HostDevice
 from sidecar.learning.device.update import Update
 from sidecar.learning.head import Head
 from sidecar.learning.optim.adam import Adam
@@ -17,6 +16,7 @@ from sidecar.learning.optim.clipping import clip_gradient
 from sidecar.learning.optim.polyak import PolyakAverage
 from sidecar.learning.optim.sgd import Sgd
 from tests.devices import devices
+from tests.host_device import HostDevice
 from tests.learning.test_derivatives import FUNCTIONS, NUMBERS, OF_TWO
 from tests.learning.test_head import ACTIVATIONS, BASE_MODEL_SHAPES, some_pairs
 

@@ -1,4 +1,4 @@
-"""The device that numpy is: it runs each call at once. It is what the tests have, and what a GPU is compared with."""
+"""The device that numpy is: it runs each call at once. What runs on a GPU runs here too, but for the kernels."""
 
 from __future__ import annotations
 
@@ -53,8 +53,9 @@ def _run_all(calls: Sequence[Call]) -> None:
 
 
 def _run(call: Call) -> None:
-    out, inputs = call.out.data, [aligned(each, call.out.ndim) for each in call.inputs]
-    where = True if call.where is None else aligned(call.where, call.out.ndim)
+    out, ndim = call.out.data, call.out.ndim
+    inputs = [each.aligned(ndim) if isinstance(each, Stacked) else each for each in call.inputs]
+    where = True if call.where is None else call.where.aligned(ndim)
     match call.name:
         case "matmul":
             np.matmul(inputs[0], inputs[1], out=out)
@@ -73,11 +74,3 @@ def _run(call: Call) -> None:
             np.copyto(out, inputs[0], where=where)
         case name:
             getattr(np, name)(*inputs, out=out, where=where)
-
-
-def aligned(value: Any, ndim: int) -> Any:
-    """What numpy broadcasts with an array of each model of so many dimensions: the axis of the models stays in front."""
-    if not isinstance(value, Stacked):
-        return value
-    data = value.data
-    return data.reshape(len(data), *[1] * (ndim - value.ndim), *value.shape) if value.ndim < ndim else data
