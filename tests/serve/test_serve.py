@@ -224,6 +224,14 @@ def test_status_and_probe_look_at_a_running_sidecar(serve, base_path, lines, tmp
     assert sidecar.stop() == 0
 
 
+def test_pairs_that_complete_no_group_are_in_the_figures_soon(serve, base_path, lines):
+    address = free_address()
+    sidecar = serve(base_model=base_path, http=address, holdout_fraction=0.99).connect()
+    assert not any(answer["trained"] for answer in sidecar.send(lines[:3]))
+    wait_until(lambda: json.loads(get(address, "/status")[1])["held_out_size"] == 3)
+    assert sidecar.stop() == 0
+
+
 def test_noise_does_not_move_stable_and_promote_does(serve, base_path, lines, tmp_path):
     settings = {"base_model": base_path, "holdout_fraction": 0.2}
     sidecar = serve(**settings).connect()
