@@ -86,9 +86,7 @@ def base_of(name, kind, directory):
 
 def values(row, names, block):
     """The numbers of a row that have these names."""
-    known = dict(row) | (
-        dict(zip(block.names, block.of(row["encoder"], row["preset"], row["crf"]), strict=True)) if block else {}
-    )
+    known = dict(row) | (block.numbers(row["encoder"], row["preset"], row["crf"]) if block else {})
     return [known[name] for name in names]
 
 
@@ -166,7 +164,7 @@ def test_fed_by_name_from_the_json_alone_a_checkpoint_gives_the_trainers_scores(
 def test_the_readers_block_is_libvmafs():
     """What the test's reader computes from the JSON is what the program computes from a pair."""
     block = EncoderBlock.of_description({"encoder_vocab": VOCAB})
-    assert block.of("av1_nvenc", "p7", 63) == [0, 1, 0, 0, 1, 1]
+    assert [*block.numbers("av1_nvenc", "p7", 63).items()] == [*zip(block.names, (0, 1, 0, 0, 1, 1), strict=True)]
 
 
 @pytest.mark.parametrize(
