@@ -194,6 +194,13 @@ class Settings:
     learning_rate: float = setting(
         1e-4, "VMAFX_SIDECAR_LR", "learningRate", number(0, over=True), "Learning rate.", also="--lr"
     )
+    loss: Literal["huber", "squared"] = setting(
+        "huber",
+        "VMAFX_SIDECAR_LOSS",
+        "loss",
+        one_of("huber", "squared"),
+        "huber: an error far beyond the usual ones pulls no harder than a usual one, so that wrong scores do little harm.",
+    )
     optimizer: Literal["sgd", "adam"] = setting(
         "sgd", "VMAFX_SIDECAR_OPTIMIZER", "optimizer", one_of("sgd", "adam"), "SGD with momentum, or Adam."
     )
@@ -347,7 +354,7 @@ def option_of(name: str) -> str:
 SECTIONS = {
     "Socket, directories and HTTP": "socket socket_mode checkpoint_dir state_dir http http_models",
     "Model": "base_model follow_base base_scaler export_io hidden activation n_features features target score_min score_max",
-    "Training": "learning_rate optimizer momentum weight_decay max_grad_norm warmup_steps steps_per_batch batch_size "
+    "Training": "learning_rate loss optimizer momentum weight_decay max_grad_norm warmup_steps steps_per_batch batch_size "
     "replay_capacity replay_mix ema_decay ema_warmup seed cuda",
     "Checkpoints and the gate": "checkpoint_interval min_samples keep_checkpoints holdout_fraction stability_plcc_delta "
     "stability_rmse_ratio rollback_threshold",

@@ -99,7 +99,7 @@ _GOES_WITH_STREAM = (
 @click.option(
     "--epochs",
     type=_FROM_ZERO,
-    help="Passes over the pairs; 0 publishes the base model unchanged.  [default: 768,000 / pairs, from 10 to 3000]",
+    help="Passes over the pairs; 0 publishes the base model unchanged.  [default: 3,072,000 / pairs, from 10 to 3000]",
 )
 @click.option("--batch-size", type=_AT_LEAST_ONE, default=_DEFAULTS.batch_size, show_default=True, help="Pairs in each step.")
 @click.option(
@@ -107,8 +107,21 @@ _GOES_WITH_STREAM = (
     "--lr",
     "learning_rate",
     type=POSITIVE,
-    help="Peak learning rate, for features and scores of mean 0 and deviation 1.  "
-    "[default: 0.04, with adam 0.002; for a base model 0.02, with adam 0.001]",
+    help="Peak learning rate, for features and scores of mean 0 and deviation 1.  [default: 0.02, with adam 0.001]",
+)
+@click.option(
+    "--loss",
+    type=click.Choice(["huber", "squared"]),
+    default=_DEFAULTS.loss,
+    show_default=True,
+    help="huber: an error beyond --huber-delta pulls no harder than one of that size, so that wrong scores do little harm.",
+)
+@click.option(
+    "--huber-delta",
+    type=POSITIVE,
+    default=_DEFAULTS.huber_delta,
+    show_default=True,
+    help="For --loss huber, in standard deviations of the scores.",
 )
 @click.option(
     "--optimizer",
@@ -125,7 +138,7 @@ _GOES_WITH_STREAM = (
     "--group-lasso",
     type=NOT_NEGATIVE,
     help="Strength of the penalty that switches off features that do not help.  "
-    "[default: 0.001, with adam 0.1; for a base model 0]",
+    "[default: 0.0003, with adam 0.03; for a base model 0]",
 )
 @click.option(
     "--max-grad-norm",

@@ -5,9 +5,9 @@ or a snapshot is a few calls on one vector. For each batch size the buffers are 
 laid out as a list (`passes.py`): a step runs down the list and allocates nothing.
 
 The steps before the first trained layer (scaling) and after the last (output range) are constant. `Head.rows` converts pairs to
-the units between them once, and the loss is the mean squared error in these units. If the output range is clipped, a prediction
-beyond a bound is right for a score at that bound: a score of 100 means "100 or better" (censored regression; Tobin: Estimation
-of relationships for limited dependent variables, 1958), and the graph's Clip does the rest.
+the units between them once, and the loss is the mean squared error in these units, or Huber's. If the output range is clipped,
+a prediction beyond a bound is right for a score at that bound: a score of 100 means "100 or better" (censored regression;
+Tobin: Estimation of relationships for limited dependent variables, 1958), and the graph's Clip does the rest.
 """
 
 from __future__ import annotations
@@ -69,7 +69,14 @@ class Head:
         layers = [parameters_of(step).ravel() for step in self._body if is_trained(step)]
         self.parameters: Array = np.concatenate(layers, dtype=dtype)
         self.gradient: Array = np.zeros_like(self.parameters)
+        self.limits: Array | None = None
         self._passes: dict[int, Pass] = {}
+
+    def bound_errors(self, limit: float) -> None:
+        """Train with Huber's loss: an error beyond `limit`, in the units of the loss, pulls no harder than one of that size."""
+        if self.limits is None:
+            self.limits, self._passes = np.zeros_like(self.parameters, shape=(2,)), {}
+        self.limits[:] = np.array([-limit, limit], dtype=self.dtype)
 
     def at(self, parameters: Array) -> Self:
         """The same head on another parameter vector (n_parameters,), which is shared, not copied."""
@@ -124,9 +131,10 @@ class Head:
         return self._pass(n).batch
 
     def loss_and_gradient(self, rows: Array) -> float:
-        """Mean squared error of rows (n, n_features + 2), in the units of `rows`; its gradient goes to `self.gradient`.
+        """Mean squared error of rows (n, n_features + 2), in the units of `rows`; the gradient goes to `self.gradient`.
 
-        Multiply by `score_scale ** 2` for score points squared.
+        The gradient is that of the mean squared error, or of Huber's loss after `bound_errors`. Multiply by `score_scale ** 2`
+        for score points squared.
         """
         n = len(rows)
         work = self._pass(n)
@@ -134,7 +142,7 @@ class Head:
             np.copyto(work.batch, rows)
         for operation in work.forward_to_error:
             operation()
-        loss = float(work.error.dot(work.error)) * n / 4
+        loss = float(work.error.dot(work.error)) / n
         for operation in work.backward:
             operation()
         return loss
@@ -176,9 +184,8 @@ class Head:
     def _pass(self, n: int) -> Pass:
         work = self._passes.get(n)
         if work is None:
-            work = self._passes[n] = Pass(
-                self._body, self.n_features, self._views(self.parameters), self._views(self.gradient), self._bounds, n
-            )
+            views = self._views(self.parameters), self._views(self.gradient)
+            work = self._passes[n] = Pass(self._body, self.n_features, *views, self._bounds, self.limits, n)
         return work
 
 

@@ -27,12 +27,15 @@ Trained = Dense | Function | LayerNormalization
 class Pass:
     """The forward and backward passes for batches of n: buffers, and the numpy calls on them in order.
 
-    `forward` computes `result` (n,) from `batch` (n, n_features + 2). `forward_to_error` also computes the derivative of the
-    mean squared error by the result, in `error` (n,): 2/n times the error. `backward` computes the gradient from that.
+    `forward` computes `result` (n,) from `batch` (n, n_features + 2). `forward_to_error` also computes the errors in `error`
+    (n,), and `backward` the gradient from these: that of the mean squared error, or of Huber's loss.
 
     body: the steps from the first trained one on; parameters, gradient: those of each trained step, as `parameter_views` gives
-    them; bounds: (2,), the range that scores are clipped to, in the units of the loss, None for no range. weights: (n,), what
-    each error is multiplied by instead of 2/n.
+    them; bounds: (2,), the range that scores are clipped to, in the units of the loss, None for no range. limits: (2,), between
+    which an error counts as it is, and beyond which it counts as much as they do; None for no limits. weights: (n,), what each
+    error is multiplied by instead of 2/n.
+
+    Huber: Robust estimation of a location parameter (1964).
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Pass:
         parameters: list[Array],
         gradient: list[Array],
         bounds: Array | None,
+        limits: Array | None,
         n: int,
         weights: Array | None = None,
     ) -> None:
@@ -93,8 +97,15 @@ class Pass:
                 partial(np.equal, clipped, target, right),
                 partial(np.putmask, self.error, right, np.zeros((), dtype=like.dtype)),
             ]
+        to_deltas: list[Operation] = []
+        if limits is not None:
+            low, high = limits[:1].reshape(()), limits[1:].reshape(())
+            to_deltas = [
+                partial(np.maximum, self.error, low, out=self.error),
+                partial(np.minimum, self.error, high, out=self.error),
+            ]
         scale = np.array(2 / n, dtype=like.dtype) if weights is None else weights
-        self.forward_to_error.append(partial(np.multiply, self.error, scale, self.error))
+        self.backward[:0] = [*to_deltas, partial(np.multiply, self.error, scale, self.error)]
 
 
 def _transposed(rows: Array) -> tuple[Array, list[Operation]]:

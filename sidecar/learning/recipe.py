@@ -20,7 +20,7 @@ from sidecar.learning.optim.group_lasso import GroupLasso
 from sidecar.learning.optim.learning_rate import cosine_decay, warmed_up
 from sidecar.learning.optim.polyak import PolyakAverage
 from sidecar.learning.optim.sgd import Sgd
-from sidecar.learning.scaler import Scaling, measure_scaling
+from sidecar.learning.scaler import Scaling, measure_scaling, score_scaling
 
 _BATCHES_A_BLOCK = 64
 _MEASURED_PAIRS = 4096
@@ -53,12 +53,16 @@ class Recipe:
     linear, and bends only where that pays. A group lasso switches off features that do not help, so that they cannot mislead on
     unseen content; it fades to nothing by the end, which leaves the others unbiased. Biases that are spread over one deviation
     put the units' kinks where the features are, not all at their means. Features are clipped at `feature_clip` deviations, so
-    that an encode unlike all others is not extrapolated to, and no finite feature overflows. `schedule` fills in what is None.
+    that an encode unlike all others is not extrapolated to, and no finite feature overflows. With Huber's loss an error beyond
+    `huber_delta` standard deviations of the scores pulls no harder than one of that size, so that wrong scores decide little.
+    `schedule` fills in what is None.
     """
 
     epochs: int | None = None
     batch_size: int = 32
     learning_rate: float | None = None
+    loss: Literal["huber", "squared"] = "huber"
+    huber_delta: float = 0.05
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.95
     weight_decay: float = 0.0
@@ -76,10 +80,9 @@ class Recipe:
     seed: int = 0
 
 
-TRAINED_PAIRS, FEWEST_EPOCHS, MOST_EPOCHS = 768_000, 10, 3000
-LEARNING_RATE = {"sgd": 0.04, "adam": 0.002}
-BASE_LEARNING_RATE = {"sgd": 0.02, "adam": 0.001}
-GROUP_LASSO = {"sgd": 1e-3, "adam": 0.1}
+TRAINED_PAIRS, FEWEST_EPOCHS, MOST_EPOCHS = 3_072_000, 10, 3000
+LEARNING_RATE = {"sgd": 0.02, "adam": 0.001}
+GROUP_LASSO = {"sgd": 3e-4, "adam": 0.03}
 """Adam divides gradients by their size, which is about a hundredth near the end, but does not divide the penalty."""
 
 
@@ -96,15 +99,14 @@ class Schedule(NamedTuple):
 
 
 def schedule(recipe: Recipe, n_pairs: int, fresh: bool = True) -> Schedule:
-    """The recipe's own values, else the defaults, which differ between a new model and a base model.
+    """The recipe's own values, else the defaults; a base model has no group lasso.
 
-    epochs: enough to train on 768,000 pairs in all (24,000 steps of 32), but at least 10 and at most 3000.
+    epochs: enough to train on 3,072,000 pairs in all (96,000 steps of 32), but at least 10 and at most 3000.
     """
-    learning_rates = LEARNING_RATE if fresh else BASE_LEARNING_RATE
     default_lasso = GROUP_LASSO[recipe.optimizer] if fresh else 0.0
     return Schedule(
         max(FEWEST_EPOCHS, min(MOST_EPOCHS, math.ceil(TRAINED_PAIRS / n_pairs))) if recipe.epochs is None else recipe.epochs,
-        learning_rates[recipe.optimizer] if recipe.learning_rate is None else recipe.learning_rate,
+        LEARNING_RATE[recipe.optimizer] if recipe.learning_rate is None else recipe.learning_rate,
         default_lasso if recipe.group_lasso is None else recipe.group_lasso,
     )
 
@@ -203,14 +205,19 @@ def begin(
     """What `fit` begins with: the generator that shuffles, the head, the units of its weights with a base, the schedule."""
     shuffle, initial = (np.random.default_rng(s) for s in np.random.SeedSequence(recipe.seed).spawn(2))
     planned = schedule(recipe, len(rows), fresh=base is None)
+    conditioning = None
     if base is None:
         head = Head(fresh_network(measure_scaling(features, scores, rows), recipe, initial))
-        return shuffle, head, None, planned
-    if not planned.epochs:
+    elif not planned.epochs:
         return shuffle, Head(base), None, planned
-    measured = features[rows[:: max(1, len(rows) // _MEASURED_PAIRS)]]
-    conditioning = condition(base, measured, recipe.score_min, recipe.score_max)
-    return shuffle, Head(conditioning.apply(base)), conditioning, planned
+    else:
+        measured = features[rows[:: max(1, len(rows) // _MEASURED_PAIRS)]]
+        conditioning = condition(base, measured, recipe.score_min, recipe.score_max)
+        head = Head(conditioning.apply(base))
+    if recipe.loss == "huber":
+        _, deviation = score_scaling(scores[rows])
+        head.bound_errors(recipe.huber_delta * deviation / head.score_scale)
+    return shuffle, head, conditioning, planned
 
 
 def fitted(live: Head, ema: Head, steps: int, conditioning: Conditioning | None) -> Fitted:

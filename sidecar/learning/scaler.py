@@ -50,12 +50,12 @@ def measure_scaling(features: Array, scores: Array, rows: NDArray[np.intp]) -> S
     deviation = np.sqrt(squares / count)
     varying = (deviation > _NOISE * largest) & (deviation > np.finfo(np.float32).tiny)
     unit = np.where(varying, deviation, np.maximum(largest, 1.0))
-    true = scores[rows].astype(np.float64)
-    score_scale = float(true.std())
-    return Scaling(
-        mean.astype(np.float32),
-        (1 / unit).astype(np.float32),
-        varying,
-        float(np.float32(true.mean())),
-        float(np.float32(score_scale)) if score_scale > 1e-6 * max(1.0, float(np.abs(true).max())) else 1.0,
-    )
+    return Scaling(mean.astype(np.float32), (1 / unit).astype(np.float32), varying, *score_scaling(scores[rows]))
+
+
+def score_scaling(scores: Array) -> tuple[float, float]:
+    """Mean and standard deviation of scores (n,), n ≥ 1; 1 for the deviation of constant ones."""
+    true = scores.astype(np.float64)
+    scale = float(true.std())
+    varies = scale > 1e-6 * max(1.0, float(np.abs(true).max()))
+    return float(np.float32(true.mean())), float(np.float32(scale)) if varies else 1.0

@@ -17,6 +17,7 @@ class TrainingSettings:
     replay_mix: float = 0.5
     replay_capacity: int = 10_000
     learning_rate: float = 1e-4
+    loss: Literal["huber", "squared"] = "huber"
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 1e-5

@@ -39,6 +39,13 @@ FAR_OFF = 0.1
 lose: its learning rate is not warmed up. For a better one, warm-up starts at a proportional share of the rate. Measured in
 `benchmarks/online_learning.py`: otherwise fr_regressor_v3, 19 points off, spends its first thousand pairs on the warm-up."""
 
+USUAL_ERRORS = 6.0
+"""With Huber's loss, an error counts as it is up to so many times the usual one, at least up to a hundredth of the range of
+scores. Measured in `benchmarks/robustness.py`."""
+_ERROR_HORIZON_PAIRS, _MOST_AT_ONCE = 200, 1.01
+"""The usual error falls with this horizon, and rises by no more than this factor a group: where many scores are suddenly far
+off, they may be wrong."""
+
 
 class Group(NamedTuple):
     """A completed group of new pairs. place: that of its last pair among those given; step: steps run so far, with its own.
@@ -77,6 +84,7 @@ class Trainer:
         self.weights: Weights | None = None
         self.step = self.skipped_steps = self.trained = self.steps_left = 0
         self.warmup_start: float | None = 0.0 if base is None else None
+        self._usual_error = math.inf
         self.replay = ReplayBuffer(settings.replay_capacity, n_features + 1)
         self.prequential = ReplayBuffer(PREQUENTIAL_PAIRS, 2)
         self.drift: FeatureDrift | None = None
@@ -155,6 +163,7 @@ class Trainer:
         self.finish()
         state = {
             "counts": np.array([self._waiting, self.trained, self.step, self.skipped_steps, self.replay.added]),
+            "usual_error": np.array(self._usual_error),
             "waiting": self._new[: self._waiting].copy(),
             "replay": self.replay.rows(),
             "prequential": self.prequential.rows(),
@@ -185,6 +194,7 @@ class Trainer:
         if "drift" in state:
             trainer.drift, trainer._drift_is_measured = FeatureDrift.from_state(state), bool(state["drift_is_measured"])
         trainer._waiting, trainer.trained, trainer.step, trainer.skipped_steps, added = state["counts"].tolist()
+        trainer._usual_error = float(state.get("usual_error", math.inf))
         trainer._new[: trainer._waiting] = state["waiting"]
         trainer.replay.restore(state["replay"], added)
         trainer._fill_rows()
@@ -247,7 +257,7 @@ class Trainer:
     def _fit_new_head(self) -> None:
         settings, new = self.settings, self._new
         recipe = Recipe(
-            hidden=settings.hidden, activation=settings.activation, seed=settings.seed,
+            hidden=settings.hidden, activation=settings.activation, loss=settings.loss, seed=settings.seed,
             score_min=settings.score_min, score_max=settings.score_max,
         )  # fmt: skip
         features = new[:, : self.n_features]
@@ -278,6 +288,8 @@ class Trainer:
         """Run the steps of the present group, one at a time; before each, yield its loss in score points squared."""
         settings, new, head, unit = self.settings, self._new, weights.live, weights.live.score_scale**2
         self._new = self._room_for(settings.new_pairs)
+        if settings.loss == "huber":
+            head.bound_errors(max(USUAL_ERRORS * self._usual_error, self._range / 100) / head.score_scale)
         rows = head.rows(new[:, : self.n_features], new[:, self.n_features])
         batch = head.batch(min(settings.batch_size, len(new) + len(self._rows)))
         batch[: len(new)] = rows
@@ -289,6 +301,7 @@ class Trainer:
         predicted = np.empty((len(new), 2), dtype=np.float32)
         predicted[:, 0], predicted[:, 1] = weights.ema.predict_rows(rows), new[:, self.n_features]
         self.prequential.add(predicted)
+        self._note_errors(np.abs(predicted[:, 0] - predicted[:, 1]))
         if self.warmup_start is None:
             self.warmup_start = self._how_far_off(predicted)
         undo, first_step, skipped = weights.undo(), self.step, self.skipped_steps
@@ -310,8 +323,22 @@ class Trainer:
 
     def _how_far_off(self, predicted: Array) -> float:
         """How far off predictions are, from 0 to 1; predicted: predictions and true scores (n, 2)."""
-        off = rmse(predicted[:, 0], predicted[:, 1]) / (FAR_OFF * (self.settings.score_max - self.settings.score_min))
+        off = rmse(predicted[:, 0], predicted[:, 1]) / (FAR_OFF * self._range)
         return min(1.0, off) if math.isfinite(off) else 1.0
+
+    @property
+    def _range(self) -> float:
+        return self.settings.score_max - self.settings.score_min
+
+    def _note_errors(self, errors: Array) -> None:
+        """Follow the usual error: the moving average of each group's median; errors: (n,), in score points."""
+        errors.sort()
+        median, usual = float(errors[len(errors) // 2]), self._usual_error
+        if usual == math.inf:
+            self._usual_error = median
+        elif math.isfinite(median):
+            decay = (1 - 1 / _ERROR_HORIZON_PAIRS) ** len(errors)
+            self._usual_error = min(median + decay * (usual - median), usual * _MOST_AT_ONCE)
 
     def _step(self, weights: Weights) -> None:
         settings, peak = self.settings, RATE_UNIT * self.settings.learning_rate

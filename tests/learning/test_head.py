@@ -105,6 +105,28 @@ def test_loss_is_the_mean_squared_error_in_score_points(make_network):
     assert loss == pytest.approx(np.mean((unclipped - scores) ** 2), rel=1e-5)
 
 
+def test_the_gradient_of_hubers_loss_with_the_loss_still_the_squared_one(make_network):
+    plain, bounded = (Head(make_network((6, 5, 1)), np.float64) for _ in range(2))
+    rows = plain.rows(*some_pairs(6))
+    limit = 0.7
+    bounded.bound_errors(limit)
+    assert bounded.loss_and_gradient(rows) == plain.loss_and_gradient(rows)
+    numeric = np.empty_like(bounded.gradient)
+    for i, value in enumerate(plain.parameters.tolist()):
+        losses = []
+        for moved in (value + 1e-6, value - 1e-6):
+            plain.parameters[i] = moved
+            errors = np.abs([math.sqrt(plain.loss_and_gradient(row[None])) for row in rows])
+            losses.append(np.mean(np.where(errors <= limit, errors**2, 2 * limit * errors - limit**2)))
+        plain.parameters[i] = value
+        numeric[i] = (losses[0] - losses[1]) / 2e-6
+    assert np.abs(bounded.gradient - numeric).max() <= 1e-6 * np.abs(numeric).max()
+    bounded.bound_errors(1e6)
+    bounded.loss_and_gradient(rows)
+    plain.loss_and_gradient(rows)
+    assert np.array_equal(bounded.gradient, plain.gradient)
+
+
 def test_a_prediction_beyond_a_bound_is_right_for_a_score_at_it():
     ones = np.ones((1, 1), np.float32)
     steps = (Dense(ones, np.zeros(1, np.float32)), Elementwise("Mul", np.float32(-20) * ones[0]), Clip(0, 100))

@@ -82,7 +82,22 @@ def test_progress_counts_every_pair_once_an_epoch(example):
 
 
 def test_default_epochs_bound_the_work():
-    assert [schedule(Recipe(), n).epochs for n in (1, 256, 5000, 70_000, 1_000_000)] == [3000, 3000, 154, 11, 10]
+    assert [schedule(Recipe(), n).epochs for n in (1, 256, 5000, 70_000, 1_000_000)] == [3000, 3000, 615, 44, 10]
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_wrong_scores_do_little_harm_with_hubers_loss(example, with_base):
+    unseen = example.group == example.group[0]
+    rows = np.flatnonzero(~unseen)
+    scores, generator = example.true_score.copy(), np.random.default_rng(0)
+    wrong = rows[generator.random(len(rows)) < 0.05]
+    scores[wrong] = generator.uniform(0, 100, len(wrong))
+    base = fit(example.features, example.true_score, rows, Recipe(epochs=5)).ema.network() if with_base else None
+    errors = {}
+    for loss in ("huber", "squared"):
+        head = fit(example.features, scores, rows, Recipe(epochs=40, loss=loss), base=base).ema
+        errors[loss] = rmse(head.predict(example.features[unseen]), example.true_score[unseen])
+    assert errors["huber"] < 0.5 * errors["squared"]
 
 
 def test_a_learning_rate_that_diverges_is_told(example):

@@ -91,7 +91,7 @@ def test_another_base_model_begins_anew_and_keeps_the_pairs(example, base):
     learner = Learner(RUN, base)
     take(learner, example, 0, 400)
     replayed, held_out = learner.trainer.replay.rows(), learner.held_out.rows()
-    other = fit(example.features, example.true_score, np.arange(300), Recipe(epochs=5, seed=1)).ema.network()
+    other = fit(example.features, example.true_score, np.arange(300), Recipe(epochs=40, seed=1)).ema.network()
     learner.begin(replace(RUN, base="other"), other)
     assert learner.trainer.step == 0
     assert np.allclose(learner.trainer.network(learner.trainer.ema).forward(example.features), other.forward(example.features))

@@ -159,6 +159,19 @@ def test_new_pairs_are_predicted_before_they_train(example, base):
     assert len(trainer.prequential) == 1000
 
 
+def test_wrong_scores_do_little_harm_with_hubers_loss(example, base):
+    count = 1500
+    features, scores = example.features[256:][:count], example.true_score[256:][:count]
+    wrong, generator = scores.copy(), np.random.default_rng(0)
+    wrong[400:900] = generator.permutation(scores[400:900])
+    errors = {}
+    for loss in ("huber", "squared"):
+        trainer = Trainer(80, replace(SETTINGS, loss=loss), base)
+        trainer.add(features, wrong)
+        errors[loss] = rmse(trainer.ema.predict(features), scores)
+    assert errors["huber"] < 0.5 * errors["squared"]
+
+
 def test_live_and_averaged_weights_differ(example, base):
     trainer, _ = trained(example, SETTINGS, base, count=160)
     assert not np.allclose(trainer.live.parameters, trainer.ema.parameters)

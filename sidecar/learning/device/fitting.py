@@ -165,8 +165,10 @@ class Stack:
         self.parameters = device.stack([each.parameters for each in heads])
         parameters, gradient = cast(Array, self.parameters), np.zeros_like(cast(Array, self.parameters))
         bounds = None if head.bounds is None else cast(Array, device.stack([cast(Array, each.bounds) for each in heads]))
+        limits = None if head.limits is None else cast(Array, device.stack([cast(Array, each.limits) for each in heads]))
         views, gradients = (parameter_views(body, vector) for vector in (parameters, gradient))
-        work = Pass(body, head.n_features, views, gradients, bounds, batch_size, cast(Array, weights))
+        work = Pass(body, head.n_features, views, gradients, bounds, limits, batch_size, cast(Array, weights))
+        weighted = np.empty_like(work.error)
         optimizer = optimizer_of(recipe, parameters, gradient)
         self.average = PolyakAverage(parameters, recipe.ema_decay)
         lasso = GroupLasso(head.at(parameters).feature_weights)
@@ -181,7 +183,8 @@ class Stack:
             partial(np.add, step, 1, out=step),
             *(partial(np.copyto, to, numbers[at]) for at, to in enumerate(scalars) if to is not None),  # type: ignore[arg-type]
             *work.forward_to_error,
-            partial(work.error.dot, work.error, squares),
+            partial(np.multiply, work.error, cast(Array, weights), weighted),
+            partial(weighted.dot, work.error, squares),
             *work.backward,
         ]
         count = partial(np.add, done, cast(Array, update.taken), out=done)
@@ -210,7 +213,7 @@ class Stack:
                 self._plain()
             else:
                 self._shrinking()
-        return self._squares.each() * self._batch_size / 4, self._done.each()
+        return self._squares.each() / 2, self._done.each()
 
 
 def _parts(row: Any, batch_size: int) -> tuple[Any, Any, Any]:

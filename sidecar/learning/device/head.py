@@ -35,6 +35,11 @@ class DeviceHead(Head):
         self._squares: Stacked = np.zeros_like(parameters, shape=())  # type: ignore[assignment]
         self._programs: dict[int, tuple[Pass, Callable[[], Any]]] = {}
 
+    def bound_errors(self, limit: float) -> None:
+        if self.limits is None:
+            self._programs = {}
+        super().bound_errors(limit)
+
     def network(self) -> Network:
         return self._copied().network()
 
@@ -48,7 +53,7 @@ class DeviceHead(Head):
         work, run = self._programs[n]
         work.batch[:] = rows
         run()
-        return float(self._squares) * n / 4
+        return float(self._squares) / n
 
     def predict(self, features: Array) -> NDArray[np.float32]:
         return self._copied().predict(features)
@@ -62,7 +67,7 @@ class DeviceHead(Head):
 
     def _program(self, n: int) -> tuple[Pass, Callable[[], Any]]:
         parameters, gradients = (parameter_views(self.body, vector) for vector in (self.parameters, self.gradient))
-        work = Pass(self.body, self.n_features, parameters, gradients, self.bounds, n)
+        work = Pass(self.body, self.n_features, parameters, gradients, self.bounds, self.limits, n)
         squares = partial(work.error.dot, work.error, cast(Array, self._squares))
         gradient = cast(Stacked, self.gradient)
         program = gradient.device.program([*work.forward_to_error, squares, *work.backward], [gradient, self._squares])
