@@ -21,15 +21,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import argparse
 import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from fine_tuning import HOLDOUT, RECOMMENDED
-from river import compose, forest, linear_model, neighbors, optim, preprocessing, rules, tree
+from fine_tuning import RECOMMENDED
+from learners import Make, Ours, Row, bayesian, leaf, linear, prequential, river
+from river import forest, linear_model, neighbors, preprocessing, rules, tree
 from vowpalwabbit import Workspace
 
 from onnx_builder.network import Network
@@ -44,38 +43,6 @@ BURST_PAIRS = 14_400
 """An hour of video at 24 frames a second, six frames a pair."""
 MEASURED_EVERY, MEASURED_OVER = 192, 3600
 TEST = 0.2
-Row = np.ndarray
-
-
-class Learner(Protocol):
-    def predict(self, features: Row) -> float | None: ...
-    def learn(self, features: Row, score: float) -> None: ...
-
-
-Make = Callable[[int, int], Learner]
-"""Makes a learner, given the number of features and a seed."""
-
-
-class Ours:
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def predict(self, features: Row) -> float | None:
-        return float(self.trainer.ema.predict(features[None])[0]) if self.trainer.ema else None
-
-    def learn(self, features: Row, score: float) -> None:
-        self.trainer.add(features[None], np.array([score], dtype=np.float32))
-
-
-class River:
-    def __init__(self, *steps: object) -> None:
-        self.model = compose.Pipeline(*steps)
-
-    def predict(self, features: Row) -> float:
-        return self.model.predict_one(dict(enumerate(features.tolist())))
-
-    def learn(self, features: Row, score: float) -> None:
-        self.model.learn_one(dict(enumerate(features.tolist())), score)
 
 
 class VowpalWabbit:
@@ -126,30 +93,8 @@ class Torch:
         self.optimizer.step()
 
 
-def linear(rate: float, intercept_rate: float) -> linear_model.LinearRegression:
-    return linear_model.LinearRegression(optimizer=optim.SGD(rate), intercept_lr=intercept_rate)
-
-
-def river(regressor: Callable[[], object], scaled_scores: bool = False) -> Make:
-    """With standardised features, and scores where asked for."""
-
-    def make(n_features: int, seed: int) -> Learner:
-        scores = preprocessing.TargetStandardScaler
-        return River(preprocessing.StandardScaler(), scores(regressor()) if scaled_scores else regressor())
-
-    return make
-
-
-def bayesian(smoothing: float | None) -> Callable[[], object]:
-    return lambda: linear_model.BayesianLinearRegression(beta=10, smoothing=smoothing)
-
-
 def vowpal_wabbit(arguments: str, scaled: bool) -> Make:
     return lambda n_features, seed: VowpalWabbit(arguments, preprocessing.StandardScaler() if scaled else None)
-
-
-def leaf() -> object:
-    return linear(1e-3, 0.1)
 
 
 RATES = list(itertools.product((3e-4, 1e-3, 3e-3), (0.03, 0.1, 0.3)))
@@ -227,23 +172,6 @@ def streams(directory: Path, models: Path | None) -> list[Stream]:
     return found
 
 
-def prequential(pairs: RecordedPairs, learner: Learner) -> np.ndarray:
-    """What the learner made of each pair (n,) before it was trained on; NaN where it made nothing."""
-    predicted = np.full(len(pairs), np.nan)
-    for row, (features, score) in enumerate(zip(pairs.features, pairs.true_score.tolist(), strict=True)):
-        prediction = learner.predict(features)
-        if prediction is not None:
-            predicted[row] = np.clip(np.nan_to_num(prediction), 0, 100)
-        if pairs.position[row] >= HOLDOUT:
-            learner.learn(features, score)
-    return predicted
-
-
-def train_all(learner: Learner, pairs: RecordedPairs) -> None:
-    for features, score in zip(pairs.features, pairs.true_score.tolist(), strict=True):
-        learner.learn(features, score)
-
-
 def figures(pairs: RecordedPairs, predicted: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
     """RMSE and PLCC (parts, 2)."""
     return np.array([(rmse(predicted[p], pairs.true_score[p]), plcc(predicted[p], pairs.true_score[p])) for p in parts])
@@ -268,7 +196,8 @@ def peer_figures(stream: Stream, make: Make, parts: list[np.ndarray], seeds: int
     for seed in range(seeds):
         learner = make(stream.pairs.features.shape[1], seed)
         if stream.before:
-            train_all(learner, stream.before)
+            for features, score in zip(stream.before.features, stream.before.true_score.tolist(), strict=True):
+                learner.learn(features, score)
         results.append(figures(stream.pairs, prequential(stream.pairs, learner), parts))
     return np.mean(results, axis=0)
 
