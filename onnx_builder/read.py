@@ -292,6 +292,8 @@ class _Reader:
             if operator in FOLDED or operator == "Constant":
                 return self.constants.fold(call.node, [call.array(place) for place in range(len(inputs))], call.attributes)
             raise NetworkError("takes constants alone; expected what depends on an input")
+        if any(value.is_condition for value in values) and operator not in ("Cast", "Identity"):
+            raise NetworkError("takes what is true or false")
         if operator == "Concat":
             return self._joined(call)
         names = [name for name, value in zip(call.node.input, inputs, strict=True) if isinstance(value, _Value)]
@@ -300,8 +302,6 @@ class _Reader:
         for name in names if inputs[0] is not values[0] else names[1:]:
             kind = "an input of the graph" if name in self.inputs else "computed from the features"
             raise NetworkError(f"{name!r} is {kind}, not constant")
-        if values[0].is_condition and operator not in ("Cast", "Identity"):
-            raise NetworkError("takes what is true or false")
         result = _HANDLERS[operator](self, values[0], call) if operator in _HANDLERS else self.moved(values[0], call)
         assert isinstance(result, _Value | np.ndarray)
         return result
@@ -402,38 +402,22 @@ class _Reader:
         return replace(value, term=self.terms.selected(value.term, places), columns=columns)
 
     def _joined(self, call: _Call) -> _Value:
-        """Concat of features, or of a layer's results, each part scaled or not."""
-        columns: list[int] = []
-        parts: list[list[Step]] = []
-        widths = []
+        """Concat of features, or of a layer's results, with whatever is done to the values of each part."""
+        values: list[_Value] = []
         for name, value in zip(call.node.input, call.inputs, strict=True):
             if not isinstance(value, _Value):
                 raise NetworkError(f"joins features with the constant {name!r}")
-            widths.append(self._width_of(value.shape))
-            if call.attributes["axis"] not in (-1, len(value.shape) - 1) or value.shape[-1] != widths[-1]:
+            if call.attributes["axis"] not in (-1, len(value.shape) - 1) or value.shape[-1] != self._width_of(value.shape):
                 raise NetworkError(f"joins {self.shown(value.shape)} along axis {call.attributes['axis']}; expected rows")
             self._require_last_layer(value)
-            parts.append(steps_of(value.term, widths[-1]))
-            if not all(isinstance(step, Elementwise) for step in parts[-1]):
-                raise NetworkError(f"joins {name!r}, which is more than a scaling of features: a branch is not supported")
-            self.require_room(widths[-1])
-            columns += range(widths[-1]) if value.columns is None else value.columns.tolist()
-        shapes = {value.shape[:-1] for value in call.inputs if isinstance(value, _Value)}
-        if len(shapes) > 1 or len(set(columns)) < len(columns):
+            values.append(value)
+        widths = [value.shape[-1] for value in values]
+        self.require_room(sum(widths))
+        columns = np.concatenate([np.arange(value.shape[-1]) if value.columns is None else value.columns for value in values])
+        if len({value.shape[:-1] for value in values}) > 1 or np.bincount(columns).max() > 1:
             raise NetworkError("joins rows of different shapes, or a feature twice")
-        term = self.leaf
-        while operators := [part[0].operator for part in parts if part and isinstance(part[0], Elementwise)]:
-            row = []
-            self.require_room(len(columns))
-            for part, width in zip(parts, widths, strict=True):
-                step = part[0] if part else None
-                if isinstance(step, Elementwise) and step.operator == operators[0]:
-                    row.append(np.broadcast_to(step.value, width))
-                    del part[0]
-                else:
-                    row.append(np.full(width, _NEUTRAL[operators[0]], dtype=np.float32))
-            term = self.terms(operators[0], term, np.concatenate(row))
-        return _Value(term, (*shapes.pop(), len(columns)), np.array(columns))
+        term = self.terms.joined([value.term for value in values], widths)
+        return _Value(term, (*values[0].shape[:-1], len(columns)), columns)
 
     def _require_last_layer(self, value: _Value) -> None:
         if value.term.leaf is not self.leaf:
@@ -451,12 +435,13 @@ class _Reader:
         if columns is not None and isinstance(last, Dense):
             self.steps[-1] = Dense(np.ascontiguousarray(last.weight[columns]), last.bias[columns])
             self.width, columns = len(columns), None
-        for step in steps_of(value.term, self._width_of(value.shape)):
+        term = value.term if columns is None else self.terms.spread(value.term, columns, self.width)
+        for step in steps_of(term, self.width):
             last = self.steps[-1] if self.steps else None
             if self.bias_is_open and isinstance(step, Elementwise) and step.operator == "Add" and isinstance(last, Dense):
                 self.steps[-1] = Dense(last.weight, np.ascontiguousarray(np.broadcast_to(step.value, last.bias.shape)))
             else:
-                self.add(step if columns is None else _spread(step, columns, self.width))
+                self.add(step)
             self.bias_is_open = False
         return columns
 
@@ -495,9 +480,13 @@ class _Reader:
         """A layer normalisation."""
         self._tell_width(call.finite(1).size)
         width = self._width_of(value.shape)
-        step: Step = LayerNormalization(self.row(call, 1, width), self.row(call, 2, width), epsilon)
+        scale, bias = self.row(call, 1, width), self.row(call, 2, width)
         columns = self._commit(value)
-        self.add(step if columns is None else _spread(step, columns, self.width))
+        if columns is not None:
+            if width < self.width:
+                raise NetworkError(f"normalises only {width} of {self.width} features: give the model these alone")
+            scale, bias = scale[np.argsort(columns)], bias[np.argsort(columns)]
+        self.add(LayerNormalization(scale, bias, epsilon))
         self.leaf = self.terms.leaf()
         return _Value(self.leaf, value.shape, columns)
 
@@ -670,31 +659,10 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
 }
 """Operators that neither do the same to each value nor only move values."""
 _EACH_VALUE = (SPELLED.keys() | OPERATORS.keys()) - _HANDLERS.keys()
-_NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 
 
 def _same(a: Columns | None, b: Columns | None) -> bool:
     return a is b or (a is not None and b is not None and np.array_equal(a, b))
-
-
-def _spread(step: Step, columns: Columns, width: int) -> Step:
-    """A step for some of `width` features, put in the places of these features."""
-
-    def spread(value: Float32, filling: float = 0) -> Float32:
-        row = np.full(width, filling, dtype=np.float32)
-        row[columns] = value
-        return row if value.ndim else value
-
-    match step:
-        case Elementwise():
-            return Elementwise(step.operator, spread(step.value, _NEUTRAL[step.operator]))
-        case Function() | LayerNormalization() if len(columns) < width:
-            raise NetworkError(f"a {type(step).__name__} of only {len(columns)} of {width} features is not supported")
-        case Function():
-            return Function(tuple(spread(constant) for constant in step.constants), step.nodes)
-        case LayerNormalization():
-            return LayerNormalization(spread(step.scale), spread(step.bias), step.epsilon)
-    return step
 
 
 def _finite(name: str, value: Array, booleans: bool = False) -> Float32:
@@ -729,6 +697,9 @@ def _require_known_operators(nodes: Collection[onnx.NodeProto]) -> None:
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         verb = "is" if len(names) == 1 else "are"
         why = ": a quantised model cannot be trained; use the float original" if _QUANTISED & unknown.keys() else ""
+        foreign = [name for name, node in unknown.items() if name == node.op_type and not onnx.defs.has(str(name))]
+        if foreign:
+            why = f": ONNX has no {foreign[0]}, which the exporter has left as it was; spell that layer in other operators"
         raise NetworkError(f"{', '.join(names[:6])}{more} {verb} not part of an MLP regressor{why}")
 
 

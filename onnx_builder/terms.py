@@ -30,6 +30,9 @@ _MOST_COMPARED = 200_000
 """So many values of a row and its terms are compared with a layer normalisation, at most."""
 _WHOLE = {"Add", "Sub", "Mul", "Neg", "Abs", "Max", "Min"}
 _MAY_OVERFLOW = {"Exp", "Log", "Sqrt", "Pow"}
+_ELSEWHERE = (0.5, -0.5, 50.0)
+"""What functions that are not finite everywhere get in place of values that they do not take: the first that they can."""
+NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 _ACTIVATIONS = {"Relu": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid"}
 
 
@@ -171,21 +174,78 @@ class Terms:
     def selected(self, root: Term, places: Array) -> Any:
         """The same term of some of a row's values."""
 
-        def select(constant: Array) -> Array:
-            if not constant.ndim:
-                return constant
+        def select(operator: str, constant: Array) -> Array:
             self._require_room(constant)
             return constant[places]
 
-        if any(term.operator == "ReduceMean" for term in _inside(root, root.leaf)):
-            raise NetworkError("takes some values of what a mean over a row is part of")
+        self._require_no_mean(root)
         return self._replaced(root, root.leaf, root.leaf, select)
 
-    def _replaced(self, root: Term, old: Term, new: Any, constant: Callable[[Array], Array] = lambda array: array) -> Any:
-        """The same term of another value in place of `old`, with other constants."""
+    def spread(self, root: Term, places: Array, width: int) -> Any:
+        """The same term of the values at these places of a row of so many; at the others it is some finite number.
+
+        What may overflow is computed from a constant there. Raises NetworkError if that is not finite either.
+        """
+
+        def spread(operator: str, constant: Array) -> Array:
+            self._require_room(np.broadcast_to(constant[:1], width))
+            row = np.full(width, NEUTRAL.get(operator, constant[0]), dtype=np.float32)
+            row[places] = constant
+            return row
+
+        start: Any = root.leaf
+        if len(places) < width:
+            self._require_no_mean(root)
+        if len(places) < width and root.may_overflow:
+            own = np.isin(np.arange(width), places)
+            for value in _ELSEWHERE:
+                result = self._replaced(root, root.leaf, _number(value), spread)
+                if np.isfinite(result[~own] if result.ndim else result).all():
+                    break
+            else:
+                raise NetworkError(f"is of only some values, and not finite at {_ELSEWHERE}: give the model these alone")
+            start = self("Add", self("Mul", start, own.astype(np.float32)), np.where(own, 0, value).astype(np.float32))
+        return self._replaced(root, root.leaf, start, spread)
+
+    def joined(self, terms: Sequence[Term], widths: Sequence[int]) -> Any:
+        """What terms of one leaf give, as many values as the widths say, one after the other in a row.
+
+        If all of them only scale, that is a scaling of the row; else the sum of all, each 0 where it does not belong.
+        """
+        width = sum(widths)
+        scalings = [steps_of(term, width) for term in terms]
+        if all(isinstance(step, Elementwise) for steps in scalings for step in steps):
+            return self._scaled(terms[0].leaf, scalings, widths)  # type: ignore[arg-type]
+        places = np.split(np.arange(width), np.cumsum(widths)[:-1])
+        parts = []
+        for term, own in zip(terms, places, strict=True):
+            self._require_room(np.broadcast_to(_number(1), width))
+            parts.append(self("Mul", self.spread(term, own, width), np.isin(np.arange(width), own).astype(np.float32)))
+        return reduce(lambda a, b: self("Add", a, b), parts)
+
+    def _scaled(self, term: Term, scalings: Sequence[list[Elementwise]], widths: Sequence[int]) -> Any:
+        """A row whose parts, of these widths, are scaled each by its own steps."""
+        while operators := [steps[0].operator for steps in scalings if steps]:
+            self._require_room(np.broadcast_to(_number(1), sum(widths)))
+            row = []
+            for steps, width in zip(scalings, widths, strict=True):
+                own = steps.pop(0).value if steps and steps[0].operator == operators[0] else _number(NEUTRAL[operators[0]])
+                row.append(np.broadcast_to(own, width))
+            term = self(operators[0], term, np.concatenate(row))
+        return term
+
+    def _require_no_mean(self, root: Term) -> None:
+        if any(term.operator == "ReduceMean" for term in _inside(root, root.leaf)):
+            raise NetworkError("takes some values of what a mean over a row is part of")
+
+    def _replaced(self, root: Term, old: Term, new: Any, row: Callable[[str, Array], Array] | None = None) -> Any:
+        """The same term of another value in place of `old`. row: given an operator and its constant of (width,), another."""
         replaced: dict[Term, Any] = {old: new}
         for term in _inside(root, old):
-            operands = [replaced[each] if isinstance(each, Term) else constant(each) for each in term.operands]
+            operands = [
+                replaced[each] if isinstance(each, Term) else row(term.operator, each) if row and each.ndim else each
+                for each in term.operands
+            ]
             changed = any(a is not b for a, b in zip(operands, term.operands, strict=True))
             replaced[term] = self(term.operator, *operands, numbers=term.numbers) if changed else term
         return replaced[root]

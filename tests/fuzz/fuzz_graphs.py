@@ -175,7 +175,7 @@ class _Maker:
                 return self.add("Slice", x, *ends), width - start
 
     def joined(self, x: str, width: int) -> tuple[str, int]:
-        """All values in another order, in two parts, each of which may be scaled."""
+        """All values in another order, in two parts, each of which may be scaled or be given to a function."""
         places = self.chance.sample(range(width), width)
         cut = self.chance.randrange(1, width)
         parts = []
@@ -183,6 +183,8 @@ class _Maker:
             taken = self.add("Gather", x, self.constant(np.array(part)), axis=1)
             for operator in self.chance.sample(["Sub", "Mul", "Add", "Mul"], self.chance.choice([0, 1, 2, 2])):
                 taken = self.add(operator, taken, self.row(len(part)))
+            for _ in range(self.chance.choice([0, 0, 1, 2])):
+                taken = self.function(taken, taken, len(part))
             parts.append(taken)
         return self.add("Concat", *parts, axis=1), width
 

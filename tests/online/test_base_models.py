@@ -27,6 +27,9 @@ BODIES = {
         c = BatchNormalization(h, gain, shift, shift, gain) a = Relu(c) {SCORE}""",
     "scikit-learn": f"{PARTS} f = Cast <to = 1> (n) h = Gemm(f, w1, b1) a = Tanh(h) z = Gemm(a, w2, b2) s = Reshape(z, column) "
     "y = Add(s, mean_score)",
+    "a logarithm of some": f"""u = ai.onnx.ml.ArrayFeatureExtractor(x, first) v = ai.onnx.ml.ArrayFeatureExtractor(x, second)
+        r = Sub(v, mean_2) t = Mul(r, scale_2) l = Softplus(u) p = Log(l)
+        n = Concat <axis = 1> (t, p) h = Gemm(n, w1, b1) a = Relu(h) {SCORE}""",
     "PReLU": f"n = BatchNormalization(x, ones, zeros, mean, variance) h = Gemm(n, w1, b1) a = PRelu(h, slope) {SCORE}",
 }
 

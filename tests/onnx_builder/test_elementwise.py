@@ -11,12 +11,13 @@ import pytest
 from onnx_builder import Activation, Clip, Elementwise, Function, NetworkError
 from onnx_builder.read import from_bytes
 from onnx_builder.write import OPERATORS, to_bytes
-from tests.onnx_builder.test_read import ERF, HEAD, HIDDEN, assert_reads, graph, positive
+from tests.onnx_builder.test_read import ERF, HEAD, HIDDEN, assert_reads, assert_same_function, graph, positive
 
 CONSTANTS = {
     "cubic": np.float32(0.044715), "sqrt_2_pi": np.float32((2 / np.pi) ** 0.5), "tenth": np.float32(0.1), "six": np.float32(6),
     "three": np.float32(3), "slope": positive(4), "slope1": positive(1), "minus": np.float32(-0.2), "twenty": np.float32(20),
     "true": np.array(True), "masks": np.array([True, False, True, False]), "minus_one": np.float32(-1),
+    "i4": np.array([4]), "c2": positive(2),
 }  # fmt: skip
 
 ONE_OPERATOR = {
@@ -75,7 +76,25 @@ SPELLED_OUT = {
     "a mean": "t = Tanh(h) g = Mean(t, h, one)",
     "ReLU of a sigmoid, doubled": "s = Sigmoid(h) a = Add(s, h) r = Relu(a) g = Add(r, r)",
     "not a number": "n = IsNaN(h) g = Where(n, zero, h)",
+    "of some": """u = Slice(h, i0, i2, i1) v = Slice(h, i2, i4, i1) a = Abs(u) r = Sqrt(a)
+        g = Concat <axis = 1> (v, r)""",
 }
+
+
+TWO, THIRD = "u = Slice(x, i0, i2, i1)", "v = Slice(x, i2, i3, i1)"
+OF_SOME = {
+    "finite everywhere": f"{TWO} t = Elu(u) y = Gemm(t, w21)",
+    "exponential": f"{TWO} d = Mul(u, c2) e = Exp(d) y = Gemm(e, w21)",
+    "logarithm": f"{TWO} s = Mul(u, u) l = Log(s) y = Gemm(l, w21)",
+    "not a number at 0.5": f"{TWO} d = Sub(tenth, u) r = Sqrt(d) y = Gemm(r, w21)",
+    "joined with another": f"{TWO} {THIRD} e = Exp(u) j = Concat <axis = 1> (v, e) y = Gemm(j, w31)",
+    "joined with a scaled one": f"{TWO} {THIRD} s = Mul(u, u) l = Log(s) q = Div(l, c2) m = Mul(v, two) "
+    "j = Concat <axis = 1> (q, m) t = Tanh(j) y = Gemm(t, w31)",
+    "joined with another function": f"{TWO} {THIRD} e = PRelu(u, c2) t = Tanh(v) j = Concat <axis = -1> (t, e) n = Mul(j, c3) "
+    "y = Gemm(n, w31)",
+    "some of what was joined": f"{TWO} {THIRD} e = Exp(v) t = Tanh(u) j = Concat <axis = 1> (t, e) g = Slice(j, i0, i2, i1) "
+    "y = Gemm(g, w21)",
+}  # fmt: skip
 
 
 def of_one_feature(body):
@@ -127,6 +146,17 @@ def test_comparisons_are_exact(name):
         "a band": np.where((x > np.float32(-0.2)) & (x < 0.5), x, 0),
     }[name]
     assert np.array_equal(network.forward(x), expected[:, 0])
+
+
+@pytest.mark.parametrize("name", OF_SOME)
+def test_functions_of_some_values(name):
+    data = graph(OF_SOME[name], **CONSTANTS).SerializeToString()
+    network = from_bytes(data)
+    below_zero = -np.abs(np.random.default_rng(1).normal(size=(48, 3))).astype(np.float32)
+    assert_same_function(data, network, below_zero)
+    other = below_zero * np.float32([1, 1, 1e4])
+    assert np.isfinite(network.forward(other)).all()
+    assert "joined with" in name or np.array_equal(network.forward(other), network.forward(below_zero))
 
 
 def test_activations_that_have_a_step_of_their_own_keep_it():
