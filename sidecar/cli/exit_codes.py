@@ -1,7 +1,7 @@
 """The exit codes of all commands. 0 is success."""
 
 CHECK_SAYS_NO = 1
-"""A check or the gate failed."""
+"""A check or the gate failed, or workers were lost."""
 BAD_INPUT = 2
 """Wrong usage or bad input; one line on standard error says what it is."""
 INTERRUPTED = 130

@@ -19,6 +19,7 @@ from sidecar.cli.serve import serve_command
 from sidecar.cli.state import forget_command
 from sidecar.cli.train import train_offline_command
 from sidecar.evaluation.report import ReportError
+from sidecar.fleet.workers import LostError, SchedulerError
 from sidecar.journal.segments import JournalError
 from sidecar.learning.device import DeviceError
 from sidecar.learning.recipe import TrainingError
@@ -36,6 +37,7 @@ _BAD_INPUT = (
     SettingsError,
     DeviceError,
     ReportError,
+    SchedulerError,
 )
 
 
@@ -53,6 +55,9 @@ def main() -> NoReturn:
     except _BAD_INPUT as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(exit_codes.BAD_INPUT)
+    except LostError as error:
+        click.echo(f"Error: {error}; nothing was published", err=True)
+        sys.exit(exit_codes.CHECK_SAYS_NO)
     except MemoryError:
         click.echo("Error: out of memory: use fewer pairs or a smaller --hidden", err=True)
         sys.exit(exit_codes.BAD_INPUT)

@@ -12,7 +12,9 @@ from sidecar.pairs.recorded import said
 
 if TYPE_CHECKING:  # these load onnxruntime, which --help should not
     from sidecar.checkpoints.publishing import Published
+    from sidecar.fleet.reading import Read
     from sidecar.learning.metrics import Metrics
+    from sidecar.offline.pods import PodFigures
     from sidecar.offline.training import Result
     from sidecar.pairs.recorded import RecordedPairs
 
@@ -40,6 +42,8 @@ def result_json(result: Result) -> dict[str, Any]:
         **({"refused": result.refused} if result.refused else {}),
         "columns": result.pairs.chosen,
     }
+    if result.read:
+        document["sampled"] = {**result.read.as_json(), "pods": [each.as_json() for each in result.pods]}
     return {**document, "loso": result.validation.as_json()} if result.validation else document
 
 
@@ -65,6 +69,8 @@ def print_result(result: Result) -> None:
     for (place, kind), measured in result.metrics.items():
         click.echo(row(place.replace("_", " "), "EMA" if kind == "ema" else kind, measured))
     _print_seeds("held out", result.seeds, result)
+    if result.read:
+        _print_pods(result.read, result.pods)
     print_skipped(result.pairs)
     click.echo(
         f"\ntrained {result.recipe.epochs:,} epochs on {len(result.train):,} pairs in {result.seconds:.1f} s "
@@ -78,6 +84,22 @@ def print_result(result: Result) -> None:
     click.echo(f"gate: {result.gate.verdict} ({result.gate.reason})")
     click.echo(f"parity with onnxruntime: {result.parity_max_abs_diff:.2g} score points at most")
     _print_checkpoint(result)
+
+
+def _print_pods(read: Read, pods: list[PodFigures]) -> None:
+    click.echo(f"\n{'held out, by pod':34} {'RMSE':>8} {'mean':>8} {'pairs':>9} {'kept':>11} {'read':>13}")
+    for each in pods[:_MOST_LINES]:
+        measured = each.metrics
+        figures = f"{measured.rmse:8.3f} {each.mean_residual:+8.3f} {measured.pairs:9}" if measured else f"{'':16} {0:9}"
+        click.echo(f"{(each.pod.name or 'files')[-34:]:34} {figures} {each.pod.kept:11,} {each.pod.read:13,}")
+    if len(pods) > _MOST_LINES:
+        click.echo(f"and {len(pods) - _MOST_LINES} more pods")
+    read_pairs, kept = sum(read.read), sum(read.kept)
+    click.echo(
+        f"{'all':34} {'':27} {kept:11,} {read_pairs:13,}\n"
+        f"read by {read.workers} in {read.seconds:.1f} s ({read_pairs / read.seconds:,.0f} pairs per second) "
+        f"from {read.parts:,} files and segments"
+    )
 
 
 def _print_seeds(name: str, seeds: list[Metrics], result: Result) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from sidecar.fleet.reading import Done
 from sidecar.learning.recipe import Progress, no_progress
 
 _HOME, _TO_THE_END_OF_THE_LINE, _TO_THE_END = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -32,6 +33,30 @@ def replay_bar(count: Callable[[], int] | None) -> Iterator[Callable[[int], None
             nonlocal done
             bar.update(answered - done)
             done = answered
+
+        yield show
+
+
+@contextlib.contextmanager
+def reading_bar() -> Iterator[Callable[[Done], None]]:
+    """A bar of what workers have read on stderr, if that is a terminal."""
+    with contextlib.ExitStack() as stack:
+        bar: Any = None
+
+        def show(done: Done) -> None:
+            nonlocal bar
+            if bar is None and sys.stderr.isatty():
+                words = "{0.pairs:,} pairs, {0.pairs_per_second:,.0f} per second, workers: {0.workers}".format
+                bar = click.progressbar(
+                    length=done.of_parts,
+                    label="reading",
+                    file=sys.stderr,
+                    show_pos=True,
+                    item_show_func=lambda done: "" if done is None else words(done),
+                )
+                stack.enter_context(bar)
+            if bar is not None:
+                bar.update(1, done)
 
         yield show
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,7 +24,7 @@ from sidecar.cli.options import (
     report_option,
 )
 from sidecar.cli.output import print_json, print_published, print_result, result_json
-from sidecar.cli.progress import training_bar
+from sidecar.cli.progress import reading_bar, training_bar
 from sidecar.evaluation.report import ReportError, check_report_path, training_document, write_report
 from sidecar.learning.recipe import Recipe
 
@@ -193,6 +194,26 @@ _GOES_WITH_STREAM = (
     show_default=True,
     help="cuda: train all groups of --group-by and all --seeds side by side on an NVIDIA GPU.",
 )
+@click.option("--workers", type=_AT_LEAST_ONE, help="Read PAIRS with so many processes, and train on a sample of them.")
+@click.option(
+    "--scheduler",
+    metavar="tls://HOST:PORT",
+    help="Read them with the workers of this Dask scheduler, which have the same files under the same names.",
+)
+@click.option(
+    "--sample",
+    type=_AT_LEAST_ONE,
+    default=2_000_000,
+    show_default=True,
+    help="With --workers or --scheduler: most pairs to keep.",
+)
+@click.option(
+    "--per-group",
+    type=_AT_LEAST_ONE,
+    default=1000,
+    show_default=True,
+    help="With --workers or --scheduler: most pairs to keep of an encode in each tenth of the score range.",
+)
 @report_option
 @json_option
 def train_offline_command(
@@ -215,6 +236,10 @@ def train_offline_command(
     seeds: int,
     ensemble: bool,
     device: str,
+    workers: int | None,
+    scheduler: str | None,
+    sample: int,
+    per_group: int,
     **recipe: Any,
 ) -> int:
     """Train a model on recorded PAIRS, from scratch or from a base model, and publish it as a checkpoint.
@@ -227,6 +252,9 @@ def train_offline_command(
       vmafx-sidecar train-offline examples/recorded-80.jsonl.gz --group-by source --output checkpoints
       vmafx-sidecar train-offline logs/*.json --window 6
     """
+    from sidecar.fleet.reading import Sampling
+    from sidecar.fleet.sample import Limits
+    from sidecar.fleet.workers import cluster, processes
     from sidecar.models.base_model import load_or_fresh
     from sidecar.models.pytorch.state_dict import Choices
     from sidecar.offline.seeds import Seeds
@@ -250,6 +278,10 @@ def train_offline_command(
         raise click.UsageError("--epochs 0 publishes the base model unchanged, but there is no base model")
     if ensemble and seeds == 1:
         raise click.UsageError("--ensemble needs --seeds 2 or more")
+    if workers and scheduler:
+        raise click.UsageError("--workers and --scheduler cannot be used together")
+    if not (workers or scheduler) and _given("sample", "per_group"):
+        raise click.UsageError("--sample and --per-group need --workers or --scheduler: otherwise all pairs are trained on")
     open_device = None
     if device == "cuda":
         from sidecar.learning.device.cuda import open_cuda
@@ -259,7 +291,12 @@ def train_offline_command(
     if holdout is None:
         holdout = 0.0 if group_by else 0.1
     try:
-        with training_bar() as progress:
+        with contextlib.ExitStack() as stack:
+            sampling = None
+            if workers or scheduler:
+                opened = stack.enter_context(cluster(scheduler) if scheduler else processes(workers or 1))
+                sampling = Sampling(opened, Limits(sample, per_group), stack.enter_context(reading_bar()))
+            progress = stack.enter_context(training_bar())
             result = train_offline(
                 pairs,
                 output,
@@ -273,6 +310,7 @@ def train_offline_command(
                 progress=progress,
                 columns=columns,
                 seeds=Seeds(seeds, ensemble, open_device),
+                sampling=sampling,
             )
     except KeyboardInterrupt:
         click.echo("nothing was published", err=True)
@@ -317,10 +355,14 @@ def _check_options(
         raise click.UsageError("--until needs --stream")
     if stream and report is not None:
         raise click.UsageError("--report cannot be used with --stream; run evaluate --report on the checkpoint instead")
-    context = click.get_current_context()
-    for option in context.command.params if stream else ():
-        name = str(option.name)
-        if name not in _GOES_WITH_STREAM and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+    for option in click.get_current_context().command.params if stream else ():
+        if option.name not in _GOES_WITH_STREAM and _given(str(option.name)):
             raise click.UsageError(
                 f"{option.opts[0]} cannot be used with --stream, which trains with the online sidecar's settings"
             )
+
+
+def _given(*names: str) -> bool:
+    """Whether one of these options is on the command line."""
+    context = click.get_current_context()
+    return any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in names)

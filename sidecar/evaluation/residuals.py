@@ -124,7 +124,7 @@ def worst(judged: Judged) -> list[dict[str, Any]]:
         found.append(
             {
                 "number": int(row) + 1,
-                "job_id": pairs.job[row],
+                "job_id": pairs.job[row] if pairs.job else "",
                 "group": group_of(pairs, row),
                 "true": float(judged.true[at]),
                 "predicted": float(judged.predicted[at]),

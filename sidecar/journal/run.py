@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sidecar.features.encoder_block import EncoderBlock
 from sidecar.learning.training_settings import TrainingSettings
@@ -69,3 +74,11 @@ class Run:
             EncoderBlock.of_description(document.get("encoder") or {}),
             document.get("target", ""),
         )
+
+
+def kernel() -> str:
+    """What arithmetic on the processor runs on: other wheels or another processor may round otherwise."""
+    model = ""
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as stream:
+        model = next((line.partition(":")[2].strip() for line in stream if line.startswith("model name")), "")
+    return " ".join(part for part in (f"numpy {np.__version__}", model, os.environ.get("OPENBLAS_CORETYPE")) if part)

@@ -35,6 +35,10 @@ class JournalError(ValueError):
     """A journal that cannot be written or read; the message says which file and why."""
 
 
+class SegmentGoneError(JournalError):
+    """A segment is not there any more: retention has deleted it."""
+
+
 class Entry(NamedTuple):
     """A pair at its position, None if it was forgotten or is lost; or a run record, which has the position of the pair after
     it.
@@ -183,9 +187,17 @@ def whole_blocks(segment: Path, end: int | None = None, on_damage: OnDamage = da
 
 
 def segment_parts(segment: Path) -> Iterator[Block | Damage | Torn]:
-    """All that a segment consists of, checked. Raises JournalError if it cannot be read now."""
+    """All that a segment consists of, checked. One that was compressed since it was found is read as it is now.
+
+    Raises JournalError if it cannot be read now, SegmentGoneError if it is not there any more.
+    """
     try:
-        with open_regular(segment) as stream:
+        with contextlib.ExitStack() as stack:
+            try:
+                stream = stack.enter_context(open_regular(segment))
+            except FileNotFoundError:
+                segment = segment.with_suffix(".jsonl.gz") if segment.suffix != ".gz" else segment
+                stream = stack.enter_context(open_regular(segment))
             if segment.suffix != ".gz":
                 yield from read_blocks(stream)
                 return
@@ -196,6 +208,8 @@ def segment_parts(segment: Path) -> Iterator[Block | Damage | Torn]:
                 yield from read_blocks(cast(IO[bytes], gzip.GzipFile(fileobj=stream)))
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 yield Damage(0, stream.tell(), str(error))
+    except FileNotFoundError as error:
+        raise SegmentGoneError(f"{segment}: {error.strerror or error}") from error
     except OSError as error:
         raise JournalError(f"{segment}: {error.strerror or error}") from error
 

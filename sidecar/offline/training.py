@@ -15,12 +15,15 @@ import numpy as np
 from sidecar.checkpoints.directory import Checkpoint, check_writable
 from sidecar.checkpoints.judging.gate import Evidence, Gate
 from sidecar.checkpoints.publishing import Terms, publish_network
+from sidecar.fleet.reading import Read, Sampling
+from sidecar.journal.run import kernel
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import Metrics, metrics, rmse
 from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, no_progress, schedule
 from sidecar.models.base_model import BaseModel, ExportIo, require_features
 from sidecar.models.evidence import evidence
 from sidecar.models.inputs import ModelInputs
+from sidecar.offline.pods import PodFigures, by_pod
 from sidecar.offline.seeds import Seeds
 from sidecar.offline.validation import Validation, leave_one_group_out, predict
 from sidecar.pairs.recorded import RecordedPairs, read_columns, require_target
@@ -28,6 +31,8 @@ from sidecar.pairs.tables.choice import Columns
 
 _log = logging.getLogger(__name__)
 _PARITY_PAIRS = 4096
+_PODS = 1000
+"""The JSON of a checkpoint has the figures of at most so many: it is read whole, and may have 1 MiB."""
 _CURVE_PAIRS = 8192
 """Each point of the learning curve is measured on all pairs of a set, or on one to two times this many if it is larger."""
 
@@ -46,7 +51,7 @@ class Result:
     train, held_out: rows of `pairs`; heads: by "base" (if there is one), "live" and "ema"; metrics: by ("train" or
     "held_out", one of these); curve: empty if it was not asked for; curve_pairs: how many pairs it was measured on, by "train"
     and "held_out"; refused: why libvmaf cannot use the checkpoint, empty if it can; seeds: the held-out figures of each seed's
-    EMA weights, if there are several.
+    EMA weights, if there are several; read: what workers read, if they did; pods: then the figures of each pod.
     """
 
     checkpoint: Checkpoint
@@ -66,6 +71,8 @@ class Result:
     curve_pairs: dict[str, int]
     refused: str
     seeds: list[Metrics]
+    read: Read | None
+    pods: list[PodFigures]
 
 
 def train_offline(
@@ -82,6 +89,7 @@ def train_offline(
     progress: Callable[[int], Progress] = lambda total: no_progress,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     seeds: Seeds = Seeds(),  # noqa: B008 (frozen)
+    sampling: Sampling | None = None,
 ) -> Result:
     """Train a new model, or fine-tune `base`, on recorded pairs and publish the EMA weights as a checkpoint in `output`.
 
@@ -89,16 +97,21 @@ def train_offline(
     of training and judge the result. columns: what is read as what; by default the base model's features. group_by: first
     validate by leaving out each value of this field once. for_report: keep job_ids, and measure the learning curve. progress:
     takes the number of pairs that will be trained on in all, and returns the function that is told about progress. seeds: how
-    often each training is done, and where.
+    often each training is done, and where. sampling: workers read the pairs, and a sample of them is trained on.
 
-    Raises RecordedPairsError, TrainingError, NetworkError (parity) or CheckpointError; then nothing is published.
+    Raises RecordedPairsError, JournalError, TrainingError, NetworkError (parity), CheckpointError or LostError; then nothing is
+    published.
     """
     check_writable(output)
     inputs = base.inputs if base else ModelInputs()
     columns = dataclasses.replace(columns.of_model(inputs.names, inputs.block), label=group_by)
-    pairs = read_columns(
-        paths, columns, score_min=recipe.score_min, score_max=recipe.score_max, skip_bad=skip_bad, names=for_report
-    )
+    low, high = recipe.score_min, recipe.score_max
+    read: Read | None = None
+    if sampling is None:
+        pairs = read_columns(paths, columns, score_min=low, score_max=high, skip_bad=skip_bad, names=for_report)
+    else:
+        read = sampling.read(paths, columns, score_min=low, score_max=high, skip_bad=skip_bad)
+        pairs = read.pairs
     require_target(pairs, inputs.target, columns)
     is_held_out = pairs.position < holdout
     train, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
@@ -148,6 +161,10 @@ def train_offline(
     }
     if validation is not None:
         description["loso"] = validation.as_json()
+    pods = by_pod(read, fitted.ema, held_out) if read else []
+    if sampling and read:
+        description["settings"]["sample"], description["settings"]["per_group"] = sampling.limits
+        description["sampled"] = {**read.as_json(), "pods": [each.as_json() for each in pods[:_PODS]], "kernel": kernel()}
     terms = Terms(output, recipe.score_max - recipe.score_min, base, export_io)
     judged = Evidence("held-out pairs", pairs.features[held_out], pairs.true_score[held_out])
     published = publish_network(fitted.ema.network(), terms, [judged], pairs.features[:_PARITY_PAIRS], description)
@@ -169,6 +186,8 @@ def train_offline(
         curve.n_pairs,
         published.refused,
         [_figures(each.ema, pairs, held_out) for each in trained] if seeds.count > 1 and len(held_out) else [],
+        read,
+        pods,
     )
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from onnx_builder.network import Clip, Network, NetworkError
 from sidecar.checkpoints.directory import LATEST, linked
 from sidecar.checkpoints.judging.compatibility import score_range
 from sidecar.features.names import NamesError, canonical, in_order, repeated
-from sidecar.journal.run import Run
+from sidecar.journal.run import Run, kernel
 from sidecar.journal.segments import is_before_blocks
 from sidecar.learning.device.stacked import Device
 from sidecar.learning.training_settings import TrainingSettings
@@ -86,7 +82,8 @@ def where_to_start(settings: Settings, device: Device | None = None) -> Start:
         last, goes_on = None, False
     begins_with = base.network if base else None
     digest = digest_of(base.network) if base else (last.base if last and goes_on else None)
-    run = _run_of(settings, n_features, features, digest, inputs, last if goes_on else None, _kernel(device))
+    ran_on = device.name if device else kernel()
+    run = _run_of(settings, n_features, features, digest, inputs, last if goes_on else None, ran_on)
     if last is not None and goes_on:
         base = _base_of(settings, last)
         if base is None and settings.export_io == "base":
@@ -236,13 +233,3 @@ def _move_aside(state: Path, what: str, why: str) -> None:
 def _training_settings(settings: Settings) -> TrainingSettings:
     """All of these are settings of `serve`, under the same names."""
     return TrainingSettings(**{each.name: getattr(settings, each.name) for each in fields(TrainingSettings)})
-
-
-def _kernel(device: Device | None) -> str:
-    """What the arithmetic runs on: other wheels or another processor may round otherwise."""
-    if device is not None:
-        return device.name
-    model = ""
-    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as stream:
-        model = next((line.partition(":")[2].strip() for line in stream if line.startswith("model name")), "")
-    return " ".join(part for part in (f"numpy {np.__version__}", model, os.environ.get("OPENBLAS_CORETYPE")) if part)

@@ -7,6 +7,9 @@ import hashlib
 
 from msgspec import UnsetType
 
+HASHES = 2.0**64
+"""How many values a hash of a group has."""
+
 
 def is_held_out(position: float, fraction: float) -> bool:
     """Whether a pair with this position in [0, 1) is held out, if this share of all pairs is."""
@@ -14,20 +17,23 @@ def is_held_out(position: float, fraction: float) -> bool:
 
 
 def holdout_position(group: str | UnsetType, job_id: str | UnsetType, features: bytes | bytearray) -> float:
-    """The position of a pair in [0, 1), by which it is held out or not.
+    """The position of a pair in [0, 1), by which it is held out or not: its group's hash as a share of all hashes.
 
-    BLAKE2b-64, read big-endian and divided by 2⁶⁴, of the pair's group, else of its job_id, else of its float32
-    features (native bytes). It is unseeded, so that all pairs of an encode stay together and a larger fraction holds out a
-    superset.
+    It is unseeded, so that all pairs of an encode stay together and a larger fraction holds out a superset.
     """
+    return group_hash(group, job_id, features) / HASHES
+
+
+def group_hash(group: str | UnsetType, job_id: str | UnsetType, features: bytes | bytearray) -> int:
+    """BLAKE2b-64, read big-endian, of a pair's group, else of its job_id, else of its float32 features (native bytes)."""
     name = group or job_id
-    return _position_of_name(name) if name else _position_of(features)
+    return _hash_of_name(name) if name else _hash(features)
 
 
 @functools.lru_cache(maxsize=1024)  # the pairs of a group come one after the other
-def _position_of_name(name: str) -> float:
-    return _position_of(name.encode())
+def _hash_of_name(name: str) -> int:
+    return _hash(name.encode())
 
 
-def _position_of(data: bytes | bytearray) -> float:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") / 2.0**64
+def _hash(data: bytes | bytearray) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")

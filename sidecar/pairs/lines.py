@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
-from sidecar.journal.blocks import RUN
+from sidecar.journal.blocks import RUN, Damage
 from sidecar.journal.segments import first_position, journal_segments, whole_blocks, with_ends
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.request import MAX_LINE_BYTES
@@ -47,24 +47,54 @@ def journal_lines(directory: Path, until: int | None = None, on_run: Callable[[b
     if not segments:
         raise RecordedPairsError(f"{directory}: a directory without a journal; expected a sidecar's state directory")
     for segment, end in with_ends(segments):
-        for block in whole_blocks(segment, end):
-            position = block.position
-            for line in block.lines:
-                if line.startswith(RUN):
-                    on_run(line[len(RUN) :])
-                    continue
-                if until is not None and position >= until:
-                    return
-                if not line.startswith(b"#"):
-                    yield str(segment), position, line
-                position += 1
+        if until is not None and first_position(segment) >= until:
+            return
+        yield from segment_lines(segment, end, until, on_run)
+
+
+def segment_lines(
+    segment: Path, end: int | None, until: int | None = None, on_run: Callable[[bytes], object] = lambda line: None
+) -> Lines:
+    """As `journal_lines`, of one segment. end: the position at which the next one begins, None for the last.
+
+    Raises JournalError if the segment is damaged, SegmentGoneError if it has been deleted.
+    """
+    for block in whole_blocks(segment, end):
+        position = block.position
+        for line in block.lines:
+            if line.startswith(RUN):
+                on_run(line[len(RUN) :])
+                continue
+            if until is not None and position >= until:
+                return
+            if not line.startswith(b"#"):
+                yield str(segment), position, line
+            position += 1
+
+
+class Span(NamedTuple):
+    """Where a segment is, and which of its pairs to read: up to `until`. end: as in `segment_lines`."""
+
+    segment: Path
+    end: int | None
+    until: int
+
+
+def journal_spans(directory: Path) -> list[Span]:
+    """The segments of a state directory's journal as it is now. Raises JournalError if the last one cannot be read now."""
+    spans = [Span(segment, end, end or 0) for segment, end in with_ends(journal_segments(directory))]
+    if spans:
+        last = spans[-1].segment
+        until = max((block.end for block in whole_blocks(last, None, _any_damage)), default=first_position(last))
+        spans[-1] = Span(last, None, until)
+    return spans
 
 
 def journal_end(directory: Path) -> int:
-    """The position after the last pair of a state directory's journal. Raises JournalError if it is damaged."""
-    end = 0
-    for segment in journal_segments(directory)[-1:]:
-        end = first_position(segment)
-        for block in whole_blocks(segment):
-            end = block.end
-    return end
+    """The position after the last pair of a state directory's journal. Raises JournalError as `journal_spans`."""
+    spans = journal_spans(directory)
+    return spans[-1].until if spans else 0
+
+
+def _any_damage(segment: Path, damage: Damage) -> None:
+    """Whoever reads the pairs meets it, too."""

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from onnx_builder.network import Float32
 from sidecar.features.encoder_block import EncoderBlock
 from sidecar.pairs.errors import RecordedPairsError
+from sidecar.pairs.holdout import HASHES
 from sidecar.pairs.pair import PairBlock
-from sidecar.pairs.rows import Limits, Rows, Skipped, checked_rows, positions, windows
+from sidecar.pairs.rows import Limits, Rows, Skipped, checked_rows, group_hashes, windows
 from sidecar.pairs.tables.choice import Choice, Columns, choose
 from sidecar.pairs.tables.forms import open_table
 from sidecar.pairs.tables.source import expand
-from sidecar.pairs.tables.table import Block, Table, listed
+from sidecar.pairs.tables.table import Block, Labels, Table, listed
 
 
 @dataclass
@@ -118,7 +119,7 @@ def read_columns(
     paths: Sequence[str | Path], columns: Columns, *, score_min: float, score_max: float, skip_bad: bool, names: bool = False
 ) -> RecordedPairs:
     """`read_pairs`, with the columns as one value."""
-    return _Reading(columns, Limits(score_min, score_max, skip_bad), names).of(paths)
+    return _Collected(Reading(columns, Limits(score_min, score_max, skip_bad)), names).of(paths)
 
 
 def require_target(pairs: RecordedPairs, target: str, columns: Columns) -> None:
@@ -145,94 +146,61 @@ class _Growing:
         self._array[self.count : needed] = block
         self.count = needed
 
-    @property
-    def width(self) -> int | None:
-        """Of its rows, None before the first."""
-        return self._array.shape[1] if self._array.ndim > 1 else None
-
     def array(self) -> NDArray[Any]:
         self._array.resize((self.count, *self._array.shape[1:]), refcheck=False)
         return self._array
 
 
-class _Reading:
-    """What is collected from all files."""
+class Reading:
+    """Reads tables of one kind: with the same features, and scores of one model.
 
-    def __init__(self, columns: Columns, limits: Limits, names: bool) -> None:
-        self._columns, self._limits, self._names = columns, limits, names
-        self._features, self._true_score = _Growing(np.float32), _Growing(np.float32)
-        self._position, self._group = _Growing(np.float64), _Growing(np.int32)
-        self._group_names: dict[str, int] = {}
-        self._job: list[str] = []
-        self._feature_names: tuple[str, ...] = ()
-        self._targets: dict[str, str] = {}  # each model, and the first file with scores of it
-        self._chosen: dict[str, dict[str, Any]] = {}
-        self._notes: list[str] = []
-        self._skipped: list[Skipped] = []
-        self._ungrouped = 0
+    columns: with the features of the first table, once that is known. width: how many these are, None before. feature_names:
+    as in `RecordedPairs`; targets: each model whose scores there are, and the first file with such; chosen, notes: see there;
+    skipped: of each file with rows that were.
+    """
 
-    def of(self, paths: Sequence[str | Path]) -> RecordedPairs:
-        file_pairs = []
-        for path in paths:
-            before = self._features.count
-            for name in expand(str(path)):
-                with open_table(name) as table:
-                    if table.columns or table.width is not None:
-                        self._read(table)
-            file_pairs.append(self._features.count - before)
-        skips = [each.said() for each in self._skipped]
-        if not self._features.count:
-            found = "; ".join(["no pairs", *skips[:4]])
-            raise RecordedPairsError(f"{', '.join(map(str, paths))[:1000]}: {found}")
-        if len(self._targets) > 1 and not self._columns.any_target:
-            found = ", ".join(f"{model} ({name})" for model, name in [*self._targets.items()][:4])
-            raise RecordedPairsError(f"scores of different models: {found}; --any-target takes them together")
-        return RecordedPairs(
-            self._features.array(),
-            self._true_score.array(),
-            self._position.array(),
-            self._group.array() if self._columns.label is not None else None,
-            list(self._group_names),
-            sum(each.counts.total() for each in self._skipped),
-            next((first for each in self._skipped for first in each.first.values()), ""),
-            self._job,
-            file_pairs,
-            self._feature_names,
-            next(iter(self._targets)) if len(self._targets) == 1 else "",
-            self._ungrouped,
-            skips,
-            [*self._chosen.values()],
-            self._notes,
-        )
+    def __init__(self, columns: Columns, limits: Limits, width: int | None = None) -> None:
+        self.columns, self.width = columns, width
+        self._limits = limits
+        self.feature_names: tuple[str, ...] = ()
+        self.targets: dict[str, str] = {}
+        self.chosen: dict[str, dict[str, Any]] = {}
+        self.notes: list[str] = []
+        self.skipped: list[Skipped] = []
 
-    def _read(self, table: Table) -> None:
-        choice = choose(table, self._columns)
+    def rows(self, table: Table) -> Iterator[Rows]:
+        """The rows of a table that can be used. Raises RecordedPairsError if it is of another kind, or one is wrong."""
+        if not table.columns and table.width is None:
+            return
+        choice = choose(table, self.columns)
         blocks = table.read(choice.wanted())
         if choice.by_default:
             choice, blocks = self._without_empty(table, choice, blocks)
-        width = len(choice.names) or table.width or 0
-        self._check_width(table, width)
+        self._check_width(table, len(choice.names) or table.width or 0)
         if choice.names:
-            self._columns = replace(self._columns, features=self._columns.features or choice.names)
-            self._feature_names = self._feature_names or choice.names
+            self.columns = replace(self.columns, features=self.columns.features or choice.names)
+            self.feature_names = self.feature_names or choice.names
         skipped = Skipped(table.name)
-        if self._columns.window is not None:
-            blocks = windows(table, blocks, self._columns.window, skipped)
+        if self.columns.window is not None:
+            blocks = windows(table, blocks, self.columns.window, skipped)
         about = choice.as_json() | ({"group": "the file"} if table.group else {})
-        if self._columns.window is not None:
-            about["window"] = self._columns.window
-        self._chosen.setdefault(repr(about), {**about, "files": 0})["files"] += 1
-        for rows in checked_rows(table, choice, blocks, self._limits, skipped, self._columns.block):
-            self._add(table, choice, rows)
+        if self.columns.window is not None:
+            about["window"] = self.columns.window
+        self.chosen.setdefault(repr(about), {**about, "files": 0})["files"] += 1
+        for rows in checked_rows(table, choice, blocks, self._limits, skipped, self.columns.block):
+            for code in np.unique(rows.model.codes).tolist():
+                if name := rows.model.names[code]:
+                    self.targets.setdefault(name, table.name)
+            yield rows
         if skipped.counts:
-            self._skipped.append(skipped)
+            self.skipped.append(skipped)
 
     def _check_width(self, table: Table, width: int) -> None:
-        known = self._features.width
         if not width:
             raise RecordedPairsError(f"{table.where(1)}: features: expected at least one number, got 0")
-        if known is not None and width != known:
-            raise RecordedPairsError(f"{table.name}: features: expected {known} numbers, got {width}")
+        if self.width is not None and width != self.width:
+            raise RecordedPairsError(f"{table.name}: features: expected {self.width} numbers, got {width}")
+        self.width = width
 
     def _without_empty(self, table: Table, choice: Choice, blocks: Iterator[Block]) -> tuple[Choice, Iterator[Block]]:
         """Without the features that have no value in the first rows: nobody asked for them, and no row could be used."""
@@ -250,31 +218,100 @@ class _Reading:
             raise RecordedPairsError(f"{table.name}: {missing}")
         kept = np.flatnonzero(~empty)
         gone = [choice.features[place] for place in np.flatnonzero(empty)]
-        self._notes.append(f"{table.name}: left out, as no row has a value: {listed(gone)}")
+        self.notes.append(f"{table.name}: left out, as no row has a value: {listed(gone)}")
         columns = np.append(kept, len(choice.features))
         features, names = (tuple(each[place] for place in kept) for each in (choice.features, choice.names))
         return replace(choice, features=features, names=names), (
             each._replace(values=each.values[:, columns]) for each in blocks
         )
 
-    def _add(self, table: Table, choice: Choice, rows: Rows) -> None:
+
+def one_target(targets: dict[str, str], columns: Columns) -> str:
+    """The model whose scores were read, "" if none is known. Raises RecordedPairsError if there are several."""
+    if len(targets) > 1 and not columns.any_target:
+        found = ", ".join(f"{model} ({name})" for model, name in [*targets.items()][:4])
+        raise RecordedPairsError(f"scores of different models: {found}; --any-target takes them together")
+    return next(iter(targets)) if len(targets) == 1 else ""
+
+
+def ungrouped(rows: Rows) -> int:
+    """How many rows have no group."""
+    empty = np.array([not name for name in rows.group.names], dtype=np.bool_)
+    return int(empty[rows.group.codes].sum())
+
+
+class LabelCodes:
+    """The names of labels, numbered as they come. names: in that order."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def names(self) -> list[str]:
+        return [*self._numbers]
+
+    def of(self, labels: Labels) -> NDArray[np.int32]:
+        """The number of each row's label, (n,)."""
+        used, first = np.unique(labels.codes, return_index=True)
+        places = np.zeros(len(labels.names), dtype=np.int32)
+        for code in used[np.argsort(first)].tolist():
+            places[code] = self._numbers.setdefault(labels.names[code], len(self._numbers))
+        return places[labels.codes]
+
+
+class _Collected:
+    """All pairs of all files, in order."""
+
+    def __init__(self, reading: Reading, names: bool) -> None:
+        self._reading, self._names = reading, names
+        self._features, self._true_score = _Growing(np.float32), _Growing(np.float32)
+        self._position, self._group = _Growing(np.float64), _Growing(np.int32)
+        self._labels = LabelCodes()
+        self._job: list[str] = []
+        self._ungrouped = 0
+
+    def of(self, paths: Sequence[str | Path]) -> RecordedPairs:
+        file_pairs = []
+        for path in paths:
+            before = self._features.count
+            for name in expand(str(path)):
+                with open_table(name) as table:
+                    for rows in self._reading.rows(table):
+                        self._add(rows)
+            file_pairs.append(self._features.count - before)
+        reading = self._reading
+        skips = [each.said() for each in reading.skipped]
+        if not self._features.count:
+            found = "; ".join(["no pairs", *skips[:4]])
+            raise RecordedPairsError(f"{', '.join(map(str, paths))[:1000]}: {found}")
+        target = one_target(reading.targets, reading.columns)
+        return RecordedPairs(
+            self._features.array(),
+            self._true_score.array(),
+            self._position.array(),
+            self._group.array() if reading.columns.label is not None else None,
+            self._labels.names,
+            sum(each.counts.total() for each in reading.skipped),
+            next((first for each in reading.skipped for first in each.first.values()), ""),
+            self._job,
+            file_pairs,
+            reading.feature_names,
+            target,
+            self._ungrouped,
+            skips,
+            [*reading.chosen.values()],
+            reading.notes,
+        )
+
+    def _add(self, rows: Rows) -> None:
         self._features.append(rows.features)
         self._true_score.append(rows.true_score)
-        self._position.append(positions(rows.group, rows.job, rows.features))
-        empty = np.array([not name for name in rows.group.names], dtype=np.bool_)
-        self._ungrouped += int(empty[rows.group.codes].sum())
+        self._position.append(group_hashes(rows) / HASHES)
+        self._ungrouped += ungrouped(rows)
         if self._names:
             self._job += rows.job.texts()
-        if self._columns.label is not None:
-            label = rows.label if choice.label else rows.group
-            used = np.unique(label.codes)
-            places = np.zeros(len(label.names), dtype=np.int32)
-            for code in sorted(used.tolist(), key=lambda code: int(np.argmax(label.codes == code))):
-                places[code] = self._group_names.setdefault(label.names[code], len(self._group_names))
-            self._group.append(places[label.codes])
-        for code in np.unique(rows.model.codes).tolist():
-            if name := rows.model.names[code]:
-                self._targets.setdefault(name, table.name)
+        if self._reading.columns.label is not None:
+            self._group.append(self._labels.of(rows.label))
 
 
 def said(chosen: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from onnx_builder.network import Float32
 from sidecar.features.encoder_block import EncoderBlock, EncoderBlockError
 from sidecar.features.names import name_of
 from sidecar.pairs.errors import RecordedPairsError
-from sidecar.pairs.holdout import holdout_position
+from sidecar.pairs.holdout import group_hash
 from sidecar.pairs.pair import shown
 from sidecar.pairs.tables.choice import Choice
 from sidecar.pairs.tables.libvmaf import model_name
@@ -26,7 +26,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Rows(NamedTuple):
-    """Checked rows: numbers (n,), features (n, k), scores (n,); group, job, label, model: of each row."""
+    """Checked rows: numbers (n,), features (n, k), scores (n,); group, job, label, model, codec: of each row."""
 
     numbers: NDArray[np.int64]
     features: Float32
@@ -35,6 +35,7 @@ class Rows(NamedTuple):
     job: Labels
     label: Labels
     model: Labels
+    codec: Labels
 
 
 @dataclass
@@ -130,7 +131,8 @@ def _checked(
         model = Labels(texts[choice.model].codes, names)
     else:
         model = Labels.same(table.target, len(features))
-    return Rows(numbers, features, scores.astype(np.float32), group, job, label, model)
+    codec = texts.get(choice.codec, Labels.same("", len(features)))
+    return Rows(numbers, features, scores.astype(np.float32), group, job, label if choice.label else group, model, codec)
 
 
 def _column(choice: Choice, place: int) -> str:
@@ -167,15 +169,18 @@ def _with_encode(
     return np.stack(parts, axis=1)
 
 
-def positions(group: Labels, job: Labels, features: Float32) -> NDArray[np.float64]:
-    """Of rows for the hold-out, (n,) in [0, 1): by group, else by job, else by the features; each group is hashed once."""
-    found = np.array([holdout_position(name, "", b"") if name else math.nan for name in group.names])[group.codes]
-    without = np.flatnonzero(np.isnan(found))
+def group_hashes(rows: Rows) -> NDArray[np.uint64]:
+    """Of each row, (n,): of its group, else of its job, else of its features; see `group_hash`. Each name is hashed once."""
+    hashes = np.array([group_hash(name, "", b"") if name else 0 for name in rows.group.names], dtype=np.uint64)
+    found = hashes[rows.group.codes]
+    without = np.flatnonzero(np.array([not name for name in rows.group.names])[rows.group.codes])
     if len(without):
-        of_job = np.array([holdout_position("", name, b"") if name else math.nan for name in job.names])
-        found[without] = of_job[job.codes[without]]
-        for row in np.flatnonzero(np.isnan(found)).tolist():
-            found[row] = holdout_position("", "", features[row].tobytes())
+        job = rows.job
+        hashes = np.array([group_hash("", name, b"") if name else 0 for name in job.names], dtype=np.uint64)
+        found[without] = hashes[job.codes[without]]
+        nameless = np.array([not name for name in job.names])[job.codes[without]]
+        for row in without[nameless].tolist():
+            found[row] = group_hash("", "", rows.features[row].tobytes())
     return found
 
 

@@ -255,7 +255,7 @@ def test_a_directory_or_a_glob_is_its_files(tmp_path):
     assert pairs.file_pairs == [10]
     assert pairs.chosen[0]["files"] == 2
     assert len({*pairs.position.tolist()}) == 2
-    with pytest.raises(RecordedPairsError, match="no file has such a name"):
+    with pytest.raises(RecordedPairsError, match="no file and no state directory has such a name"):
         read_pairs([f"{tmp_path}/*.xml"])
 
 

@@ -28,6 +28,7 @@ _JOB = "job_id"
 _TARGET_NAMES = ("target", "vmaf_model")
 """Columns that say which model the score is of."""
 _ENCODE = ("encoder", "preset", "crf")
+_CODECS = ("codec", "encoder")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Columns:
     features: names in order, empty for the default; target, group, job: columns, None for the default; label: a further column
     to group by; window: frames of a log that become one row, 0 for all of them, None for a row each. any_target: scores of
     different models are taken together. block: how features with its names are made from the columns encoder, preset and crf.
+    codec: the codec is wanted too, where it is known.
 
     Raises RecordedPairsError if a feature is named twice, in whatever spelling.
     """
@@ -49,6 +51,7 @@ class Columns:
     window: int | None = None
     any_target: bool = False
     block: EncoderBlock | None = None
+    codec: bool = False
 
     def __post_init__(self) -> None:
         if twice := repeated([canonical(name) for name in self.features]):
@@ -75,6 +78,7 @@ class Choice:
     features: columns in order, empty for the table's array; names: of all features, in the program's spelling, empty if they
     are not known; encode: where columns encoder, preset and crf make the features of the block; by_default: nobody named the
     features, so those without any value are left out. group: columns, empty if there are none; label: likewise, to group by.
+    codec: the column that names the codec, empty if there is none or it is not wanted.
     """
 
     features: tuple[str, ...]
@@ -86,10 +90,12 @@ class Choice:
     model: str = ""
     encode: tuple[str, ...] = ()
     by_default: bool = False
+    codec: str = ""
 
     def wanted(self) -> Wanted:
-        texts = dict.fromkeys((*self.group, *self.label, self.job, self.model, *self.encode))
-        return Wanted(self.features, self.target, tuple(text for text in texts if text))
+        needed = dict.fromkeys((*self.group, *self.label, self.job, self.model, *self.encode))
+        texts = tuple(text for text in (needed | {self.codec: None}) if text)
+        return Wanted(self.features, self.target, texts, frozenset({self.codec} - needed.keys()))
 
     def as_json(self) -> dict[str, Any]:
         """For the JSON beside a checkpoint: the columns by what they are taken as."""
@@ -124,7 +130,8 @@ def choose(table: Table, asked: Columns) -> Choice:
     group = (named_group,) if named_group else next((each for each in known_groups if {*each} <= columns), ())
     job = _one(table, asked.job, "the job", "--job") or (_JOB if _JOB in columns else "")
     model = next((each for each in _TARGET_NAMES if each in columns), "") if target in TARGETS else ""
-    return Choice(features, names, target, group, job, _label(table, asked, group, job), model, encode, by_default)
+    codec = next((each for each in _CODECS if asked.codec and each in columns), "")
+    return Choice(features, names, target, group, job, _label(table, asked, group, job), model, encode, by_default, codec)
 
 
 def _features(table: Table, asked: Columns) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], bool]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from sidecar.pairs.errors import RecordedPairsError
-from sidecar.pairs.lines import STDIN, journal_end, journal_lines, read_lines
+from sidecar.pairs.lines import STDIN, Span, journal_end, journal_lines, read_lines, segment_lines
 from sidecar.pairs.tables.arrow import FEATHER, FEATHER_1, PARQUET, arrow_table
 from sidecar.pairs.tables.delimited import delimited
 from sidecar.pairs.tables.json_documents import is_document, json_document
@@ -40,6 +40,17 @@ def open_table(path: str) -> Iterator[Table]:
             return
         with opened(path) as source, ExitStack() as stack:
             yield _table(source, stack)
+
+
+@contextmanager
+def open_segment(span: Span) -> Iterator[Table]:
+    """The table in a segment of a journal.
+
+    Raises RecordedPairsError and JournalError as `open_table`, also while it is read.
+    """
+    state = str(span.segment.parent.parent)
+    with reported(state):
+        yield journal_table(state, lambda on_run: segment_lines(*span, on_run))
 
 
 @contextmanager

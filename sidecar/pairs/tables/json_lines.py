@@ -243,7 +243,10 @@ def _blocks(
                 packed.append(values)
                 texts.append(beside)
         columns = zip(*texts, strict=True) if wanted.texts else ()
-        labels = [_labels(key, column, wrong) for key, column in zip(wanted.texts, columns, strict=True)]
+        labels = [
+            _labels(key, column, {} if key in wanted.optional else wrong)
+            for key, column in zip(wanted.texts, columns, strict=True)
+        ]
         numbers = np.array([place for _, place, _ in chunk])
         yield Block(chunk[0][0], numbers, np.frombuffer(b"".join(packed)).reshape(len(packed), width + 1), labels, wrong)
 

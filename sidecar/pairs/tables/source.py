@@ -6,6 +6,7 @@ import glob
 import gzip
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from sidecar.pairs.lines import STDIN
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".feather", ".arrow", ".npz", ".xml")
 """What the files of a directory are known by; elsewhere, the content counts."""
 _COMPRESSED = ("", ".gz", ".zst")
+_ASIDE = re.compile(r"\.(old-format|\d+-features)-\d{8}T\d{6}/?$")
 _HEAD_BYTES = 1 << 16
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _OTHERS = (
@@ -51,7 +53,7 @@ class Source(NamedTuple):
 def expand(path: str) -> list[str]:
     """The files that a path stands for: itself, or what a directory or a glob holds, by name.
 
-    A state directory stands for itself. Raises RecordedPairsError if that is nothing.
+    A state directory stands for itself, and a glob for those that it names, too. Raises RecordedPairsError if that is nothing.
     """
     if path == STDIN or os.path.isfile(path):
         return [path]
@@ -65,11 +67,16 @@ def expand(path: str) -> list[str]:
             )
         return [os.path.join(path, name) for name in names]
     if glob.has_magic(path) and not os.path.lexists(path):
-        found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
+        found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name) or _is_state(name))
         if not found:
-            raise RecordedPairsError(f"{path}: no file has such a name")
+            raise RecordedPairsError(f"{path}: no file and no state directory has such a name")
         return found
     return [path]
+
+
+def _is_state(name: str) -> bool:
+    """Whether it is a state directory, and not one that a start has moved aside."""
+    return not _ASIDE.search(name) and bool(journal_segments(Path(name)))
 
 
 def _is_hinted(name: str) -> bool:

@@ -70,11 +70,16 @@ class Block(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Columns to read. features: empty for the table's array of features; target: the score; texts: others, as text."""
+    """Columns to read.
+
+    features: empty for the table's array of features; target: the score; texts: others, as text; optional: those of them that
+    no row is wrong for, whatever it has there.
+    """
 
     features: tuple[str, ...]
     target: str
     texts: tuple[str, ...] = ()
+    optional: frozenset[str] = frozenset()
 
 
 class Table(NamedTuple):

@@ -1,0 +1,164 @@
+"""A sample of pairs that depends on the pairs alone, not on how they were divided or in which order they came.
+
+Each pair has a key, the BLAKE2b-64 of its group and its numbers. Of each group at most so many pairs of a stratum are eligible,
+those with the smallest keys. Each eligible pair has a rank among those of its stratum, by key, and the sample is the pairs with
+the smallest (rank, key): strata share it evenly, and what a small one does not need goes to the others (max-min fairness).
+
+Within a stratum this is a bottom-k sketch (Cohen, Kaplan: Summarizing data using bottom-k sketches, PODC 2007), with the same
+weight for all pairs. Such sketches can be merged: a pair's rank only grows as other pairs come, and the largest (rank, key) in
+the sample only falls. So what a part of the pairs has no place for, all pairs have none for either, and the sample of some
+samples is the sample of all the pairs that they are of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_builder.network import Float32
+from sidecar.fleet.shared import SharedArray
+
+_BLOCK = 8192
+_FEATURES_AT_A_TIME = 8
+_SLACK = 1 << 16
+
+
+class Limits(NamedTuple):
+    """most: pairs in the sample; per_group: pairs of a group and a stratum. Both are at least 1."""
+
+    most: int
+    per_group: int
+
+
+class Sampled(NamedTuple):
+    """Pairs as columns of n rows.
+
+    features: (n, k) float32; true_score: (n,) float32; key: (n,) uint64; group: (n,) uint64, the group's hash; stratum: (n,)
+    int64; label: (n,) int32, what else is known of each pair, which decides nothing.
+    """
+
+    features: Float32
+    true_score: Float32
+    key: NDArray[np.uint64]
+    group: NDArray[np.uint64]
+    stratum: NDArray[np.int64]
+    label: NDArray[np.int32]
+
+    def only(self, rows: slice) -> Sampled:
+        return Sampled._make(column[rows] for column in self)
+
+
+def keys(features: Float32, true_score: Float32, group: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """BLAKE2b-64 of each pair's group, features and score, in native bytes."""
+    rows = (group[:, None].view(np.uint8), features.view(np.uint8), true_score[:, None].view(np.uint8))
+    joined = np.concatenate(rows, axis=1)
+    data, size, blake2b = joined.tobytes(), joined.shape[1], hashlib.blake2b
+    digests = [blake2b(data[at : at + size], digest_size=8).digest() for at in range(0, len(data), size)]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
+
+
+class Sample:
+    """Collects the sample of all pairs that are added.
+
+    What it takes in memory depends on the limits and on the width of the pairs, not on how many are added.
+    """
+
+    def __init__(self, width: int, limits: Limits) -> None:
+        self._limits = limits
+        capacity = limits.most + max(_SLACK, limits.most // 8)
+        self._features = SharedArray((capacity, width), np.float32)
+        self._columns = Sampled(
+            self._features.array,
+            np.empty(capacity, np.float32),
+            np.empty(capacity, np.uint64),
+            np.empty(capacity, np.uint64),
+            np.empty(capacity, np.int64),
+            np.empty(capacity, np.int32),
+        )
+        self._count = 0
+        # Strata, in order, of which pairs had no place, and the smallest key among these: larger ones have none either.
+        self._full, self._bound = np.empty(0, np.int64), np.empty(0, np.uint64)
+
+    def add(self, rows: Sampled) -> None:
+        """Add pairs, or the sample of some."""
+        place = np.searchsorted(self._full, rows.stratum)
+        hopeless = np.zeros(len(rows.key), dtype=np.bool_)
+        if len(self._full):
+            place = np.minimum(place, len(self._full) - 1)
+            hopeless = (self._full[place] == rows.stratum) & (rows.key > self._bound[place])
+        chosen = np.flatnonzero(~hopeless)
+        capacity = len(self._columns.key)
+        while len(chosen):
+            if self._count == capacity:
+                self._reduce()
+            some, chosen = np.split(chosen, [min(_BLOCK, capacity - self._count)])
+            free = self._columns.only(slice(self._count, self._count + len(some)))
+            pairs_of: Iterator[tuple[NDArray[Any], NDArray[Any]]] = zip(free, rows, strict=True)
+            for column, values in pairs_of:
+                column[:] = values[some]
+            self._count += len(some)
+
+    def rows(self) -> Sampled:
+        """The sample, in the order of keys; those are views that are good until more is added."""
+        self._reduce()
+        columns = self._rows()
+        order = np.lexsort((columns.stratum, columns.key))
+        for start in range(0, columns.features.shape[1], _FEATURES_AT_A_TIME):
+            some = columns.features[:, start : start + _FEATURES_AT_A_TIME]
+            some[:] = some[order]
+        for column in columns[1:]:
+            column[:] = column[order]
+        return columns
+
+    def shared_features(self) -> SharedArray:
+        """What the features of `rows` are the first rows of."""
+        return self._features
+
+    def _rows(self) -> Sampled:
+        return self._columns.only(slice(self._count))
+
+    def _reduce(self) -> None:
+        """Leave those that have a place."""
+        columns = self._rows()
+        order = np.lexsort((columns.key, columns.group, columns.stratum))
+        in_cell = _ranks(columns.stratum[order], columns.group[order])
+        eligible = order[in_cell < self._limits.per_group]
+        eligible = eligible[np.lexsort((columns.key[eligible], columns.stratum[eligible]))]
+        if len(eligible) > self._limits.most:
+            stratum, key = columns.stratum[eligible], columns.key[eligible]
+            by_rank = np.lexsort((stratum, key, _ranks(stratum)))  # equal pairs may be in several strata
+            kept, gone = np.split(by_rank, [self._limits.most])
+            self._lower_bounds(stratum[gone], key[gone])
+            eligible = eligible[kept]
+        self._keep(eligible)
+
+    def _lower_bounds(self, stratum: NDArray[np.int64], key: NDArray[np.uint64]) -> None:
+        stratum, key = np.append(self._full, stratum), np.append(self._bound, key)
+        order = np.lexsort((key, stratum))
+        self._full, first = np.unique(stratum[order], return_index=True)
+        self._bound = key[order][first]
+
+    def _keep(self, rows: NDArray[np.intp]) -> None:
+        """Leave these rows: those that lie behind the end of what is left move into the places of those that go."""
+        stays = np.zeros(self._count, dtype=np.bool_)
+        stays[rows] = True
+        free, movers = np.flatnonzero(~stays[: len(rows)]), np.flatnonzero(stays[len(rows) :]) + len(rows)
+        for start in range(0, len(free), _BLOCK):
+            into, out_of = free[start : start + _BLOCK], movers[start : start + _BLOCK]
+            for column in self._columns:
+                column[into] = column[out_of]
+        self._count = len(rows)
+
+
+def _ranks(*columns: NDArray[np.generic]) -> NDArray[np.intp]:
+    """Of sorted rows, each one's place among those that are equal to it, from 0."""
+    count = len(columns[0])
+    new = np.ones(count, dtype=np.bool_)
+    if count:
+        new[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    starts = np.flatnonzero(new)
+    return np.arange(count) - np.repeat(starts, np.diff(np.append(starts, count)))
