@@ -191,6 +191,10 @@ class Settings:
         0.5, "VMAFX_SIDECAR_REPLAY_MIX", "replayMixRatio", number(0, 1, under=True),
         "Share of each batch that is drawn from the replay buffer.",
     )  # fmt: skip
+    replay_policy: Literal["ring", "balanced"] = setting(
+        "balanced", "VMAFX_SIDECAR_REPLAY_POLICY", "replayPolicy", one_of("ring", "balanced"),
+        "ring: the oldest pair leaves a full replay buffer; balanced: the oldest of the scores that it has most of.",
+    )  # fmt: skip
     learning_rate: float = setting(
         1e-4, "VMAFX_SIDECAR_LR", "learningRate", number(0, over=True), "Learning rate.", also="--lr"
     )
@@ -355,7 +359,7 @@ SECTIONS = {
     "Socket, directories and HTTP": "socket socket_mode checkpoint_dir state_dir http http_models",
     "Model": "base_model follow_base base_scaler export_io hidden activation n_features features target score_min score_max",
     "Training": "learning_rate loss optimizer momentum weight_decay max_grad_norm warmup_steps steps_per_batch batch_size "
-    "replay_capacity replay_mix ema_decay ema_warmup seed cuda",
+    "replay_capacity replay_policy replay_mix ema_decay ema_warmup seed cuda",
     "Checkpoints and the gate": "checkpoint_interval min_samples keep_checkpoints holdout_fraction stability_plcc_delta "
     "stability_rmse_ratio rollback_threshold",
     "Journal": "journal_fsync journal_retention_days journal_max_bytes snapshot_interval",

@@ -23,6 +23,7 @@ VMAFX_SIDECAR_STATE_DIR stateDir -
 VMAFX_SIDECAR_REPLAY_CAPACITY replayBufferSize 10000
 VMAFX_SIDECAR_BATCH_SIZE batchSize 32
 VMAFX_SIDECAR_REPLAY_MIX replayMixRatio 0.5
+VMAFX_SIDECAR_REPLAY_POLICY replayPolicy balanced
 VMAFX_SIDECAR_LR learningRate 0.0001
 VMAFX_SIDECAR_LOSS loss huber
 VMAFX_SIDECAR_OPTIMIZER optimizer sgd
@@ -102,6 +103,7 @@ def test_an_empty_http_address_means_none():
         ("VMAFX_SIDECAR_BATCH_SIZE", "0", "a whole number from 1 to 65536"),
         ("VMAFX_SIDECAR_BATCH_SIZE", "1.5", "a whole number from 1 to 65536"),
         ("VMAFX_SIDECAR_SEED", "-1", "a whole number from 0"),
+        ("VMAFX_SIDECAR_REPLAY_POLICY", "reservoir", "one of ring, balanced"),
         ("VMAFX_SIDECAR_OPTIMIZER", "SGD", "one of sgd, adam"),
         ("VMAFX_SIDECAR_SOCKET_MODE", "9", "an octal file mode such as 0600"),
         ("VMAFX_SIDECAR_SOCKET_MODE", "1777", "an octal file mode such as 0600"),

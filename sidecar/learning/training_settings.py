@@ -16,6 +16,7 @@ class TrainingSettings:
     batch_size: int = 32
     replay_mix: float = 0.5
     replay_capacity: int = 10_000
+    replay_policy: Literal["ring", "balanced"] = "balanced"
     learning_rate: float = 1e-4
     loss: Literal["huber", "squared"] = "huber"
     optimizer: Literal["sgd", "adam"] = "sgd"

@@ -35,7 +35,7 @@ def metric_families(status: Status) -> list[Metric]:
         ),
         _gauge("phase", "1 for the current phase, 0 for the others.", phases, "phase"),
         _gauge("replay_size", "Pairs in the replay buffer.", status.replay_size),
-        _counter("replay_evictions", "Pairs that have dropped out of the replay buffer.", status.replay_evictions),
+        _counter("replay_evictions", "Pairs that have left the replay buffer.", status.replay_evictions),
         _counter("checkpoints", "Published checkpoints, by verdict of the gate.", counts(GATES, status.checkpoints), "gate"),
         _counter("rollbacks", "Stable checkpoints that were taken back, their predecessor being better.", status.rollbacks),
         _counter(

@@ -19,7 +19,8 @@ from sidecar.learning.head import Head
 from sidecar.learning.metrics import rmse
 from sidecar.learning.optim.learning_rate import warmed_up
 from sidecar.learning.recipe import Recipe, fit
-from sidecar.learning.replay_buffer import ReplayBuffer
+from sidecar.learning.replay.balanced import BalancedReplayBuffer
+from sidecar.learning.replay.ring import ReplayBuffer
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.online.weights import Weights
 
@@ -85,12 +86,12 @@ class Trainer:
         self.step = self.skipped_steps = self.trained = self.steps_left = 0
         self.warmup_start: float | None = 0.0 if base is None else None
         self._usual_error = math.inf
-        self.replay = ReplayBuffer(settings.replay_capacity, n_features + 1)
+        self.replay = _replay_buffer(settings, n_features + 1)
         self.prequential = ReplayBuffer(PREQUENTIAL_PAIRS, 2)
         self.drift: FeatureDrift | None = None
         self._drift_is_measured = False  # on pairs, and to be measured again with the units
-        self._rows = ReplayBuffer(settings.replay_capacity, n_features + 2)
-        """The pairs of the replay buffer in the form of `Head.rows`."""
+        self._rows: Array = np.zeros((settings.replay_capacity, n_features + 2), dtype=np.float32)
+        """The pairs of the replay buffer in the form of `Head.rows`, in the same places."""
         self._new = self._room_for(FIRST_PAIRS if base is None else settings.new_pairs)
         self._waiting = 0
         self._steps: Iterator[float] | None = None  # of the last group
@@ -166,6 +167,7 @@ class Trainer:
             "usual_error": np.array(self._usual_error),
             "waiting": self._new[: self._waiting].copy(),
             "replay": self.replay.rows(),
+            "replay_places": self.replay.places().astype(np.int32),
             "prequential": self.prequential.rows(),
             "generator": np.frombuffer(json.dumps(self._generator.bit_generator.state).encode(), dtype=np.uint8),
         }
@@ -183,8 +185,8 @@ class Trainer:
     ) -> Trainer:
         """A trainer that continues from a `state` that was made with equal settings.
 
-        If the generator or the optimizer's part is missing, it starts anew. Raises KeyError, ValueError or NetworkError if the
-        state was not made by `state`.
+        If the generator or the optimizer's part is missing, it starts anew; if the places of the replayed pairs are, they get
+        others. Raises KeyError, ValueError or NetworkError if the state was not made by `state`.
         """
         trainer = cls(n_features, settings, device=device)
         if "structure" in state:
@@ -196,7 +198,7 @@ class Trainer:
         trainer._waiting, trainer.trained, trainer.step, trainer.skipped_steps, added = state["counts"].tolist()
         trainer._usual_error = float(state.get("usual_error", math.inf))
         trainer._new[: trainer._waiting] = state["waiting"]
-        trainer.replay.restore(state["replay"], added)
+        trainer.replay.restore(state["replay"], added, state.get("replay_places"))
         trainer._fill_rows()
         trainer.prequential.add(state["prequential"])
         if "generator" in state:
@@ -208,6 +210,8 @@ class Trainer:
         state = self.state()
         if settings.seed != self.settings.seed:
             del state["generator"]
+        if (settings.replay_policy, settings.replay_capacity) != (self.settings.replay_policy, self.settings.replay_capacity):
+            del state["replay_places"]
         if settings.optimizer != self.settings.optimizer and self.weights is not None:
             for name in self.weights.optimizer_keys:
                 del state[name]
@@ -281,8 +285,7 @@ class Trainer:
         if self.live is not None:
             count, n = len(self.replay), self.n_features
             pairs = self.replay.data[:count]
-            self._rows.added = self.replay.added
-            self.live.rows(pairs[:, :n], pairs[:, n], out=self._rows.data[:count])
+            self.live.rows(pairs[:, :n], pairs[:, n], out=self._rows[:count])
 
     def _train(self, weights: Weights) -> Iterator[float]:
         """Run the steps of the present group, one at a time; before each, yield its loss in score points squared."""
@@ -291,9 +294,10 @@ class Trainer:
         if settings.loss == "huber":
             head.bound_errors(max(USUAL_ERRORS * self._usual_error, self._range / 100) / head.score_scale)
         rows = head.rows(new[:, : self.n_features], new[:, self.n_features])
-        batch = head.batch(min(settings.batch_size, len(new) + len(self._rows)))
+        batch = head.batch(min(settings.batch_size, len(new) + len(self.replay)))
         batch[: len(new)] = rows
-        self._rows.sample(self._generator, batch[len(new) :])
+        for places in self.replay.draw(self._generator, 1, len(batch) - len(new)):
+            self._rows.take(places, axis=0, out=batch[len(new) :], mode="clip")
         yield head.loss_and_gradient(batch) * unit
 
         if self.drift is not None:
@@ -307,13 +311,12 @@ class Trainer:
         undo, first_step, skipped = weights.undo(), self.step, self.skipped_steps
 
         self._step(weights)
-        self.replay.add(new)
-        self._rows.add(rows)
+        self._rows[self.replay.add(new)] = rows
 
-        batch = head.batch(min(settings.batch_size, len(self._rows)))
+        batch = head.batch(min(settings.batch_size, len(self.replay)))
         further = settings.steps_per_batch - 1 if settings.replay_mix else 0
-        for places in self._rows.draw(self._generator, further, len(batch)):
-            self._rows.data.take(places, axis=0, out=batch, mode="clip")
+        for places in self.replay.draw(self._generator, further, len(batch)):
+            self._rows.take(places, axis=0, out=batch, mode="clip")
             yield head.loss_and_gradient(batch) * unit
             self._step(weights)
 
@@ -345,3 +348,9 @@ class Trainer:
         if not weights.step(warmed_up(peak, self.step, settings.warmup_steps, self.warmup_start or 0.0)):
             self.skipped_steps += 1
         self.step += 1
+
+
+def _replay_buffer(settings: TrainingSettings, width: int) -> ReplayBuffer:
+    if settings.replay_policy == "ring":
+        return ReplayBuffer(settings.replay_capacity, width)
+    return BalancedReplayBuffer(settings.replay_capacity, width, settings.score_min, settings.score_max)

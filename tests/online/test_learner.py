@@ -46,8 +46,9 @@ def test_the_held_out_ring_is_bounded(example, base):
     assert len(learner.held_out) == HELD_OUT_PAIRS
 
 
-def test_a_learner_goes_on_bit_for_bit_from_its_state(example, base):
-    learner = Learner(RUN, base)
+@pytest.mark.parametrize("changes", [{}, {"replay_capacity": 100}, {"replay_capacity": 100, "replay_policy": "ring"}])
+def test_a_learner_goes_on_bit_for_bit_from_its_state(example, base, changes):
+    learner = Learner(replace(RUN, settings=replace(SETTINGS, **changes)), base)
     take(learner, example, 0, 333)
     again = Learner.from_state(learner.state())
     assert again.run == learner.run
@@ -64,6 +65,7 @@ def test_a_learner_goes_on_bit_for_bit_from_its_state(example, base):
         {"batch_size": 8},
         {"replay_mix": 0.9},
         {"replay_capacity": 50},
+        {"replay_policy": "ring"},
         {"optimizer": "adam"},
         {"ema_decay": 0.5, "momentum": 0.5, "weight_decay": 0.1, "max_grad_norm": 0.1},
         {"seed": 9},

@@ -121,7 +121,7 @@ def test_a_raw_base_of_another_scale_learns_at_the_default_rate(example):
 def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(example, base):
     trainer, _ = trained(example, SETTINGS, base, count=64)
     before = trainer.live.parameters.copy()
-    trainer._rows.data[:] = np.nan
+    trainer._rows[:] = np.nan
     trainer.add(example.features[:16], example.true_score[:16])
     assert trainer.skipped_steps == 4
     assert np.array_equal(trainer.live.parameters, before)
