@@ -3,9 +3,8 @@
 A file of a few bytes can ask for gigabytes (many empty messages, dimensions without data, a broadcast). So everything is
 bounded before it is made: the file, what is not weights in it, each tensor, and the sum of what folding makes.
 
-That is why constants are folded here, and not by onnx's reference evaluator, which bounds nothing; its first node also takes
-150 ms, and the image leaves it out. The same few functions show the reader where an operator moves values. Functions of a
-model are inlined by onnx itself (`onnx.inliner`).
+That is why constants are folded here, and not by onnx's reference evaluator, which bounds nothing (docs/architecture.md has
+figures). The same few functions show the reader where an operator moves values.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from onnx_builder.network import Array, NetworkError
+from onnx_builder.network import Array, NetworkError, first_line
 
 MAX_BYTES = 50_000_000
 """Largest file, and largest sum of its constants, including external data and folded ones, as float32 or wider."""
@@ -77,7 +76,7 @@ def parse(data: bytes) -> onnx.ModelProto:
     try:
         model: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except (DecodeError, ValueError) as error:
-        raise NetworkError(f"not an ONNX model: {_first_line(error)}") from error
+        raise NetworkError(f"not an ONNX model: {first_line(error)}") from error
     if not model.graph.node and not model.graph.input:
         raise NetworkError("not an ONNX model: no graph in it")
     return model
@@ -134,7 +133,7 @@ class Constants:
         try:
             return _values(tensor).reshape(shape)
         except (ValueError, TypeError, OverflowError) as error:
-            raise NetworkError(f"{where}: {_first_line(error)}") from error
+            raise NetworkError(f"{where}: {first_line(error)}") from error
 
     def _external(self, where: str, about: dict[str, str], size: int) -> bytes:
         location = about.get("location", "")
@@ -448,7 +447,3 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
 
 def _size_refused(size: int) -> str:
     return f"{size / 1e6:.1f} MB; a model may have at most {MAX_BYTES / 1e6:.0f}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

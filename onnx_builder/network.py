@@ -7,7 +7,7 @@ element of the graph (a scaling constant, a dense layer, an activation), so that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,11 @@ LEAKY_RELU_SLOPE = 0.01
 
 class NetworkError(ValueError):
     """A network or model file cannot be used; the message says which part and why."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line: its type if it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,35 +146,26 @@ class Network:
         width = self.n_features
         for position, step in enumerate(self.steps):
             where = f"step {position} ({type(step).__name__})"
-            if isinstance(step, Dense):
-                if step.weight.ndim != 2 or step.weight.shape[1] != width or step.bias.shape != step.weight.shape[:1]:
-                    raise NetworkError(
-                        f"{where}: it gets {width} values; weight {step.weight.shape} and bias {step.bias.shape} do not fit"
-                    )
-                _require_finite(where, step.weight, step.bias)
-                width = step.weight.shape[0]
-            elif isinstance(step, Elementwise):
-                if step.value.shape not in ((), (width,)):
-                    raise NetworkError(f"{where}: it gets {width} values; a constant of shape {step.value.shape} does not fit")
-                _require_finite(where, step.value)
-            elif isinstance(step, LayerNormalization):
-                if step.scale.shape != (width,) or step.bias.shape != (width,):
-                    raise NetworkError(
-                        f"{where}: it gets {width} values; scale {step.scale.shape} and bias {step.bias.shape} do not fit"
-                    )
-                _require_finite(where, step.scale, step.bias)
-            elif isinstance(step, Function):
-                for constant in step.constants:
-                    if constant.shape not in ((), (width,)):
+            match step:
+                case Dense(weight, bias):
+                    if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
                         raise NetworkError(
-                            f"{where}: it gets {width} values; a constant of shape {constant.shape} does not fit"
+                            f"{where}: it gets {width} values; weight {weight.shape} and bias {bias.shape} do not fit"
                         )
-                _require_finite(where, *step.constants)
-            elif isinstance(step, Clip):
-                if not step.low <= step.high:
-                    raise NetworkError(f"{where}: low {step.low} is above high {step.high}")
-            elif step.name not in _ACTIVATIONS:
-                raise NetworkError(f"{where}: activation {step.name!r} is not one of {', '.join(_ACTIVATIONS)}")
+                    _require_finite(where, weight, bias)
+                    width = len(weight)
+                case Clip(low, high):
+                    if not low <= high:
+                        raise NetworkError(f"{where}: low {low} is above high {high}")
+                case Activation(name):
+                    if name not in _ACTIVATIONS:
+                        raise NetworkError(f"{where}: activation {name!r} is not one of {', '.join(_ACTIVATIONS)}")
+                case LayerNormalization(scale, bias):
+                    _require_shapes(where, [(width,)], scale, bias)
+                case Elementwise(_, value):
+                    _require_shapes(where, [(), (width,)], value)
+                case Function(constants):
+                    _require_shapes(where, [(), (width,)], *constants)
         if width != 1:
             raise NetworkError(f"the last step gives {width} values per row; expected one, the score")
 
@@ -220,6 +216,13 @@ def layer_normalization(x: Array, step: LayerNormalization) -> Array:
     centred = x - x.mean(axis=1, keepdims=True)
     deviation = np.sqrt((centred * centred).mean(axis=1, keepdims=True) + x.dtype.type(step.epsilon))
     return np.asarray(centred / deviation * step.scale + step.bias)
+
+
+def _require_shapes(where: str, shapes: Sequence[tuple[int, ...]], *arrays: Array) -> None:
+    for array in arrays:
+        if array.shape not in shapes:
+            raise NetworkError(f"{where}: a constant has shape {array.shape}; expected {' or '.join(map(str, shapes))}")
+    _require_finite(where, *arrays)
 
 
 def _require_finite(where: str, *arrays: Array) -> None:

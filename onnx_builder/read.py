@@ -38,8 +38,8 @@ from onnx_builder.constants import (
     slices_of,
     type_name,
 )
-from onnx_builder.elementwise import OPERATORS, Function
-from onnx_builder.network import Array, Dense, Elementwise, Float32, LayerNormalization, Network, NetworkError, Port, Step
+from onnx_builder.elementwise import OPERATORS, Array, Float32, Function
+from onnx_builder.network import Dense, Elementwise, LayerNormalization, Network, NetworkError, Port, Step, first_line
 from onnx_builder.terms import CONDITIONS, SPELLED, Term, Terms, spelled, steps_of
 
 OLDEST_OPSET, NEWEST_OPSET = 7, onnx.defs.onnx_opset_version()
@@ -276,7 +276,7 @@ class _Reader:
             text = str(error)
             raise error if text.startswith("node ") else NetworkError(f"{described(node)}: {text}") from error
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-            raise NetworkError(f"{described(node)}: cannot be evaluated: {str(error).strip().splitlines()[0]}") from error
+            raise NetworkError(f"{described(node)}: cannot be evaluated: {first_line(error)}") from error
 
     def _value(self, name: str) -> _Value | Array:
         if name not in self.values:
@@ -734,4 +734,4 @@ def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.inliner.inline_local_functions(model)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        raise NetworkError(f"its functions cannot be inlined: {str(error).strip().splitlines()[0]}") from error
+        raise NetworkError(f"its functions cannot be inlined: {first_line(error)}") from error

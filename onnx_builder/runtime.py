@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_builder.network import NetworkError, Port
+from onnx_builder.network import NetworkError, Port, first_line
 
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _unsaid = _TELEMETRY not in os.environ
@@ -67,7 +67,7 @@ class Scorer:
                 model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime raises bare subclasses of Exception
-            raise NetworkError(f"{name}: onnxruntime cannot load it: {_first_line(error)}") from error
+            raise NetworkError(f"{name}: onnxruntime cannot load it: {first_line(error)}") from error
         inputs = []
         batches = set()
         known = {port.name: port.shape[1:] for port in ports}
@@ -116,11 +116,7 @@ class Scorer:
         try:
             (output,) = self._session.run([self.output], feed)
         except Exception as error:  # as above
-            raise NetworkError(f"{self._name}: onnxruntime cannot run it: {_first_line(error)}") from error
+            raise NetworkError(f"{self._name}: onnxruntime cannot run it: {first_line(error)}") from error
         if output.size != len(rows):
             raise NetworkError(f"{self._name}: output of shape {output.shape} for {len(rows)} rows; expected one score per row")
         return np.asarray(output, dtype=np.float32).reshape(-1)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

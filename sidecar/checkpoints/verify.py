@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_builder.constants import parse, read_bytes
-from onnx_builder.network import Elementwise, Network, NetworkError
+from onnx_builder.network import Elementwise, Network, NetworkError, first_line
 from onnx_builder.parity import parity
 from onnx_builder.read import from_bytes
 from onnx_builder.runtime import Scorer
@@ -152,7 +152,7 @@ def _check_graph(model: Path, data: bytes) -> str:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return f"onnx.checker: {str(error).strip().splitlines()[0]}"
+        return f"onnx.checker: {first_line(error)}"
     return ""
 
 

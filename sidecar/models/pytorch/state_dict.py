@@ -17,8 +17,9 @@ from typing import Literal, NamedTuple, cast, get_args
 import msgspec
 import numpy as np
 
-from onnx_builder.elementwise import ATTRIBUTES, Function, Node
+from onnx_builder.elementwise import Function
 from onnx_builder.network import Activation, ActivationName, Elementwise, Network, NetworkError, Step
+from onnx_builder.terms import Terms, spelled, steps_of
 from sidecar.models.pytorch import archive
 from sidecar.models.pytorch.checkpoint import Layers, joins, layers_of
 from sidecar.models.pytorch.layers import Layer, chain, in_order_of_use, layers_in
@@ -26,14 +27,7 @@ from sidecar.models.pytorch.unpickle import quote
 
 _DAMAGE = (EOFError, LookupError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
 """What the readers raise, besides their own errors, for bytes that are not what they should be."""
-_FUNCTIONS = {
-    "silu": Function((), (Node("Sigmoid", (0,)), Node("Mul", (0, 1)))),
-    "mish": Function((), (Node("Softplus", (0,)), Node("Tanh", (1,)), Node("Mul", (0, 2)))),
-    "hardswish": Function((), (Node("HardSigmoid", (0,), (1 / 6, 0.5)), Node("Mul", (0, 1)))),
-    "elu": Function((), (Node("Elu", (0,), (1.0,)),)),
-    "selu": Function((), (Node("Selu", (0,), tuple(ATTRIBUTES["Selu"].values())),)),
-    "softplus": Function((), (Node("Softplus", (0,)),)),
-}
+_FUNCTIONS = {"silu": "Swish", "mish": "Mish", "hardswish": "HardSwish", "elu": "Elu", "selu": "Selu", "softplus": "Softplus"}
 ACTIVATIONS = (*get_args(ActivationName), *_FUNCTIONS)
 """The names of what may be between the layers, with torch's own constants."""
 _DECLARED = {name.replace("_", ""): name for name in ACTIVATIONS} | {"swish": "silu"}
@@ -116,8 +110,12 @@ def output_steps(text: str) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _step(activation: str) -> Activation | Function:
-    return _FUNCTIONS.get(activation) or Activation(cast(ActivationName, activation))
+def _step(activation: str) -> Step:
+    if activation not in _FUNCTIONS:
+        return Activation(cast(ActivationName, activation))
+    terms = Terms(require_room=lambda *arrays: None)
+    (step,) = steps_of(spelled(terms, _FUNCTIONS[activation], {}, [terms.leaf()]), width=1)
+    return step
 
 
 def _activation(found: Layers, choices: Choices) -> tuple[str, str]:

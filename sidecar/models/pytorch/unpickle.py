@@ -38,16 +38,6 @@ _STORAGES: dict[str, DType] = {
     "torch.ComplexFloatStorage": np.dtype("<c8"),
     "torch.ComplexDoubleStorage": np.dtype("<c16"),
 }
-_CALLS = {
-    "collections.OrderedDict",
-    "collections.Counter",
-    "torch.Size",
-    "torch.device",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_parameter_with_state",
-}
 _NO_VALUES = (  # tensors of these kinds have no plain values
     (r"torch\._utils\._rebuild_sparse\w*", "a sparse tensor: save it as .to_dense()"),
     (r"torch\.(_utils\._rebuild_qtensor|q\w+|Q\w+Storage|per_\w+_affine)", "a quantised tensor: use the float original"),
@@ -269,9 +259,7 @@ def _call(function: Placeholder, arguments: tuple[Any, ...]) -> Any:
             return tensor
         case str(), (Placeholder() as storage, *_) if function.name.startswith("torch._utils._rebuild_tensor"):
             return Placeholder(storage.name, [])
-    if function.name not in _CALLS:
-        return Placeholder(function.name, [*arguments])
-    raise NetworkError(f"the pickle calls {function.name} with {len(arguments)} arguments that torch.save would not write")
+    return Placeholder(function.name, [*arguments])
 
 
 def _storage(saved: Any, storages: dict[str, Storage]) -> Storage | Placeholder:
