@@ -125,7 +125,7 @@ class Sampling:
         for number, summary in self.workers.run(_read_part, [(task, part) for part in parts]):
             merged.add(number, summary)
             seconds = time.monotonic() - started
-            self.told(Done(merged.done, len(parts), merged.pairs, merged.pairs / seconds, self.workers.size()))
+            self.told(Done(merged.done, len(parts), merged.pairs, merged.pairs / seconds, self.workers.count))
         if not merged.pairs:
             found = "; ".join(["no pairs", *merged.left_out()[:4], *merged.skips()[:4]])
             raise RecordedPairsError(f"{wanted}: {found}")

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from multiprocessing import connection
@@ -22,8 +22,8 @@ from sidecar import __version__
 _log = logging.getLogger(__name__)
 _AHEAD = 2
 """So many calls wait for each worker: it has the next one at once, and few results wait to be taken."""
-_DEATHS = 10
-"""Workers that die so many times, and nothing gets done in between, are not replaced any more."""
+_LOSSES = 10
+"""A call that is lost so many times is not made again: it may be what kills its workers."""
 _NO_WORKERS_S = 60.0
 """A cluster without a worker is waited for so long."""
 _LOOK_S = 1.0
@@ -42,52 +42,55 @@ class LostError(RuntimeError):
 class Workers:
     """An executor and its size.
 
-    name: what they are, for people. start: makes the executor; it is made anew when a process of it has died. size: how many
-    calls run at a time; it raises LostError if there is nobody left.
+    name: what they are, for people; count: how many, as last seen. start: makes the executor. size: how many calls run at a
+    time; it raises BrokenExecutor if all calls are lost, as with the connection to a scheduler, and then there is a new
+    executor. lost: what a call raises that is lost. `start` and `size` raise LostError if there is nobody left.
     """
 
-    def __init__(self, name: str, start: Callable[[], Executor], size: Callable[[], int]) -> None:
-        self.name, self._start, self.size = name, start, size
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], Executor],
+        size: Callable[[], int],
+        lost: tuple[type[BaseException], ...] = (BrokenExecutor, CancelledError),
+    ) -> None:
+        self.name, self._start, self._size, self._lost = name, start, size, lost
+        self.count = 1
         self._executor = start()
 
     def run(self, function: Callable[..., Result], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Result]]:
         """Call a function with each of these arguments: the numbers of the calls with what they gave, as they are done.
 
-        A call whose worker died is made again. Raises what a call raises, and LostError.
+        A call that is lost, as with its worker, is made again. Raises what a call raises, and LostError.
         """
         waiting = deque(range(len(calls)))
         running: dict[Future[Result], int] = {}
-        deaths = 0
+        losses = Counter[int]()
         while waiting or running:
             try:
-                while waiting and len(running) < _AHEAD * self.size():
-                    future = self._executor.submit(function, *calls[waiting[0]])
-                    running[future] = waiting.popleft()
+                self.count = self._size()
             except BrokenExecutor:
-                pass  # as do those that run, below
+                waiting.extendleft(running.values())
+                running.clear()
+                self.close()
+                self._executor = self._start()
+                continue
+            while waiting and len(running) < _AHEAD * self.count:
+                number = waiting.popleft()
+                running[self._executor.submit(function, *calls[number])] = number
             done, _ = wait(running, _LOOK_S, FIRST_COMPLETED)
-            if not done:
-                self.size()
-            broken = not running
             while done:
                 future = done.pop()
                 number = running.pop(future)
                 try:
                     result = future.result()
-                except (BrokenExecutor, CancelledError):
-                    waiting.appendleft(number)
-                    broken = True
+                except self._lost:
+                    losses[number] += 1
+                    if losses[number] == _LOSSES:
+                        raise LostError(f"{self.name}: a call was lost {_LOSSES} times, each time with its worker") from None
+                    waiting.append(number)
                 else:
-                    deaths = 0
                     yield number, result
-            if broken:
-                deaths += 1
-                if deaths == _DEATHS:
-                    raise LostError(f"{self.name}: workers died {deaths} times, and nothing got done in between")
-                waiting.extendleft(running.values())
-                running.clear()
-                self._executor.shutdown(wait=False)
-                self._executor = self._start()
 
     def close(self) -> None:
         """End the executor; calls that run are not waited for."""
@@ -97,16 +100,39 @@ class Workers:
 @contextlib.contextmanager
 def processes(count: int) -> Iterator[Workers]:
     """So many processes of this machine. They end with this process, however that ends."""
-    context = multiprocessing.get_context("spawn")
-
-    def start() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(count, context, _begin)
-
-    workers = Workers(f"{count} processes" if count > 1 else "1 process", start, lambda: count)
+    workers = Workers(f"{count} processes" if count > 1 else "1 process", lambda: _Processes(count), lambda: count)
     try:
         yield workers
     finally:
         workers.close()
+
+
+class _Processes(Executor):
+    """Executors of one process each, so that one that dies takes no more with it than what it had."""
+
+    def __init__(self, count: int) -> None:
+        self._executors = [self._new() for _ in range(count)]
+        self._unfinished: list[list[Future[Any]]] = [[] for _ in range(count)]
+
+    def submit(self, function: Callable[..., Result], /, *arguments: Any, **named: Any) -> Future[Result]:
+        self._unfinished = [[each for each in futures if not each.done()] for futures in self._unfinished]
+        place = min(range(len(self._executors)), key=lambda place: len(self._unfinished[place]))
+        try:
+            future = self._executors[place].submit(function, *arguments, **named)
+        except BrokenExecutor:
+            self._executors[place].shutdown(wait=False)
+            self._executors[place] = self._new()
+            future = self._executors[place].submit(function, *arguments, **named)
+        self._unfinished[place].append(future)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
+        for executor in self._executors:
+            executor.shutdown(wait, cancel_futures=cancel_futures)
+
+    @staticmethod
+    def _new() -> Executor:
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
 
 
 def _begin() -> None:
@@ -132,19 +158,32 @@ def cluster(address: str) -> Iterator[Workers]:
     secure = _check_address(address)
     try:
         from distributed import Client, Security
+        from distributed.scheduler import KilledWorker
     except ImportError:
         raise SchedulerError("--scheduler needs distributed: run pip install 'vmafx-sidecar[fleet]'") from None
-    security = Security(require_encryption=True) if secure else None
+    for name in ("distributed", "distributed.client", "tornado.application"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what is lost is told here, in one line
     try:
-        client = Client(address, security=security, set_as_default=False)
+        client = Client(address, security=Security(require_encryption=True) if secure else None, set_as_default=False)
     except (OSError, TypeError, ValueError) as error:  # a certificate that is missing or not good is any of these
         raise LostError(f"{address}: {error}") from error
+    comm: object = None
     seen = time.monotonic()
+
+    def start() -> Executor:
+        nonlocal comm
+        while client.status == "connecting":
+            time.sleep(0.1)
+        if client.status != "running":
+            raise LostError(f"{address}: the scheduler is lost")
+        comm = client.scheduler_comm
+        executor: Executor = client.get_executor(pure=False)
+        return executor
 
     def size() -> int:
         nonlocal seen
-        if client.status not in ("running", "connecting"):
-            raise LostError(f"{address}: the scheduler is lost")
+        if client.scheduler_comm is not comm or client.status != "running":
+            raise BrokenExecutor  # and with the connection all calls, of some of which it would never be heard again
         found = sum(int(each["nthreads"]) for each in client.scheduler_info(n_workers=-1)["workers"].values())
         if found:
             seen = time.monotonic()
@@ -153,12 +192,15 @@ def cluster(address: str) -> Iterator[Workers]:
         return max(1, found)
 
     try:
-        workers = Workers(address, lambda: client.get_executor(pure=False), size)
-        for version in client.run(_version).values():
+        workers = Workers(address, start, size, (BrokenExecutor, CancelledError, KilledWorker))
+        try:
+            versions = client.run(_version)
+        except Exception as error:  # whatever it is that they cannot do
+            raise LostError(f"{address}: workers that cannot run vmafx-sidecar: {error}") from error
+        for version in versions.values():
             if version != __version__:
                 raise LostError(f"{address}: a worker has vmafx-sidecar {version}; this is {__version__}")
         yield workers
-        workers.close()
     finally:
         client.close()
 

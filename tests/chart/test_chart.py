@@ -67,6 +67,13 @@ EVERYTHING = over(
             "resources": {"limits": {"cpu": "4"}},
             "image": {"tag": "1.2.3", "pullPolicy": "Always"},
         },
+        "fleet": {
+            "enabled": True,
+            "scheduler": "tls://scheduler:8786",
+            "tlsSecret": "fleet-tls",
+            "args": ["--sample", "500000"],
+            "image": {"repository": "registry.example/vmafx-sidecar-dask", "tag": "1"},
+        },
         "persistence": {"models": {"storageClass": "fast", "accessModes": ["ReadWriteMany"]}},
         "podSpec": {"nodeSelector": {"gpu": "no"}, "tolerations": [{"operator": "Exists"}]},
         "operator": {"trainingName": "live"},

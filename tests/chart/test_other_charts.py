@@ -133,15 +133,20 @@ def test_the_sidecar_uses_the_volumes_that_are_there(platform):
     node, sidecar = (
         {each["mountPath"]: each for each in one["volumeMounts"]} for one in (pod["containers"][0], sidecar_of(pod))
     )
-    assert [each["name"] for each in pod["volumes"]] == ["scratch", "weights", "config", "vmafx-state"]
+    assert [each["name"] for each in pod["volumes"]] == ["scratch", "weights", "config"]
     assert node["/tmp"] == sidecar["/tmp"] == {"name": "scratch", "mountPath": "/tmp"}
     assert node["/models"] == {**sidecar["/models"], "readOnly": True}
     environment = environment_of(sidecar_of(pod), "a")
     assert environment["VMAFX_SIDECAR_HTTP_MODELS"] == "1"
     assert (environment["VMAFX_BASE_MODEL_PATH"], environment["VMAFX_SIDECAR_CHECKPOINT_DIR"]) == (
-        "/models/base/model.onnx", "/models/online",
+        "/models/base/stable.onnx", "/models/online",
     )  # fmt: skip
+    assert environment["VMAFX_SIDECAR_STATE_DIR"] == "/models/state/a"
     assert [each["metadata"]["name"] for each in found if each["kind"] == "PersistentVolumeClaim"] == ["platform-weights"]
+    job = only(found, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert job["containers"][0]["args"][1:4] == ["/models/state/*", "--output", "/models/base"]
+    assert {"name": "vmafx-models", "persistentVolumeClaim": {"claimName": "platform-weights"}} in job["volumes"]
+    assert faults_of(job) == []
 
 
 def test_faults_would_be_found(platform):
@@ -272,7 +277,7 @@ def test_a_root_node_without_capabilities_needs_the_socket_of_its_group(platform
     # A sidecar in a container reads its own image; this one may read the checkout, wherever it is.
     reads = ["--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override", "--bounding-set=-all,+dac_override"]
     as_sidecar = ["setpriv", f"--reuid={user}", f"--regid={group}", f"--groups={shared}", *reads, "--no-new-privs"]
-    volumes = {"/models": open_path / "models", "/var/lib/vmafx-sidecar": open_path / "state"}
+    volumes = {"/models": open_path / "models"}
     pod = Pod(open_path, "a", sidecar, volumes, as_sidecar)
     for directory in pod.volumes.values():  # as Kubernetes prepares volumes for an fsGroup
         directory.mkdir(exist_ok=True)

@@ -45,8 +45,8 @@ def test_what_a_dead_worker_had_is_done_again(tmp_path):
 
 
 def test_a_call_that_always_kills_its_worker_ends_the_work(monkeypatch):
-    monkeypatch.setattr(module, "_DEATHS", 2)
-    with processes(1) as workers, pytest.raises(LostError, match="1 process: workers died 2 times"):
+    monkeypatch.setattr(module, "_LOSSES", 2)
+    with processes(1) as workers, pytest.raises(LostError, match="1 process: a call was lost 2 times"):
         [*workers.run(always_dead, [()])]
 
 

@@ -138,3 +138,24 @@ scoreMin: "0"
 {{- end -}}
 {{- end -}}
 {{- end }}
+
+{{- /* At most 52 characters: a Job's name is the CronJob's and 11 more. */ -}}
+{{- define "vmafx-sidecar.fleetName" -}}
+{{- printf "%s-fleet" (include "vmafx-sidecar.fullname" . | trunc 46 | trimSuffix "-") -}}
+{{- end }}
+
+{{- /* The fleet's job reads what outlives pods, and writes where they look. */ -}}
+{{- define "vmafx-sidecar.checkFleet" -}}
+{{- if not .Values.persistence.models.enabled -}}
+{{- fail "fleet.enabled is true: expected persistence.models.enabled to be true; an emptyDir is seen by its own pod alone" -}}
+{{- end -}}
+{{- if include "vmafx-sidecar.stateEndsWithPod" . -}}
+{{- fail "fleet.enabled is true: expected sidecar.trainer.stateDir to be a directory on the models volume; in the pods of another chart journals are in an emptyDir otherwise" -}}
+{{- end -}}
+{{- if and .Values.node.existingVolumes.models (not .Values.persistence.models.existingClaim) -}}
+{{- fail "fleet.enabled is true: expected persistence.models.existingClaim to be the claim of node.existingVolumes.models; the job is a pod of its own" -}}
+{{- end -}}
+{{- if and .Values.fleet.scheduler (not (hasPrefix "tls://" .Values.fleet.scheduler)) -}}
+{{- fail (printf "fleet.scheduler is %s: expected tls://HOST:PORT; without TLS a scheduler is accepted on loopback only" .Values.fleet.scheduler) -}}
+{{- end -}}
+{{- end }}
