@@ -141,7 +141,7 @@ def training_document(result: Result, said: dict[str, Any], paths: Sequence[str]
     judged = Judged(pairs, rows, predicted, models, None if base is None else predict(base, pairs, rows))
     return {
         "command": "train-offline",
-        **_common(judged, what, paths, (result.recipe.score_min, result.recipe.score_max)),
+        **_common(judged, what, paths, (result.recipe.score_min, result.recipe.score_max), digests=result.read is None),
         "said": _without_groups(said),
         "curve": [{"step": step, **_nested(rmse)} for step, rmse in result.curve],
         "curve_pairs": result.curve_pairs,
@@ -194,7 +194,10 @@ def _without_groups(said: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "loso": _without_groups(said["loso"])} if "loso" in said else kept
 
 
-def _common(judged: Judged, what: str, paths: Sequence[str], score_range: tuple[float, float]) -> dict[str, Any]:
+def _common(
+    judged: Judged, what: str, paths: Sequence[str], score_range: tuple[float, float], digests: bool = True
+) -> dict[str, Any]:
+    """digests: of the files too; what workers have read would take one process long to read again."""
     pairs = judged.pairs
     groups, n_groups = by_group(judged, _GROUPS)
     index = {each["group"]: n for n, each in enumerate(groups)}
@@ -217,7 +220,7 @@ def _common(judged: Judged, what: str, paths: Sequence[str], score_range: tuple[
         "scores": by_score(judged, *score_range),
         "worst": [{**each, "job_id": _cut(each["job_id"]), "group": _cut(each["group"])} for each in worst(judged)],
         **_features(judged),
-        "data": _data(pairs, paths),
+        "data": _data(pairs, paths, digests),
     }
 
 
@@ -241,10 +244,10 @@ def _features(judged: Judged) -> dict[str, Any]:
     return {"features": features, "importance_pairs": n_pairs}
 
 
-def _data(pairs: RecordedPairs, paths: Sequence[str]) -> dict[str, Any]:
+def _data(pairs: RecordedPairs, paths: Sequence[str], digests: bool) -> dict[str, Any]:
     return {
         "files": [
-            {"path": _cut(path), "pairs": count, **_file(path)}
+            {"path": _cut(path), "pairs": count, **(_file(path) if digests else {})}
             for path, count in zip(paths[:_FILES], pairs.file_pairs[:_FILES], strict=True)
         ],
         "n_files": len(paths),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx_builder.network import Float32
 from sidecar.fleet.parts import Part, divide
 from sidecar.fleet.sample import Limits, Sample, Sampled, keys
+from sidecar.fleet.shared import SharedArray
 from sidecar.fleet.workers import Workers
 from sidecar.journal.segments import JournalError, SegmentGoneError
 from sidecar.pairs import rows as checks
@@ -59,7 +60,7 @@ class Read:
 
     pairs: the sample, in the order of its keys; pod: (n,), of each pair an index into `pods`. read, kept: pairs by tenth of the
     score range, lowest first. parts: files and segments; left_out: those that are not in it, and why; seconds: how long it
-    took; workers: who they were.
+    took; workers: who they were; features: of the pairs, with rows behind them that have no meaning.
     """
 
     pairs: RecordedPairs
@@ -71,6 +72,7 @@ class Read:
     left_out: list[str]
     seconds: float
     workers: str
+    features: SharedArray
 
     def as_json(self) -> dict[str, Any]:
         """What was read and kept, in all and by score."""
@@ -285,7 +287,10 @@ class _Merged:
         means = [total / 2**20 / count if count else math.nan for total, count in zip(score_sums, read.tolist(), strict=True)]
         of_pods = [Pod(*each) for each in zip(pods, read.tolist(), kept, means, strict=True)]
         by_score_kept = np.bincount(rows.stratum % SCORE_BINS, minlength=SCORE_BINS).tolist()
-        return Read(pairs, pod, of_pods, by_score.tolist(), by_score_kept, len(parts), self.left_out(), seconds, workers)
+        return Read(
+            pairs, pod, of_pods, by_score.tolist(), by_score_kept, len(parts), self.left_out(), seconds, workers,
+            self._sample.shared_features(),
+        )  # fmt: skip
 
     def _sorted_labels(self, label: NDArray[np.int32]) -> tuple[NDArray[np.int32], list[str]]:
         """Labels numbered by name, those of the sample alone."""

@@ -123,18 +123,27 @@ class Sample:
 
     def _reduce(self) -> None:
         """Leave those that have a place."""
-        columns = self._rows()
-        order = np.lexsort((columns.key, columns.group, columns.stratum))
-        in_cell = _ranks(columns.stratum[order], columns.group[order])
-        eligible = order[in_cell < self._limits.per_group]
-        eligible = eligible[np.lexsort((columns.key[eligible], columns.stratum[eligible]))]
-        if len(eligible) > self._limits.most:
-            stratum, key = columns.stratum[eligible], columns.key[eligible]
-            by_rank = np.lexsort((stratum, key, _ranks(stratum)))  # equal pairs may be in several strata
-            kept, gone = np.split(by_rank, [self._limits.most])
-            self._lower_bounds(stratum[gone], key[gone])
-            eligible = eligible[kept]
-        self._keep(eligible)
+        columns, (most, per_group) = self._rows(), self._limits
+        strata, code = np.unique(columns.stratum, return_inverse=True)
+        code = code.astype(np.uint16 if len(strata) <= 1 << 16 else np.uint32)  # those are sorted fastest
+        order = np.argsort(columns.key)
+        order = order[np.argsort(code[order], kind="stable")]
+        if _has_crowded_cell(columns, per_group):
+            by_cell = np.lexsort((columns.group[order], code[order]))  # in each, still by key
+            eligible = np.empty(len(order), dtype=np.bool_)
+            eligible[by_cell] = _ranks(code[order[by_cell]], columns.group[order[by_cell]]) < per_group
+            order = order[eligible]
+        if len(order) > most:
+            rank = _ranks(code[order])
+            up_to = np.cumsum(np.bincount(rank))
+            level = int(np.searchsorted(up_to, most, side="right"))  # of ranks below it, all have a place
+            kept = rank < level
+            last = np.flatnonzero(rank == level)
+            last = last[np.lexsort((code[order[last]], columns.key[order[last]]))]
+            kept[last[: most - (int(up_to[level - 1]) if level else 0)]] = True
+            self._lower_bounds(columns.stratum[order[~kept]], columns.key[order[~kept]])
+            order = order[kept]
+        self._keep(order)
 
     def _lower_bounds(self, stratum: NDArray[np.int64], key: NDArray[np.uint64]) -> None:
         stratum, key = np.append(self._full, stratum), np.append(self._bound, key)
@@ -152,6 +161,12 @@ class Sample:
             for column in self._columns:
                 column[into] = column[out_of]
         self._count = len(rows)
+
+
+def _has_crowded_cell(rows: Sampled, per_group: int) -> bool:
+    """Whether any group may have more pairs than that in a stratum. It is seldom so, and this is quickly seen."""
+    cells = np.sort(rows.group ^ rows.stratum.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return bool((cells[per_group:] == cells[:-per_group]).any())
 
 
 def _ranks(*columns: NDArray[np.generic]) -> NDArray[np.intp]:

@@ -41,6 +41,14 @@ class _Seen:
             os.close(descriptor)
 
 
+Shared = SharedArray | _Seen | NDArray[Any]
+"""A shared array as a worker gets it: another machine has a copy."""
+
+
+def array_of(shared: Shared) -> NDArray[Any]:
+    return shared if isinstance(shared, np.ndarray) else shared.array
+
+
 def _mapped(descriptor: int, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
     memory = mmap.mmap(descriptor, 0)
     return np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)

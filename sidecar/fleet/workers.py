@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from sidecar import __version__
+from sidecar.fleet.shared import SharedArray
 
 _log = logging.getLogger(__name__)
 _AHEAD = 2
@@ -44,7 +45,8 @@ class Workers:
 
     name: what they are, for people; count: how many, as last seen. start: makes the executor. size: how many calls run at a
     time; it raises BrokenExecutor if all calls are lost, as with the connection to a scheduler, and then there is a new
-    executor. lost: what a call raises that is lost. `start` and `size` raise LostError if there is nobody left.
+    executor. lost: what a call raises that is lost. share: what calls are given in the place of the first so many rows of an
+    array that all of them need. `start` and `size` raise LostError if there is nobody left.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Workers:
         start: Callable[[], Executor],
         size: Callable[[], int],
         lost: tuple[type[BaseException], ...] = (BrokenExecutor, CancelledError),
+        share: Callable[[SharedArray, int], Any] = lambda shared, count: shared,
     ) -> None:
-        self.name, self._start, self._size, self._lost = name, start, size, lost
+        self.name, self.share = name, share
+        self._start, self._size, self._lost = start, size, lost
         self.count = 1
         self._executor = start()
 
@@ -192,7 +196,8 @@ def cluster(address: str) -> Iterator[Workers]:
         return max(1, found)
 
     try:
-        workers = Workers(address, start, size, (BrokenExecutor, CancelledError, KilledWorker))
+        lost = (BrokenExecutor, CancelledError, KilledWorker)
+        workers = Workers(address, start, size, lost, lambda shared, count: client.scatter(shared.array[:count]))
         try:
             versions = client.run(_version)
         except Exception as error:  # whatever it is that they cannot do

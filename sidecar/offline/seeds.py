@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from onnx_builder.network import Array, Network
+from sidecar.fleet.shared import Shared, SharedArray, array_of
+from sidecar.fleet.workers import Workers
 from sidecar.learning.device.fitting import Job, fit_stacked
 from sidecar.learning.device.stacked import Device
 from sidecar.learning.head import Head
@@ -19,12 +22,14 @@ class Seeds:
     """Each training is done with `count` seeds, from the recipe's on.
 
     ensemble: the result is the average of them all, else that of the first seed. device: makes the device for a number of
-    models that train side by side there; None trains one after the other, in numpy.
+    models that train side by side there; workers: share out the trainings of the pairs with these features. Without both, one
+    is trained after the other, in numpy.
     """
 
     count: int = 1
     ensemble: bool = False
     device: Callable[[int], Device] | None = None
+    workers: tuple[Workers, SharedArray] | None = None
 
     def fit(
         self,
@@ -39,14 +44,16 @@ class Seeds:
         """For each part of the pairs, what training on it gives with each seed. observe: told of the first training."""
         recipes = [dataclasses.replace(recipe, seed=recipe.seed + number) for number in range(self.count)]
         jobs = [Job(rows, each) for rows in parts for each in recipes]
-        if self.device is None:
+        if self.device is not None:
+            trained = fit_stacked(features, scores, jobs, self.device(len(jobs)), progress, base, observe)
+        elif self.workers is not None and len(jobs) > 1 and observe is None:
+            trained = _fit_by_workers(*self.workers, scores, jobs, progress, base)
+        else:
             observers = [observe, *[None] * (len(jobs) - 1)]
             trained = [
                 fit(features, scores, job.rows, job.recipe, progress, base, observer)
                 for job, observer in zip(jobs, observers, strict=True)
             ]
-        else:
-            trained = fit_stacked(features, scores, jobs, self.device(len(jobs)), progress, base, observe)
         return [trained[start : start + self.count] for start in range(0, len(jobs), self.count)]
 
     def result(self, trained: Sequence[Fitted]) -> Fitted:
@@ -57,3 +64,36 @@ class Seeds:
         kinds = [each.live for each in trained], [each.ema for each in trained]
         live, ema = (Head(average([head.network() for head in heads])) for heads in kinds)
         return Fitted(live, ema, first.steps)
+
+
+class _Trained(NamedTuple):
+    """What a worker gives. loss: the last one, in score points squared; pairs: trained on in all."""
+
+    live: Network
+    ema: Network
+    steps: int
+    loss: float
+    pairs: int
+
+
+def _fit_by_workers(
+    workers: Workers, features: SharedArray, scores: Array, jobs: Sequence[Job], progress: Progress, base: Network | None
+) -> list[Fitted]:
+    shared = workers.share(features, len(scores))
+    trained: dict[int, Fitted] = {}
+    for number, done in workers.run(_fit, [(shared, scores, job, base) for job in jobs]):
+        trained[number] = Fitted(Head(done.live), Head(done.ema), done.steps)
+        progress(done.pairs, done.loss)
+    return [trained[number] for number in range(len(jobs))]
+
+
+def _fit(features: Shared, scores: Array, job: Job, base: Network | None) -> _Trained:
+    """On a worker."""
+    pairs, last = 0, 0.0
+
+    def told(count: int, loss: float) -> None:
+        nonlocal pairs, last
+        pairs, last = pairs + count, loss
+
+    found = fit(array_of(features), scores, job.rows, job.recipe, told, base)
+    return _Trained(found.live.network(), found.ema.network(), found.steps, last, pairs)

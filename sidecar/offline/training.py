@@ -112,6 +112,7 @@ def train_offline(
     else:
         read = sampling.read(paths, columns, score_min=low, score_max=high, skip_bad=skip_bad)
         pairs = read.pairs
+        seeds = dataclasses.replace(seeds, workers=(sampling.workers, read.features))
     require_target(pairs, inputs.target, columns)
     is_held_out = pairs.position < holdout
     train, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)

@@ -141,6 +141,22 @@
       ];
     },
 
+    pods() {
+      const {sampled} = said;
+      if (!sampled) return [];
+      const bins = sampled.by_score.map(({read, kept}, i) => [`tenth ${i + 1}`, count(read), count(kept)]);
+      return [
+        paragraph(`Of ${count(sampled.read)} pairs that were read, ${count(sampled.kept)} were kept in the sample. Pods, codecs ` +
+          "and tenths of the score range share it evenly, as far as each has so many pairs, so that rare ones stay in."),
+        table("Figures are those of held-out pairs in the sample",
+          ["pod", "#read", "#kept", "#mean score", "#held out", "#PLCC", "#RMSE", "#mean residual"],
+          sampled.pods.map(({name, read, kept, mean_score, held_out: figures}) => [name, count(read), count(kept),
+            rmse(mean_score), count(figures.pairs ?? 0), plcc(figures.plcc), rmse(figures.rmse), signed(figures.mean_residual)])),
+        table("Pairs by true score, the lowest tenth of the range first", ["scores", "#read", "#kept"], bins),
+        ...sampled.left_out.map((why) => paragraph(`Left out: ${why}`)),
+      ];
+    },
+
     scores() {
       const shown = points.map(([x, y, group]) => ({x, y: y - x, group}));
       const [most] = [...scores].sort((a, b) => b.rmse - a.rmse);

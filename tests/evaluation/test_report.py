@@ -19,6 +19,7 @@ from sidecar.learning.metrics import rmse
 from sidecar.learning.recipe import OBSERVATIONS, Recipe, fit
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
 from tests.conftest import EXAMPLE, run, tree
+from tests.journals import write_journal
 
 MARKUP = "</script><img src=x onerror=alert(1)>&amp;"
 UNSEEN = "a\u2028b\u202ec\x1b[31m\x07"
@@ -96,6 +97,23 @@ def test_the_groups_of_a_validated_run_are_predicted_by_models_that_have_not_see
     assert shown["judged"]["rmse"] == said["loso"]["pooled_rmse"]
     assert {g["group"]: g["rmse"] for g in shown["groups"]} == {g["group"]: g["rmse"] for g in said["loso"]["groups"]}
     assert [g["rmse"] for g in shown["groups"]] == sorted((g["rmse"] for g in shown["groups"]), reverse=True)
+
+
+def test_what_workers_have_read_is_told_by_pod(tmp_path, chromium):
+    state = write_journal(
+        tmp_path / f"pod-{MARKUP_IN_A_NAME}", {"000000000000.jsonl": gzip.decompress(EXAMPLE.read_bytes()).splitlines()[:600]}
+    )
+    arguments = ("--workers", 1, "--sample", 500, "--epochs", 1, "--output", tmp_path / "c", "--report", tmp_path / "r.html")
+    done = run("train-offline", state, EXAMPLE, *arguments, "--json")
+    said, shown = json.loads(done.stdout), document_of(tmp_path / "r.html")
+    assert shown["said"] == said
+    assert [(pod["name"], pod["read"]) for pod in said["sampled"]["pods"]] == [("files", 2496), (str(state), 600)]
+    assert [each["pairs"] for each in shown["data"]["files"]] == [600, 2496]
+    assert "sha256" not in shown["data"]["files"][0]
+    drawn(chromium, tmp_path / "r.html")
+    text = chromium.ask("document.getElementById('pods').textContent")
+    assert str(state) in text
+    assert "Of 3,096 pairs that were read, 500 were kept" in text
 
 
 def test_a_report_changes_no_byte_of_the_model(trained, tmp_path, random_rows, write_lines):
