@@ -47,11 +47,16 @@ class Data:
 
 def torch_layers() -> dict[str, Callable[[], Any]]:
     """What may come after a Linear layer of 16 units."""
+    import torch
     from torch import nn
 
     class Where(nn.Module):
         def forward(self, x: Any) -> Any:
             return x.where(x > 0, x * 0.1)
+
+    class OfSome(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return torch.cat([x[:, 8:], x[:, :8].abs().log1p()], dim=1)
 
     class Norm(nn.Sequential):
         pass
@@ -61,6 +66,7 @@ def torch_layers() -> dict[str, Callable[[], Any]]:
     layers: dict[str, Callable[[], Any]] = {name: getattr(nn, name) for name in names}
     layers["GELU, tanh"] = lambda: nn.GELU("tanh")
     layers["torch.where"] = Where
+    layers["log1p of half"] = OfSome
     layers["BatchNorm1d"] = lambda: Norm(nn.BatchNorm1d(16), nn.ReLU())
     layers["LayerNorm"] = lambda: Norm(nn.LayerNorm(16), nn.ReLU())
     layers["Dropout"] = lambda: Norm(nn.Dropout(), nn.ReLU())

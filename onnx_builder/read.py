@@ -8,6 +8,7 @@ read. Whatever the precision in the file, the network computes in float32.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -153,8 +154,9 @@ class _Reader:
     def __init__(self, model: onnx.ModelProto, file: Path | None, rows: int, untold: int) -> None:
         graph = model.graph
         self.opsets = _opsets(model)
-        if len(graph.node) > MAX_NODES:
-            raise NetworkError(f"{len(graph.node)} nodes; a regressor has at most {MAX_NODES}")
+        results = sum(len(node.output) or 1 for node in graph.node)
+        if results > MAX_NODES:
+            raise NetworkError(f"{results} results of nodes; a regressor has at most {MAX_NODES}")
         if len(graph.output) != 1:
             names = ", ".join(repr(value.name) for value in graph.output[:4])
             raise NetworkError(f"{len(graph.output)} outputs ({names}); expected one, the score")
@@ -192,7 +194,8 @@ class _Reader:
         ports = [self._input_port(value) for value in self.inputs.values()]
         self._begin(ports)
         for node in nodes:
-            self.values[node.output[0]] = self._result(node)
+            result = self._result(node)
+            self.values.update(zip(node.output, result if isinstance(result, list) else [result], strict=False))
         score = self.values.get(self.output)
         if not isinstance(score, _Value):
             raise NetworkError(f"output {self.output!r} is constant: it does not depend on an input")
@@ -220,7 +223,7 @@ class _Reader:
             elif done:
                 nodes[id(node)] = node
             elif id(node) not in nodes:
-                if name != node.output[0]:
+                if name != node.output[0] and operator_of(node) != "Split":
                     raise NetworkError(f"{described(node)}: its second output {name!r} is used")
                 if id(node) in begun:
                     fault = fault or f"{described(node)}: the graph has a cycle"
@@ -268,7 +271,7 @@ class _Reader:
             self.values[port.name] = _Value(self.leaf, shape, columns)
             start += port.width
 
-    def _result(self, node: onnx.NodeProto) -> _Value | Array:
+    def _result(self, node: onnx.NodeProto) -> _Value | Array | list[_Value]:
         try:
             inputs = [self._value(name) if name else None for name in node.input]
             return self._computed(_Call(node, inputs, attributes_of(node, self.opsets)))
@@ -283,7 +286,7 @@ class _Reader:
             self.values[name] = self.constants.read(self.initializers[name])
         return self.values[name]
 
-    def _computed(self, call: _Call) -> _Value | Array:
+    def _computed(self, call: _Call) -> _Value | Array | list[_Value]:
         operator, inputs = operator_of(call.node), call.inputs
         values = [value for value in inputs if isinstance(value, _Value)]
         if operator in _EACH_VALUE:
@@ -303,7 +306,7 @@ class _Reader:
             kind = "an input of the graph" if name in self.inputs else "computed from the features"
             raise NetworkError(f"{name!r} is {kind}, not constant")
         result = _HANDLERS[operator](self, values[0], call) if operator in _HANDLERS else self.moved(values[0], call)
-        assert isinstance(result, _Value | np.ndarray)
+        assert isinstance(result, _Value | np.ndarray | list)
         return result
 
     def _each_value(self, call: _Call, values: list[_Value]) -> _Value | Array:
@@ -350,7 +353,7 @@ class _Reader:
                 fits = all(size == 1 or (size == wanted == width and at != batch) for at, (size, wanted) in pairs)
                 fits = fits or (self.rows == 1 and shape == common)
             if not fits:
-                self._tell_width(math.prod(shape))
+                self.tell_width(math.prod(shape))
                 name, kind = call.node.input[place], "" if isinstance(each, _Value) else "constant "
                 its = self.shown(shape) if isinstance(each, _Value) else str(shape)
                 raise NetworkError(f"{kind}{name!r} of shape {its} does not fit {self.shown(common)}")
@@ -359,7 +362,7 @@ class _Reader:
     def _width_of(self, shape: Shape) -> int:
         return math.prod(shape) // self.rows
 
-    def _tell_width(self, width: int) -> None:
+    def tell_width(self, width: int) -> None:
         """Begin again if this is the first to tell how many features the input has."""
         if self.is_untold and not self.untold and not self.steps and width > 1:
             raise _WidthFoundError(width)
@@ -371,7 +374,7 @@ class _Reader:
         numbers = [array for array in others if array is not None]
         numbers += [np.array(value) for value in call.attributes.values() if isinstance(value, list)]
         if call.node.op_type == "Reshape" and numbers[0].size:
-            self._tell_width(int(numbers[0].reshape(-1)[-1]))
+            self.tell_width(int(numbers[0].reshape(-1)[-1]))
         if (
             not self.has_fixed_batch
             and call.node.op_type in ("Reshape", "Expand")
@@ -465,7 +468,7 @@ class _Reader:
 
     def dense(self, value: _Value, weight: Float32, bias: Float32, bias_is_open: bool = False) -> _Value:
         """A dense layer with weight (n_out, n_in)."""
-        self._tell_width(weight.shape[1])
+        self.tell_width(weight.shape[1])
         if value.shape[-1:] != (weight.shape[1],) or self._width_of(value.shape) != weight.shape[1]:
             raise NetworkError(f"a weight for {weight.shape[1]} values gets {self.shown(value.shape)}")
         columns = self._commit(value)
@@ -478,7 +481,7 @@ class _Reader:
 
     def normalized(self, value: _Value, call: _Call, epsilon: float) -> _Value:
         """A layer normalisation."""
-        self._tell_width(call.finite(1).size)
+        self.tell_width(call.finite(1).size)
         width = self._width_of(value.shape)
         scale, bias = self.row(call, 1, width), self.row(call, 2, width)
         columns = self._commit(value)
@@ -505,7 +508,7 @@ class _Reader:
         term = value.term
         for operator, numbers in pairs:
             constant = _finite(operator, np.asarray(numbers, dtype=np.float64)).reshape(-1)
-            self._tell_width(constant.size)
+            self.tell_width(constant.size)
             if constant.size not in (1, self._width_of(value.shape)):
                 raise NetworkError(f"{constant.size} constants for {self.shown(value.shape)}")
             term = self.terms(operator, term, constant if constant.size > 1 else constant.reshape(()))
@@ -639,6 +642,24 @@ def _part(reader: _Reader, value: _Value, call: _Call) -> _Value:
     return reader.moved(value, call)
 
 
+def _split(reader: _Reader, value: _Value, call: _Call) -> list[_Value]:
+    """Split, as a Slice for each output."""
+    axis, given = call.attributes.get("axis", 0), call.array(1)
+    sizes = call.attributes.get("split", []) if given is None else [int(size) for size in given.reshape(-1)]
+    if sizes:
+        reader.tell_width(sum(sizes))
+    elif reader.is_untold and not reader.untold:
+        raise NetworkError("splits an input that does not say how many features it takes")
+    size = value.shape[axis]
+    sizes = sizes or [math.ceil(size / len(call.node.output))] * len(call.node.output)
+    starts = [min(start, size) for start in itertools.accumulate(sizes, initial=0)]
+    if len(sizes) != len(call.node.output) or starts[-1] != size:
+        raise NetworkError(f"makes {len(call.node.output)} parts of sizes {sizes[:8]} of {reader.shown(value.shape)}")
+    node, whole = onnx.NodeProto(op_type="Slice"), np.array([axis])
+    calls = [_Call(node, [value, np.array([a]), np.array([b]), whole], {}) for a, b in itertools.pairwise(starts)]
+    return [_part(reader, value, each) for each in calls]
+
+
 _HANDLERS: dict[str, Callable[..., Any]] = {
     "Gemm": _gemm,
     "MatMul": _gemm,
@@ -655,6 +676,7 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     "Cast": _cast,
     "Shape": _shape,
     "Slice": _part,
+    "Split": _split,
     "Gather": _part,
 }
 """Operators that neither do the same to each value nor only move values."""

@@ -178,15 +178,24 @@ class _Maker:
         """All values in another order, in two parts, each of which may be scaled or be given to a function."""
         places = self.chance.sample(range(width), width)
         cut = self.chance.randrange(1, width)
-        parts = []
-        for part in (places[:cut], places[cut:]):
-            taken = self.add("Gather", x, self.constant(np.array(part)), axis=1)
+        widths, parts = [cut, width - cut], []
+        if self.chance.random() < 0.3:
+            apart = self.split(x, *widths)
+        else:
+            apart = [self.add("Gather", x, self.constant(np.array(part)), axis=1) for part in (places[:cut], places[cut:])]
+        for part, taken in zip(widths, apart, strict=True):
             for operator in self.chance.sample(["Sub", "Mul", "Add", "Mul"], self.chance.choice([0, 1, 2, 2])):
-                taken = self.add(operator, taken, self.row(len(part)))
+                taken = self.add(operator, taken, self.row(part))
             for _ in range(self.chance.choice([0, 0, 1, 2])):
-                taken = self.function(taken, taken, len(part))
+                taken = self.function(taken, taken, part)
             parts.append(taken)
         return self.add("Concat", *parts, axis=1), width
+
+    def split(self, x: str, *sizes: int) -> list[str]:
+        given = {"split": sizes} if self.opset < 13 else {}
+        first = self.add("Split", x, *([] if given else [self.constant([*sizes])]), axis=1, **given)
+        self.nodes[-1].output.append(f"{first}_rest")
+        return [*self.nodes[-1].output]
 
     def normalized(self, x: str, width: int) -> str:
         def row() -> str:

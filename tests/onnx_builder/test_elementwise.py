@@ -17,7 +17,7 @@ CONSTANTS = {
     "cubic": np.float32(0.044715), "sqrt_2_pi": np.float32((2 / np.pi) ** 0.5), "tenth": np.float32(0.1), "six": np.float32(6),
     "three": np.float32(3), "slope": positive(4), "slope1": positive(1), "minus": np.float32(-0.2), "twenty": np.float32(20),
     "true": np.array(True), "masks": np.array([True, False, True, False]), "minus_one": np.float32(-1),
-    "i4": np.array([4]), "c2": positive(2),
+    "i4": np.array([4]), "c2": positive(2), "i21": np.array([2, 1]),
 }  # fmt: skip
 
 ONE_OPERATOR = {
@@ -92,6 +92,7 @@ OF_SOME = {
     "j = Concat <axis = 1> (q, m) t = Tanh(j) y = Gemm(t, w31)",
     "joined with another function": f"{TWO} {THIRD} e = PRelu(u, c2) t = Tanh(v) j = Concat <axis = -1> (t, e) n = Mul(j, c3) "
     "y = Gemm(n, w31)",
+    "joined with a rest": "u, v = Split <axis = 1> (x, i21) e = Exp(u) j = Concat <axis = 1> (v, e) y = Gemm(j, w31)",
     "some of what was joined": f"{TWO} {THIRD} e = Exp(v) t = Tanh(u) j = Concat <axis = 1> (t, e) g = Slice(j, i0, i2, i1) "
     "y = Gemm(g, w21)",
 }  # fmt: skip

@@ -303,6 +303,7 @@ def test_layer_normalization_spelled_out(body, scale):
         ("s = Shape(x) e = Expand(c13, s) h = Mul(x, e) y = Gemm(h, w31)", "Mul Dense"),
         ("s = Shape(x) e = ConstantOfShape(s) h = Add(x, e) y = Gemm(h, w31)", "Add Dense"),
         ("u = Unsqueeze(x, i2) t = Transpose <perm = [0, 2, 1]> (u) s = Squeeze(t, i1) y = Gemm(s, w31)", "Dense"),
+        ("u, v, w = Split <axis = -1> (x) m = Mul(u, c) j = Concat <axis = 1> (w, m, v) y = Gemm(j, w31)", "Mul Dense"),
     ],
 )  # fmt: skip
 def test_what_folds_away(body, steps):
@@ -403,6 +404,15 @@ def test_a_sparse_initializer_is_named():
     )
     with pytest.raises(NetworkError, match="'w31_' is a sparse initializer: store it dense"):
         from_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("opset", "split"),
+    [(9, "<axis = 1, split = [2, 1]> (x)"), (13, "<axis = 1> (x, i21)"), (18, "<axis = 1, num_outputs = 2> (x)")],
+)
+def test_features_may_be_split(opset, split):
+    body = f"u, v = Split {split} j = Concat <axis = 1> (v, u) y = MatMul(j, w31)"
+    assert_reads(graph(body, opset=opset, i21=np.array([2, 1])))
 
 
 @pytest.mark.parametrize("opset", [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, NEWEST_OPSET])
@@ -683,6 +693,9 @@ def test_what_was_written_reads_as_the_same_bytes(make_network):
         ("n = LayerNormalization(x, c4) y = Gemm(n, w31)", r"'c4' has shape \(4,\); expected \(3,\)"),
         ("n = LayerNormalization(x, , c3) y = Gemm(n, w31)", "input 1 is missing"),
         ("n = LayerNormalization <epsilon = -1.0> (x, c3) y = Gemm(n, w31)", "epsilon is -1.0"),
+        ("u, v = Split <axis = 1> (x, many) y = Gemm(u, w31)", r"makes 2 parts of sizes \[0, 1, 2, 3, 4, 5, 6, 7\] of"),
+        ("u, v = Split(x, i1) y = Gemm(v, w31)", r"\(Split\): makes 2 parts of sizes \[1\]"),
+        ("u = Split(x, i3) y = Gemm(u, w31)", r"takes some rows of \(batch, 3\)"),
         ("n, m, d = LayerNormalization(x, c3) y = Mul(m, c)", r"\(LayerNormalization\): its second output 'm' is used"),
         ("h = Dropout(x, half, yes) y = Gemm(h, w31)", r"node 'h' \(Dropout\): is in training mode"),
         ("h = Cast <to = 7> (x) y = Gemm(h, w31)", "casts the features to type INT64; expected a float"),
