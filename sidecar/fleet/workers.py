@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from multiprocessing import connection
@@ -24,7 +26,7 @@ _log = logging.getLogger(__name__)
 _AHEAD = 2
 """So many calls wait for each worker: it has the next one at once, and few results wait to be taken."""
 _LOSSES = 10
-"""A call that is lost so many times is not made again: it may be what kills its workers."""
+"""When workers are lost so many times, and nothing gets done in between, a call may be what kills them."""
 _NO_WORKERS_S = 60.0
 """A cluster without a worker is waited for so long."""
 _LOOK_S = 1.0
@@ -69,7 +71,7 @@ class Workers:
         """
         waiting = deque(range(len(calls)))
         running: dict[Future[Result], int] = {}
-        losses = Counter[int]()
+        losses = 0
         while waiting or running:
             try:
                 self.count = self._size()
@@ -83,18 +85,21 @@ class Workers:
                 number = waiting.popleft()
                 running[self._executor.submit(function, *calls[number])] = number
             done, _ = wait(running, _LOOK_S, FIRST_COMPLETED)
+            lost = False
             while done:
                 future = done.pop()
                 number = running.pop(future)
                 try:
                     result = future.result()
                 except self._lost:
-                    losses[number] += 1
-                    if losses[number] == _LOSSES:
-                        raise LostError(f"{self.name}: a call was lost {_LOSSES} times, each time with its worker") from None
+                    lost = True
                     waiting.append(number)
                 else:
+                    losses = 0
                     yield number, result
+            losses += lost
+            if losses == _LOSSES:
+                raise LostError(f"{self.name}: workers were lost {_LOSSES} times, and nothing got done in between")
 
     def close(self) -> None:
         """End the executor; calls that run are not waited for."""
@@ -112,21 +117,31 @@ def processes(count: int) -> Iterator[Workers]:
 
 
 class _Processes(Executor):
-    """Executors of one process each, so that one that dies takes no more with it than what it had."""
+    """Executors of one process each, so that one that dies takes no more with it than what it had.
+
+    Results are in files without a name (memfd_create), and the executors hand on only which: one that dies while it hands on
+    megabytes would leave a ProcessPoolExecutor waiting for the rest forever.
+    """
 
     def __init__(self, count: int) -> None:
         self._executors = [self._new() for _ in range(count)]
+        self._taken: list[deque[int]] = [deque() for _ in range(count)]  # descriptors of results that are here
         self._unfinished: list[list[Future[Any]]] = [[] for _ in range(count)]
 
     def submit(self, function: Callable[..., Result], /, *arguments: Any, **named: Any) -> Future[Result]:
         self._unfinished = [[each for each in futures if not each.done()] for futures in self._unfinished]
         place = min(range(len(self._executors)), key=lambda place: len(self._unfinished[place]))
+        call = functools.partial(function, *arguments, **named)
+        taken = self._taken[place]
         try:
-            future = self._executors[place].submit(function, *arguments, **named)
+            answer = self._executors[place].submit(_answer, call, [taken.popleft() for _ in range(len(taken))])
         except BrokenExecutor:
             self._executors[place].shutdown(wait=False)
-            self._executors[place] = self._new()
-            future = self._executors[place].submit(function, *arguments, **named)
+            self._executors[place], taken = self._new(), deque()
+            self._taken[place] = taken
+            answer = self._executors[place].submit(_answer, call, [])
+        future: Future[Result] = Future()
+        answer.add_done_callback(lambda answer: _take(answer, future, taken))
         self._unfinished[place].append(future)
         return future
 
@@ -137,6 +152,31 @@ class _Processes(Executor):
     @staticmethod
     def _new() -> Executor:
         return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
+
+
+def _answer(call: Callable[[], object], taken: Sequence[int]) -> tuple[int, int]:
+    """In the process: make a call; which process and descriptor have the result. taken: descriptors that may be closed."""
+    for descriptor in taken:
+        os.close(descriptor)
+    result = call()
+    descriptor = os.memfd_create("result", os.MFD_CLOEXEC)
+    with open(descriptor, "wb", closefd=False) as stream:
+        pickle.dump(result, stream, pickle.HIGHEST_PROTOCOL)
+    return os.getpid(), descriptor
+
+
+def _take(answer: Future[tuple[int, int]], future: Future[Result], taken: deque[int]) -> None:
+    try:
+        process, descriptor = answer.result()
+        with open(f"/proc/{process}/fd/{descriptor}", "rb") as stream:
+            result = pickle.load(stream)
+    except (OSError, EOFError, pickle.UnpicklingError):
+        future.set_exception(BrokenExecutor("the process died with its result"))
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        taken.append(descriptor)
+        future.set_result(result)
 
 
 def _begin() -> None:
@@ -168,8 +208,11 @@ def cluster(address: str) -> Iterator[Workers]:
     for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what is lost is told here, in one line
     try:
-        client = Client(address, security=Security(require_encryption=True) if secure else None, set_as_default=False)
-    except (OSError, TypeError, ValueError) as error:  # a certificate that is missing or not good is any of these
+        security = Security(require_encryption=True) if secure else None
+        if security and not security.get_connection_args("client").get("ssl_context"):
+            raise SchedulerError(f"--scheduler {address}: no certificates: set DASK_DISTRIBUTED__COMM__TLS__CA_FILE and others")
+        client = Client(address, security=security, set_as_default=False)
+    except OSError as error:  # of certificates, too
         raise LostError(f"{address}: {error}") from error
     comm: object = None
     seen = time.monotonic()

@@ -44,9 +44,22 @@ def test_what_a_dead_worker_had_is_done_again(tmp_path):
         assert sorted(workers.run(once_dead, [(str(tmp_path), n) for n in range(3)])) == [(n, n) for n in range(3)]
 
 
+def large(number: int) -> bytes:
+    return bytes([number]) * (8 << 20)
+
+
+def test_workers_may_die_while_they_hand_over_results():
+    with processes(2) as workers:
+        for number, found in workers.run(large, [(number,) for number in range(12)]):
+            assert found == large(number)
+            if number in (3, 8):
+                for child in multiprocessing.active_children():
+                    child.kill()
+
+
 def test_a_call_that_always_kills_its_worker_ends_the_work(monkeypatch):
     monkeypatch.setattr(module, "_LOSSES", 2)
-    with processes(1) as workers, pytest.raises(LostError, match="1 process: a call was lost 2 times"):
+    with processes(1) as workers, pytest.raises(LostError, match="1 process: workers were lost 2 times"):
         [*workers.run(always_dead, [()])]
 
 
@@ -76,6 +89,12 @@ def test_shared_arrays_are_seen_without_a_copy():
 )
 def test_schedulers_that_are_refused(address):
     with pytest.raises(SchedulerError, match="--scheduler"), cluster(address):
+        pass
+
+
+def test_tls_needs_certificates(monkeypatch):
+    pytest.importorskip("distributed")
+    with pytest.raises(SchedulerError, match="no certificates"), cluster("tls://127.0.0.1:1"):
         pass
 
 
