@@ -193,12 +193,12 @@ def one_pass(data: Data, make: Make, seed: int) -> list[float]:
 
 def nothing_wrong(data: Data, make: Make, seed: int) -> list[float]:
     learner = make(data.pairs.features.shape[1], seed)
-    learn(learner, data.pairs, data.stream(FIRST_PAIRS, seed))
+    learn(learner, data.pairs, data.stream(FIRST_PAIRS + 64, seed))
     return recovery(learner, data, seed)
 
 
 def large_first_pair(data: Data, make: Make, seed: int) -> list[float]:
-    learner, rows = make(data.pairs.features.shape[1], seed), data.stream(FIRST_PAIRS, seed)
+    learner, rows = make(data.pairs.features.shape[1], seed), data.stream(FIRST_PAIRS + 64, seed)
     wrong = np.random.default_rng([seed, 4]).integers(FIRST_PAIRS)
     features = data.pairs.features.copy()
     features[rows[wrong]] *= 1e4
@@ -305,8 +305,8 @@ ROWS = [
     ),
     Row("offline-features", "offline, features of 1 % × 10", UNSEEN, offline_features, "offline"),
     Row("features", "features of 1 % × 10", ["last tenth", *UNSEEN], online_features),
-    Row("clean", "nothing: the first 256 pairs", RECOVERY, nothing_wrong),
-    Row("first-pair", "one of the first 256 pairs × 10⁴", RECOVERY, large_first_pair),
+    Row("clean", "nothing, after 320 pairs", RECOVERY, nothing_wrong),
+    Row("first-pair", "one of the first 256 of 320 pairs × 10⁴", RECOVERY, large_first_pair),
     Row("base", "base model's first 128 pairs × 10⁴", RECOVERY, large_first_pairs_of_base, "settings"),
     *(
         Row(f"rate-{factor}", f"rate × {factor} for 5,000 pairs", RECOVERY, wrong_rate(factor), "settings")
