@@ -196,7 +196,7 @@ class Settings:
         "ring: the oldest pair leaves a full replay buffer; balanced: the oldest of the scores that it has most of.",
     )  # fmt: skip
     learning_rate: float = setting(
-        1e-4, "VMAFX_SIDECAR_LR", "learningRate", number(0, over=True), "Learning rate.", also="--lr"
+        1e-4, "VMAFX_SIDECAR_LR", "learningRate", number(0, 0.1, over=True), "Learning rate.", also="--lr", steady=1e-3
     )
     loss: Literal["huber", "squared"] = setting(
         "huber",
@@ -208,8 +208,10 @@ class Settings:
     optimizer: Literal["sgd", "adam"] = setting(
         "sgd", "VMAFX_SIDECAR_OPTIMIZER", "optimizer", one_of("sgd", "adam"), "SGD with momentum, or Adam."
     )
-    momentum: float = setting(0.9, "VMAFX_SIDECAR_MOMENTUM", "momentum", number(0, 1, under=True), "Momentum of SGD.")
-    weight_decay: float = setting(1e-5, "VMAFX_SIDECAR_WEIGHT_DECAY", "weightDecay", number(0), "L2 regularisation strength.")
+    momentum: float = setting(0.9, "VMAFX_SIDECAR_MOMENTUM", "momentum", number(0, 0.9999), "Momentum of SGD.", steady=0.99)
+    weight_decay: float = setting(
+        1e-5, "VMAFX_SIDECAR_WEIGHT_DECAY", "weightDecay", number(0, 0.1), "L2 regularisation strength.", steady=0.01
+    )
     max_grad_norm: float = setting(
         1.0,
         "VMAFX_SIDECAR_MAX_GRAD_NORM",
@@ -391,6 +393,16 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     unknown = sorted(name for name in environment if name.startswith("VMAFX_SIDECAR_") and name not in known)
     nearest = {name: difflib.get_close_matches(name, known, 1, 0.0)[0] for name in unknown if not _OF_A_SERVICE.fullmatch(name)}
     return [f"{name} is no setting and has no effect; the nearest is {other}" for name, other in nearest.items()]
+
+
+def unsteady(settings: Settings) -> list[str]:
+    """In words, each setting that is higher than what training has been seen to be steady with."""
+    return [
+        f"{each.metadata['env']}={getattr(settings, each.name):g}: training is steady up to {each.metadata['steady']:g}; "
+        "with more the weights may go back to earlier ones again and again"
+        for each in fields(Settings)
+        if getattr(settings, each.name) > each.metadata.get("steady", math.inf)
+    ]
 
 
 def read_settings(options: Mapping[str, str | None], environment: Mapping[str, str]) -> Settings:

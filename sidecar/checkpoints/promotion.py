@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from sidecar.checkpoints.directory import Checkpoint, CheckpointError, promote
+from sidecar.learning.outliers import Outliers
 from sidecar.state.anchor import write_anchor
 from sidecar.state.snapshots import read_snapshots
 
@@ -28,7 +29,8 @@ def promote_by_hand(version: int, checkpoint_directory: Path, state_directory: P
     checkpoint = promote(checkpoint_directory, version)
     for _, state in read_snapshots(state_directory):
         try:
-            write_anchor(state_directory, state["held_out"])
+            held_out, outliers = state["held_out"], Outliers.from_state(state)
+            write_anchor(state_directory, held_out[~outliers.among(held_out[:, : outliers.usual.shape[1]])])
         except (KeyError, OSError) as error:
             _log.warning("the anchor in %s was not renewed: %s", state_directory, error)
         break

@@ -32,6 +32,7 @@ def result_json(result: Result) -> dict[str, Any]:
         "sha256": result.sha256,
         "n_features": result.pairs.features.shape[1],
         "pairs": {"train": len(result.train), "held_out": len(result.held_out), "skipped": result.pairs.skipped},
+        "outliers": result.outliers.count,
         "metrics": measured,
         "gate": result.gate._asdict(),
         "parity_max_abs_diff": result.parity_max_abs_diff,
@@ -72,6 +73,9 @@ def print_result(result: Result) -> None:
     if result.read:
         _print_pods(result.read, result.pods)
     print_skipped(result.pairs)
+    if result.outliers.count:
+        unusual = result.outliers.in_words(result.pairs.feature_names)
+        click.echo(f"left out as unlike all others: {result.outliers.count:,} of {len(result.pairs):,} pairs ({unusual})")
     click.echo(
         f"\ntrained {result.recipe.epochs:,} epochs on {len(result.train):,} pairs in {result.seconds:.1f} s "
         f"({result.pairs_per_second:,.0f} pairs per second)"

@@ -9,7 +9,7 @@ import os
 import click
 
 from sidecar.cli.options import Command
-from sidecar.settings import SECTIONS, Settings, default_text, option_of, read_settings, unknown_variables
+from sidecar.settings import SECTIONS, Settings, default_text, option_of, read_settings, unknown_variables, unsteady
 
 _log = logging.getLogger(__name__)
 _FIELDS = {each.name: each for each in dataclasses.fields(Settings)}
@@ -55,6 +55,6 @@ def serve_command(**options: str | None) -> None:
 
     settings = read_settings(options, os.environ)
     log.configure(settings.log_format, settings.log_level)
-    for unknown in unknown_variables(os.environ):
-        _log.warning("%s", unknown)
+    for words in (*unknown_variables(os.environ), *unsteady(settings)):
+        _log.warning("%s", words)
     serve(settings)

@@ -131,7 +131,8 @@ def training_document(result: Result, said: dict[str, Any], paths: Sequence[str]
     base = result.heads.get("base")
     if validation is not None:
         what = "all pairs, each predicted by a model that was trained on the other groups"
-        rows, predicted = np.arange(len(pairs)), validation.predicted
+        rows = np.flatnonzero(~np.isnan(validation.predicted))
+        predicted = validation.predicted[rows]
         models = [Model(fold.head.predict, fold.rows) for fold in validation.folds]
     else:
         held_out = bool(len(result.held_out))

@@ -33,6 +33,15 @@ def metric_families(status: Status) -> list[Metric]:
             "How far the mean of a feature has moved, in standard deviations; the largest of all features.",
             status.feature_drift,
         ),
+        _counter(
+            "outliers",
+            "Pairs of the current state that were left out of training, unlike all others.",
+            status.outliers,
+        ),
+        _counter("divergences", "Times that the weights had diverged and went back to earlier ones.", status.divergences),
+        _gauge(
+            "learning_rate_share", "What the learning rate is multiplied by; less than 1 after a divergence.", status.rate_share
+        ),
         _gauge("phase", "1 for the current phase, 0 for the others.", phases, "phase"),
         _gauge("replay_size", "Pairs in the replay buffer.", status.replay_size),
         _counter("replay_evictions", "Pairs that have left the replay buffer.", status.replay_evictions),

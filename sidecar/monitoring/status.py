@@ -24,9 +24,10 @@ class Status:
     Counts are those of this process; positions, steps and versions are those of the state. loss: mean squared error of the last
     group of new pairs before its first step, in score points squared. prequential_*: on the last 1000 pairs, each predicted
     before it was trained on; rmse in score points. feature_drift: the largest moving mean of a standardised feature, in
-    standard deviations; drifting_feature: which. features: their names in the model's order, empty if they have none.
-    target: what the scores are, empty if that is not known. step_seconds: mean time of the last steps, including all work on
-    their pairs. None: no value yet.
+    standard deviations; drifting_feature: which. outliers: pairs of the state that were left out of training; unusual_features:
+    in what, in words. divergences: how often the weights went back; rate_share: what the learning rate is multiplied by.
+    features: their names in the model's order, empty if they have none. target: what the scores are, empty if that is not
+    known. step_seconds: mean time of the last steps, including all work on their pairs. None: no value yet.
     """
 
     phase: Phase = "initializing"
@@ -56,6 +57,10 @@ class Status:
     journal_bytes: int = 0
     journal_errors: int = 0
     skipped_steps: int = 0
+    outliers: int = 0
+    unusual_features: str = ""
+    divergences: int = 0
+    rate_share: float = 1.0
     degraded: tuple[str, ...] = ()  # what was damaged in the state directory
     damage: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by kind of file
     log_dropped: int = 0

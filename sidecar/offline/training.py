@@ -19,6 +19,7 @@ from sidecar.fleet.reading import Read, Sampling
 from sidecar.journal.run import kernel
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import Metrics, metrics, rmse
+from sidecar.learning.outliers import Outliers
 from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, no_progress, schedule
 from sidecar.models.base_model import BaseModel, ExportIo, require_features
 from sidecar.models.evidence import evidence
@@ -48,16 +49,18 @@ class CurvePoint(NamedTuple):
 class Result:
     """What `train_offline` did.
 
-    train, held_out: rows of `pairs`; heads: by "base" (if there is one), "live" and "ema"; metrics: by ("train" or
-    "held_out", one of these); curve: empty if it was not asked for; curve_pairs: how many pairs it was measured on, by "train"
-    and "held_out"; refused: why libvmaf cannot use the checkpoint, empty if it can; seeds: the held-out figures of each seed's
-    EMA weights, if there are several; read: what workers read, if they did; pods: then the figures of each pod.
+    outliers: what of `pairs` was left out of everything; train, held_out: rows of the others; heads: by "base" (if there is
+    one), "live" and "ema"; metrics: by ("train" or "held_out", one of these); curve: empty if it was not asked for;
+    curve_pairs: how many pairs it was measured on, by "train" and "held_out"; refused: why libvmaf cannot use the checkpoint,
+    empty if it can; seeds: the held-out figures of each seed's EMA weights, if there are several; read: what workers read, if
+    they did; pods: then the figures of each pod.
     """
 
     checkpoint: Checkpoint
     sha256: str
     recipe: Recipe
     pairs: RecordedPairs
+    outliers: Outliers
     train: Rows
     held_out: Rows
     heads: dict[str, Head]
@@ -114,11 +117,15 @@ def train_offline(
         pairs = read.pairs
         seeds = dataclasses.replace(seeds, workers=(sampling.workers, read.features))
     require_target(pairs, inputs.target, columns)
+    start = base.network if base else None
+    outliers = Outliers(pairs.features.shape[1])
+    if start and start.n_features == pairs.features.shape[1]:
+        outliers.begin(start)
+    usual = outliers.sort_out(pairs.features)
     is_held_out = pairs.position < holdout
-    train, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+    train, held_out = np.flatnonzero(usual & ~is_held_out), np.flatnonzero(usual & is_held_out)
     if not len(train):
         raise TrainingError(f"a holdout of {holdout:g} leaves none of {len(pairs)} pairs to train on; use 0 to train on all")
-    start = base.network if base else None
     if base:
         require_features(base, pairs.features.shape[1], ", ".join(map(str, paths)))
         for words in evidence(base, pairs.features, pairs.true_score, recipe.score_max - recipe.score_min):
@@ -128,7 +135,7 @@ def train_offline(
     validated = (len(pairs.group_names) - 1) * len(pairs) if group_by is not None else 0
     told = progress((validated + len(train)) * epochs * seeds.count)
 
-    validation = leave_one_group_out(pairs, recipe, told, start, seeds) if group_by is not None else None
+    validation = leave_one_group_out(pairs, usual, recipe, told, start, seeds) if group_by is not None else None
     sets = {"train": train, "held_out": held_out}
     curve = _Curve(pairs, sets)
     started = time.perf_counter()
@@ -158,6 +165,7 @@ def train_offline(
         "journal": None,
         "data": [str(path) for path in paths],
         "columns": pairs.chosen,
+        "outliers": outliers.count,
         **about_features(pairs, inputs),
     }
     if validation is not None:
@@ -174,6 +182,7 @@ def train_offline(
         published.sha256,
         recipe,
         pairs,
+        outliers,
         train,
         held_out,
         weights,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnx_builder.network import Float32, Network
 from sidecar.learning.head import Head
@@ -27,7 +28,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Validation:
-    """Leave-one-group-out validation: each group once. predicted: (n,), a score for each pair.
+    """Leave-one-group-out validation: each group once. predicted: (n,), a score for each pair, NaN for what is left out.
 
     seeds: the pooled figures of each seed alone, if there are several.
     """
@@ -59,6 +60,7 @@ class Validation:
 
 def leave_one_group_out(
     pairs: RecordedPairs,
+    usual: NDArray[np.bool_],
     recipe: Recipe,
     progress: Progress = no_progress,
     base: Network | None = None,
@@ -66,26 +68,29 @@ def leave_one_group_out(
 ) -> Validation:
     """Each group of `pairs.group`, predicted by a head that was trained on all others, starting from `base` if there is one.
 
+    usual: (n,), which pairs are trained on and judged by.
+
     Raises TrainingError if there are fewer than two groups.
     """
     if pairs.group is None or len(pairs.group_names) < 2:
         raise TrainingError(f"leaving out one group at a time needs at least two groups, got {pairs.group_names}")
     left_out = [pairs.group == index for index in range(len(pairs.group_names))]
-    parts = [np.flatnonzero(~is_left_out) for is_left_out in left_out]
+    parts = [np.flatnonzero(~is_left_out & usual) for is_left_out in left_out]
     trained = seeds.fit(pairs.features, pairs.true_score, parts, recipe, progress, base)
-    predicted = np.empty(len(pairs), dtype=np.float32)
+    predicted = np.full(len(pairs), np.nan, dtype=np.float32)
     by_seed = np.empty((seeds.count, len(pairs)), dtype=np.float32)
     folds = []
     for name, is_left_out, with_each_seed in zip(pairs.group_names, left_out, trained, strict=True):
-        held_out = np.flatnonzero(is_left_out)
+        held_out = np.flatnonzero(is_left_out & usual)
         head = seeds.result(with_each_seed).ema
         predicted[held_out] = predict(head, pairs, held_out)
         folds.append(Fold(name, metrics(predicted[held_out], pairs.true_score[held_out]), held_out, head))
         if seeds.count > 1:
             for scores, fitted in zip(by_seed, with_each_seed, strict=True):
                 scores[held_out] = predict(fitted.ema, pairs, held_out)
-    each = [metrics(scores, pairs.true_score) for scores in by_seed] if seeds.count > 1 else []
-    return Validation(folds, metrics(predicted, pairs.true_score), predicted, each)
+    true = pairs.true_score[usual]
+    each = [metrics(scores[usual], true) for scores in by_seed] if seeds.count > 1 else []
+    return Validation(folds, metrics(predicted[usual], true), predicted, each)
 
 
 def predict(head: Head, pairs: RecordedPairs, rows: Rows) -> Float32:

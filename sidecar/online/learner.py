@@ -55,6 +55,11 @@ class Learner:
         groups = self.trainer.add(features[train], scores[train], finish)
         return [group._replace(place=train[group.place]) for group in groups]
 
+    def evidence(self) -> Array:
+        """The rows of `held_out` that are no outliers, by which models are judged."""
+        rows = self.held_out.rows()
+        return rows[~self.trainer.outliers.among(rows[:, : self.run.n_features])]
+
     def until_fit(self, pairs: Sequence[Pair]) -> int | None:
         """How many of the next pairs it takes until a new model is fitted; None if it is not fitted within them."""
         wanted = self.trainer.missing

@@ -39,7 +39,7 @@ def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callab
     trainer = learner.trainer
     assert trainer.ema is not None
     network = trainer.network(trainer.ema)
-    held_out = learner.held_out.rows()
+    held_out = learner.evidence()
     real = trainer.replay.rows(newest=PARITY_PAIRS)[:, : learner.run.n_features]
     pairs_seen = trainer.trained
     description = {

@@ -66,7 +66,7 @@ def train_stream(
     if trainer.ema is None or not trainer.trained:
         raise TrainingError(f"{learner.position} pairs are too few for a checkpoint; a new model needs 256 to train on")
     run = learner.run
-    held_out = learner.held_out.rows()
+    held_out = learner.evidence()
     terms = Terms(output, run.settings.score_max - run.settings.score_min, base, export_io if base else "canonical")
     description = {
         "step": trainer.step,

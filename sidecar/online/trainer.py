@@ -18,10 +18,12 @@ from sidecar.learning.drift import FeatureDrift
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import rmse
 from sidecar.learning.optim.learning_rate import warmed_up
+from sidecar.learning.outliers import Outliers
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.replay.balanced import BalancedReplayBuffer
 from sidecar.learning.replay.ring import ReplayBuffer
 from sidecar.learning.training_settings import TrainingSettings
+from sidecar.online.divergence import JUDGED_PAIRS, Divergence, Errors
 from sidecar.online.weights import Weights
 
 FIRST_PAIRS = 256
@@ -29,6 +31,9 @@ FIRST_PAIRS = 256
 PREQUENTIAL_PAIRS = 1000
 MEASURED_AT = (64, FIRST_PAIRS)
 """Training pairs after which a base model's units are measured again."""
+OUTLIERS_MEASURED_AT = (64, 256, 512, 1024, 2048)
+"""Training pairs after which it is measured again what is usual; pairs in the buffer that are outliers by then leave it."""
+_MEASURED_PAIRS = 1024
 RATE_UNIT = 100.0
 """The learning rate from the settings is multiplied by this: 1e-4 is 0.01 in the units that the head trains in (see
 `learning/conditioning.py`). Measured in `benchmarks/fine_tuning.py`: with half of it every base model learns more slowly; with
@@ -88,6 +93,8 @@ class Trainer:
         self._usual_error = math.inf
         self.replay = _replay_buffer(settings, n_features + 1)
         self.prequential = ReplayBuffer(PREQUENTIAL_PAIRS, 2)
+        self.outliers = Outliers(n_features)
+        self.divergence = Divergence()
         self.drift: FeatureDrift | None = None
         self._drift_is_measured = False  # on pairs, and to be measured again with the units
         self._rows: Array = np.zeros((settings.replay_capacity, n_features + 2), dtype=np.float32)
@@ -99,6 +106,7 @@ class Trainer:
         if base is not None:
             self.weights = Weights(settings, base, base, device=device)
             self.drift = FeatureDrift.of_network(base)
+            self.outliers.begin(base)
 
     @property
     def live(self) -> Head | None:
@@ -122,14 +130,23 @@ class Trainer:
         """
         groups: list[Group] = []
         start, count = 0, len(scores)
+        usual: Array | None = None
         while start < count:
-            stop = min(count, start + len(self._new) - self._waiting)
+            if usual is not self.outliers.usual:
+                usual = self.outliers.usual
+                outliers = (start + np.flatnonzero(self.outliers.among(features[start:]))).tolist()
+            stop = min(start + self.missing, outliers[0] if outliers else count, count)
+            if stop == start:
+                self.outliers.leave_out(features[start], self.trained + self._waiting + self.outliers.came)
+                del outliers[0]
+                start += 1
+                continue
             room = self._new[self._waiting : self._waiting + stop - start]
             room[:, : self.n_features] = features[start:stop]
             room[:, self.n_features] = scores[start:stop]
             self._waiting += stop - start
             start = stop
-            if self._waiting == len(self._new):
+            if self._waiting == len(self._new) and self._is_complete():
                 self._waiting = 0
                 self.trained += len(self._new)
                 loss = self._take_group()
@@ -165,6 +182,8 @@ class Trainer:
         state = {
             "counts": np.array([self._waiting, self.trained, self.step, self.skipped_steps, self.replay.added]),
             "usual_error": np.array(self._usual_error),
+            **self.outliers.state(),
+            **self.divergence.state(),
             "waiting": self._new[: self._waiting].copy(),
             "replay": self.replay.rows(),
             "replay_places": self.replay.places().astype(np.int32),
@@ -197,6 +216,10 @@ class Trainer:
             trainer.drift, trainer._drift_is_measured = FeatureDrift.from_state(state), bool(state["drift_is_measured"])
         trainer._waiting, trainer.trained, trainer.step, trainer.skipped_steps, added = state["counts"].tolist()
         trainer._usual_error = float(state.get("usual_error", math.inf))
+        if "usual" in state:
+            trainer.outliers = Outliers.from_state(state)
+        if "divergences" in state:
+            trainer.divergence = Divergence.from_state(state)
         trainer._new[: trainer._waiting] = state["waiting"]
         trainer.replay.restore(state["replay"], added, state.get("replay_places"))
         trainer._fill_rows()
@@ -216,7 +239,9 @@ class Trainer:
             for name in self.weights.optimizer_keys:
                 del state[name]
         state["waiting"], state["counts"][0] = state["waiting"][:0], 0
-        return self._with_waiting(Trainer.from_state(self.n_features, settings, state, self._device))
+        trainer = Trainer.from_state(self.n_features, settings, state, self._device)
+        trainer.divergence.forgive()
+        return self._with_waiting(trainer)
 
     def begun_anew(self, settings: TrainingSettings, base: Network) -> Trainer:
         """A trainer that starts with a base model's weights and continues with these pairs."""
@@ -224,6 +249,8 @@ class Trainer:
         trainer = Trainer(self.n_features, settings, base, self._device)
         trainer.replay.restore(self.replay.rows(), self.replay.added)
         trainer._fill_rows()
+        trainer.outliers = self.outliers
+        trainer.outliers.begin(base)
         return self._with_waiting(trainer)
 
     def remember(self, features: Array, scores: Array) -> None:
@@ -236,6 +263,7 @@ class Trainer:
         self.finish()
         for pairs in (self.replay.data, self._new):
             pairs[:, : self.n_features] = pairs[:, places]
+        self.outliers.reorder(places)
 
     def _with_waiting(self, trainer: Trainer) -> Trainer:
         waiting = self._new[: self._waiting]  # may complete a group, if groups are smaller now
@@ -245,13 +273,24 @@ class Trainer:
     def _room_for(self, pairs: int) -> Array:
         return np.empty((pairs, self.n_features + 1), dtype=np.float32)
 
+    def _is_complete(self) -> bool:
+        """Whether the waiting pairs are a group: a new model's first pairs are not while there are outliers among them."""
+        if self.weights is not None:
+            return True
+        usual = self._new[self.outliers.sort_out(self._new[:, : self.n_features])]
+        self._waiting = len(usual)
+        self._new[: self._waiting] = usual
+        return self._waiting == len(self._new)
+
     def _take_group(self) -> float | None:
         """Learn from a complete group. Returns the loss before the first step; None if a new model was fitted to the pairs."""
         self.finish()
         if self.weights is None:
             self._fit_new_head()
             return None
-        if not self.weights.has_units or any(self.trained - len(self._new) < count <= self.trained for count in MEASURED_AT):
+        before = self.trained - len(self._new)
+        given_up = any(before < count <= self.trained for count in OUTLIERS_MEASURED_AT) and self._measure_outliers()
+        if given_up or not self.weights.has_units or any(before < count <= self.trained for count in MEASURED_AT):
             self._measure_units(self.weights)
         with np.errstate(over="ignore", invalid="ignore"):  # a step after which a number is not finite is left out
             self._steps = self._train(self.weights)
@@ -271,6 +310,16 @@ class Trainer:
         self.replay.add(new)
         self._fill_rows()
         self._new = self._room_for(settings.new_pairs)
+
+    def _measure_outliers(self) -> bool:
+        """Measure again what is usual, and give up pairs of the replay buffer that are not. Returns whether there were any."""
+        newest = [self.replay.rows(newest=_MEASURED_PAIRS), self._new]
+        self.outliers.measure(np.concatenate(newest)[:, : self.n_features])
+        kept = self.outliers.give_up(self.replay.rows()[:, : self.n_features])
+        if kept.all():
+            return False
+        self.replay.keep(kept)
+        return True
 
     def _measure_units(self, weights: Weights) -> None:
         """Measure the units again, on the pairs so far."""
@@ -298,16 +347,19 @@ class Trainer:
         batch[: len(new)] = rows
         for places in self.replay.draw(self._generator, 1, len(batch) - len(new)):
             self._rows.take(places, axis=0, out=batch[len(new) :], mode="clip")
-        yield head.loss_and_gradient(batch) * unit
+        loss = head.loss_and_gradient(batch)
+        yield loss * unit
 
         if self.drift is not None:
             self.drift.add(new[:, : self.n_features])
         predicted = np.empty((len(new), 2), dtype=np.float32)
         predicted[:, 0], predicted[:, 1] = weights.ema.predict_rows(rows), new[:, self.n_features]
         self.prequential.add(predicted)
-        self._note_errors(np.abs(predicted[:, 0] - predicted[:, 1]))
+        errors = np.abs(predicted[:, 0] - predicted[:, 1])
+        self._note_errors(errors)
         if self.warmup_start is None:
             self.warmup_start = self._how_far_off(predicted)
+        complete = self.divergence.note(loss, float(np.mean(np.square(errors))) / unit)
         undo, first_step, skipped = weights.undo(), self.step, self.skipped_steps
 
         self._step(weights)
@@ -323,6 +375,22 @@ class Trainer:
         if not weights.is_finite():
             undo()
             self.skipped_steps = skipped + self.step - first_step
+        if complete:
+            self._look_at(weights)
+
+    def _look_at(self, weights: Weights) -> None:
+        """After a window of groups: weights that have diverged go back to their average, or to those that were kept."""
+        if self.divergence.looks_wrong(float(self._rows[: len(self.replay), -1].var())):
+            newest = self.replay.places()[-JUDGED_PAIRS:]
+            rows, scores = self._rows[newest], self.replay.data[newest, self.n_features]
+            live, average, kept = (_mean_error(h.predict_rows(rows), scores) for h in (weights.live, weights.ema, weights.kept))
+            errors = Errors(live, average, kept, _mean_error(float(np.median(scores)), scores))
+            if self.divergence.judge(errors, self._range / 100):
+                weights.go_back(weights.ema if errors.average <= errors.kept else weights.kept)
+                return
+        elif self.divergence.keeps_weights:
+            weights.keep()
+        self.divergence.stay_quiet()
 
     def _how_far_off(self, predicted: Array) -> float:
         """How far off predictions are, from 0 to 1; predicted: predictions and true scores (n, 2)."""
@@ -344,7 +412,7 @@ class Trainer:
             self._usual_error = min(median + decay * (usual - median), usual * _MOST_AT_ONCE)
 
     def _step(self, weights: Weights) -> None:
-        settings, peak = self.settings, RATE_UNIT * self.settings.learning_rate
+        settings, peak = self.settings, RATE_UNIT * self.settings.learning_rate * self.divergence.share
         if not weights.step(warmed_up(peak, self.step, settings.warmup_steps, self.warmup_start or 0.0)):
             self.skipped_steps += 1
         self.step += 1
@@ -354,3 +422,9 @@ def _replay_buffer(settings: TrainingSettings, width: int) -> ReplayBuffer:
     if settings.replay_policy == "ring":
         return ReplayBuffer(settings.replay_capacity, width)
     return BalancedReplayBuffer(settings.replay_capacity, width, settings.score_min, settings.score_max)
+
+
+def _mean_error(predicted: Array | float, scores: Array) -> float:
+    """The mean absolute error of predictions of scores (n,); infinite if one is not finite."""
+    error = float(np.mean(np.abs(predicted - scores)))
+    return error if math.isfinite(error) else math.inf

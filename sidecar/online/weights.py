@@ -25,9 +25,9 @@ from sidecar.learning.training_settings import TrainingSettings
 class Weights:
     """Two networks of one architecture, the second the moving average of the first. device: where they train, None in numpy.
 
-    live, ema: heads with the last step's weights and with their average. conditioning: the units that they are in (see
-    `learning/conditioning.py`), None for the base model's own, to which `network` converts either head. averaged_steps: how
-    many steps are in the average. The optimizer's momentum starts anew.
+    live, ema: heads with the last step's weights and with their average; kept: with those to go back to. conditioning: the
+    units that they are in (see `learning/conditioning.py`), None for the base model's own, to which `network` converts either
+    head. averaged_steps: how many steps are in the average. The optimizer's momentum starts anew.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Weights:
         settings: TrainingSettings,
         live: Network,
         ema: Network,
+        kept: Network | None = None,
         conditioning: Conditioning | None = None,
         averaged_steps: int = 0,
         device: Device | None = None,
@@ -47,6 +48,10 @@ class Weights:
         self._average.parameters[:] = Head(ema).parameters
         self._average.steps = averaged_steps
         self.ema = self.live.at(self._average.parameters)
+        self._kept = self._average.parameters.copy()
+        if kept is not None:
+            self._kept[:] = Head(kept).parameters
+        self.kept = self.live.at(self._kept)
         self._optimizer: Optimizer
         if settings.optimizer == "sgd":
             self._optimizer = Sgd(parameters, gradient, settings.momentum, settings.weight_decay)
@@ -72,11 +77,9 @@ class Weights:
 
     def in_units_of(self, features: Array) -> Weights:
         """The same functions in units measured on features (n, n_features)."""
-        live, ema = self.network(self.live), self.network(self.ema)
-        conditioning = condition(live, features, self._settings.score_min, self._settings.score_max)
-        return Weights(
-            self._settings, conditioning.apply(live), conditioning.apply(ema), conditioning, self._average.steps, self._device
-        )
+        conditioning = condition(self.network(self.live), features, self._settings.score_min, self._settings.score_max)
+        live, ema, kept = (conditioning.apply(self.network(head)) for head in (self.live, self.ema, self.kept))
+        return Weights(self._settings, live, ema, kept, conditioning, self._average.steps, self._device)
 
     def step(self, learning_rate: float) -> bool:
         """Step against the clipped gradient of `live`, and average. If it is not finite, returns False and changes nothing."""
@@ -97,6 +100,16 @@ class Weights:
             self._optimizer.steps -= 1
             self._average.steps -= 1
         return taken
+
+    def keep(self) -> None:
+        """Keep the average, to go back to it."""
+        self._kept[:] = self._average.parameters
+
+    def go_back(self, head: Head) -> None:
+        """Continue from the weights of `ema` or `kept`, without momentum."""
+        self.live.parameters[:] = head.parameters
+        self._average.parameters[:] = head.parameters
+        self._optimizer.load({name: np.zeros_like(values) for name, values in self._optimizer.state().items()})
 
     def is_finite(self) -> bool:
         """Whether no live weight has overflowed."""
@@ -119,6 +132,7 @@ class Weights:
             "structure": np.frombuffer(self._structure, dtype=np.uint8),
             "parameters": np.array(self.live.parameters),
             "average": np.array(self._average.parameters),
+            "kept": np.array(self._kept),
             "average_steps": np.array(self._average.steps),
             **self._optimizer.state(),
             **(self._conditioning.state() if self._conditioning else {}),
@@ -137,9 +151,10 @@ class Weights:
         """
         network = from_bytes(state["structure"].tobytes())
         conditioning = Conditioning.from_state(state) if "places" in state else None
-        weights = cls(settings, network, network, conditioning, int(state["average_steps"]), device)
+        weights = cls(settings, network, network, network, conditioning, int(state["average_steps"]), device)
         weights.live.parameters[:] = state["parameters"]
         weights._average.parameters[:] = state["average"]
+        weights._kept[:] = state.get("kept", state["average"])
         if weights.optimizer_keys <= state.keys():
             weights._optimizer.load(state)
         return weights

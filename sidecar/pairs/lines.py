@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from sidecar.journal.blocks import RUN, Damage
-from sidecar.journal.segments import first_position, journal_segments, whole_blocks, with_ends
+from sidecar.journal.segments import first_position, journal_segments, require_blocks, whole_blocks, with_ends
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.request import MAX_LINE_BYTES
 
@@ -81,7 +81,11 @@ class Span(NamedTuple):
 
 
 def journal_spans(directory: Path) -> list[Span]:
-    """The segments of a state directory's journal as it is now. Raises JournalError if the last one cannot be read now."""
+    """The segments of a state directory's journal as it is now.
+
+    Raises JournalError if the last one cannot be read now, or the journal is of the format before the first release.
+    """
+    require_blocks(directory)
     spans = [Span(segment, end, end or 0) for segment, end in with_ends(journal_segments(directory))]
     if spans:
         last = spans[-1].segment

@@ -16,6 +16,7 @@ from sidecar.learning.metrics import plcc, rmse
 from sidecar.monitoring.history import History
 from sidecar.monitoring.status import Phase, Status
 from sidecar.online.training import OnlineTraining
+from sidecar.serve.training_news import TrainingNews
 
 
 class StatusBoard:
@@ -25,6 +26,7 @@ class StatusBoard:
         host = os.environ.get("POD_NAME") or socket.gethostname()  # a pod may have its machine's host name
         self.status = Status(phase="initializing", host=host, progress=time.monotonic())
         self.history = History()
+        self._news = TrainingNews()
 
     def recovered(self, pairs: int) -> None:
         """Note that `pairs` more journalled pairs were trained on again during the start."""
@@ -48,6 +50,7 @@ class StatusBoard:
         """
         learner, trainer, counts = online.learner, online.learner.trainer, online.counts
         failed = failed or online.backlog.failed
+        self._news.look(learner)
         seen = trainer.prequential.rows()
         drift = trainer.drift.largest if trainer.drift and trainer.trained else None
         correlation = plcc(seen[:, 0], seen[:, 1])
@@ -82,6 +85,10 @@ class StatusBoard:
             journal_bytes=online.journal.disk_bytes,
             journal_errors=online.journal.errors,
             skipped_steps=trainer.skipped_steps,
+            outliers=trainer.outliers.count,
+            unusual_features=trainer.outliers.in_words(learner.run.order),
+            divergences=trainer.divergence.count,
+            rate_share=trainer.divergence.share,
             degraded=tuple(online.damages.names) or tuple(online.damages.counts),
             damage=dict(online.damages.counts),
             log_dropped=log.dropped(),
