@@ -24,10 +24,10 @@ import numpy as np
 from onnx_builder.network import Network
 from sidecar.checkpoints.verify import probe_features
 from sidecar.learning.metrics import plcc, rmse
+from sidecar.learning.online.trainer import Trainer
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import load
-from sidecar.online.trainer import Trainer
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
 
 HOLDOUT, STREAM = 0.05, 0.9

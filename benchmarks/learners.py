@@ -14,7 +14,7 @@ import numpy as np
 from fine_tuning import HOLDOUT
 from river import compose, linear_model, optim, preprocessing
 
-from sidecar.online.trainer import FIRST_PAIRS, Trainer
+from sidecar.learning.online.trainer import FIRST_PAIRS, Trainer
 from sidecar.pairs.recorded import RecordedPairs
 
 Row = np.ndarray

@@ -33,10 +33,10 @@ from vowpalwabbit import Workspace
 
 from onnx_builder.network import Network
 from sidecar.learning.metrics import plcc, rmse
+from sidecar.learning.online.trainer import Trainer
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import load
-from sidecar.online.trainer import Trainer
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
 
 BURST_PAIRS = 14_400

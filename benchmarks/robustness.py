@@ -44,10 +44,10 @@ from sklearn.svm import SVR
 
 from onnx_builder.network import Network
 from sidecar.learning.metrics import rmse
+from sidecar.learning.online.trainer import FIRST_PAIRS, Trainer
 from sidecar.learning.recipe import Recipe
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import load
-from sidecar.online.trainer import FIRST_PAIRS, Trainer
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
 
 FOLDS = 4

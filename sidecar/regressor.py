@@ -30,7 +30,7 @@ from sidecar.pairs.holdout import holdout_position, is_held_out
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from sidecar.online.trainer import Trainer
+    from sidecar.learning.online.trainer import Trainer
 
 _PARITY_ROWS = 4096
 
@@ -249,7 +249,7 @@ class VmafRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         self._range = (float(self.score_min), float(self.score_max)) if given else _range_of(scores)  # type: ignore[arg-type]
 
     def _online_trainer(self) -> Trainer:
-        from sidecar.online.trainer import Trainer
+        from sidecar.learning.online.trainer import Trainer
 
         if self._trainer is None:
             low, high = self._range

@@ -401,7 +401,7 @@ def unsteady(settings: Settings) -> list[str]:
         f"{each.metadata['env']}={getattr(settings, each.name):g}: training is steady up to {each.metadata['steady']:g}; "
         "with more the weights may go back to earlier ones again and again"
         for each in fields(Settings)
-        if getattr(settings, each.name) > each.metadata.get("steady", math.inf)
+        if "steady" in each.metadata and getattr(settings, each.name) > each.metadata["steady"]
     ]
 
 

@@ -77,9 +77,9 @@ def test_there_are_no_other_settings():
 
 
 def test_an_option_beats_the_environment_which_beats_the_default():
-    environment = {"VMAFX_SIDECAR_LR": "0.5", "VMAFX_SIDECAR_SEED": "7", "VMAFX_SIDECAR_BATCH_SIZE": ""}
-    settings = read_settings({"learning_rate": "0.25", "momentum": None}, environment)
-    assert (settings.learning_rate, settings.seed, settings.momentum, settings.batch_size) == (0.25, 7, 0.9, 32)
+    environment = {"VMAFX_SIDECAR_LR": "0.05", "VMAFX_SIDECAR_SEED": "7", "VMAFX_SIDECAR_BATCH_SIZE": ""}
+    settings = read_settings({"learning_rate": "0.025", "momentum": None}, environment)
+    assert (settings.learning_rate, settings.seed, settings.momentum, settings.batch_size) == (0.025, 7, 0.9, 32)
 
 
 def test_the_state_stands_in_the_checkpoint_directory_unless_it_is_told_where():

@@ -27,6 +27,10 @@ _MEASURED_PAIRS = 4096
 """A base model is conditioned on all pairs, or on one to two times this many if there are more."""
 LASSO_EVERY = 4
 """Steps between two proximal steps of the group lasso; each proximal step does the work of all these steps."""
+BOUND_FALLS_STEPS, BOUND_EVERY = 2000, 16
+"""The bound of Huber's loss falls over so many steps, or all if there are fewer, with so many between two changes. Otherwise a
+new model, whose first errors are large, learns little in its first hundred steps; over all steps, wrong scores would count too
+much."""
 
 Rows = NDArray[np.intp]
 Progress = Callable[[int, float], None]
@@ -54,7 +58,8 @@ class Recipe:
     unseen content; it fades to nothing by the end, which leaves the others unbiased. Biases that are spread over one deviation
     put the units' kinks where the features are, not all at their means. Features are clipped at `feature_clip` deviations, so
     that an encode unlike all others is not extrapolated to, and no finite feature overflows. With Huber's loss an error beyond
-    `huber_delta` standard deviations of the scores pulls no harder than one of that size, so that wrong scores decide little.
+    a bound pulls no harder than one of that size, so that wrong scores decide little; the bound soon falls from one standard
+    deviation of the scores to `huber_delta` of them (graduated non-convexity; Blake, Zisserman: Visual reconstruction, 1987).
     `schedule` fills in what is None.
     """
 
@@ -84,6 +89,11 @@ TRAINED_PAIRS, FEWEST_EPOCHS, MOST_EPOCHS = 3_072_000, 10, 3000
 LEARNING_RATE = {"sgd": 0.02, "adam": 0.001}
 GROUP_LASSO = {"sgd": 3e-4, "adam": 0.03}
 """Adam divides gradients by their size, which is about a hundredth near the end, but does not divide the penalty."""
+
+
+def error_bound(recipe: Recipe, step: int, total: int) -> float:
+    """The bound of Huber's loss at step 0, 1, …, total − 1, in standard deviations of the scores."""
+    return float(recipe.huber_delta ** min(1.0, step // BOUND_EVERY * BOUND_EVERY / min(total, BOUND_FALLS_STEPS)))
 
 
 class Schedule(NamedTuple):
@@ -175,6 +185,7 @@ def fit(
     batch_size = min(recipe.batch_size, len(rows))
     total = planned.epochs * math.ceil(len(rows) / batch_size)
     step = observed = 0
+    deviation = None if head.limits is None else float(head.limits[1])
     with np.errstate(over="ignore", invalid="ignore"):  # reported below
         for block in _epochs(features, scores, rows, planned.epochs, batch_size * _BATCHES_A_BLOCK, head, shuffle):
             if observe and step >= total * (observed / OBSERVATIONS) ** 2:
@@ -182,6 +193,8 @@ def fit(
                 observed += 1
             loss = 0.0
             for start in range(0, len(block), batch_size):
+                if deviation and step % BOUND_EVERY == 0:
+                    head.bound_errors(deviation * error_bound(recipe, step, total))
                 loss = head.loss_and_gradient(block[start : start + batch_size])
                 if not clip_gradient(head.gradient, recipe.max_grad_norm) < math.inf:
                     where = f"step {step + 1} of {total} with learning rate {planned.learning_rate:g}"
@@ -216,7 +229,7 @@ def begin(
         head = Head(conditioning.apply(base))
     if recipe.loss == "huber":
         _, deviation = score_scaling(scores[rows])
-        head.bound_errors(recipe.huber_delta * deviation / head.score_scale)
+        head.bound_errors(deviation / head.score_scale)
     return shuffle, head, conditioning, planned
 
 

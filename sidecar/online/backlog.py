@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 
+from sidecar.learning.online.trainer import Group
 from sidecar.learning.recipe import TrainingError
 from sidecar.online.learner import Learner
-from sidecar.online.trainer import Group
 from sidecar.pairs.pair import Pair, PairBlock
 
 MOST_WAITING = 100_000

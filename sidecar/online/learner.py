@@ -15,8 +15,8 @@ from onnx_builder.network import Array, Network
 from sidecar.features.names import in_order
 from sidecar.journal.run import Run
 from sidecar.learning.device.stacked import Device
+from sidecar.learning.online.trainer import Group, Trainer
 from sidecar.learning.replay.ring import ReplayBuffer
-from sidecar.online.trainer import Group, Trainer
 from sidecar.pairs.holdout import is_held_out
 from sidecar.pairs.pair import Pair, PairBlock
 

@@ -22,11 +22,11 @@ from sidecar.journal.run import Run
 from sidecar.journal.segments import JournalError, first_kept, journal_segments, with_ends
 from sidecar.journal.writer import Journal
 from sidecar.learning.device.stacked import Device
+from sidecar.learning.online.trainer import Group
 from sidecar.learning.recipe import TrainingError
 from sidecar.online.backlog import Backlog
 from sidecar.online.learner import Learner
 from sidecar.online.recovery import journalled_pairs, newest_snapshot, reader_of, rebuild, snapshot_end
-from sidecar.online.trainer import Group
 from sidecar.pairs.duplicates import RECENT_PAIRS, RecentPairs
 from sidecar.pairs.errors import PairError
 from sidecar.pairs.holdout import is_held_out

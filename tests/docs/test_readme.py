@@ -84,7 +84,7 @@ def test_the_five_commands_work_one_after_the_other(tmp_path):
                 server.send_signal(signal.SIGINT)  # Ctrl-C
                 server.communicate(timeout=PATIENCE_S)
                 assert server.returncode == 0
-            done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False, **started)
+            done = subprocess.run(command, capture_output=True, timeout=5 * PATIENCE_S, check=False, **started)
             assert done.returncode == 0, done.stderr
             said[name] = done.stdout
     for line in re.findall(r"^    ((?:gate|parity|checkpoint).*)$", README, flags=re.MULTILINE):

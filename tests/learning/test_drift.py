@@ -7,8 +7,8 @@ import pytest
 
 from onnx_builder import Activation, Clip, Dense, Elementwise, Network
 from sidecar.learning.drift import HORIZON_PAIRS, FeatureDrift
+from sidecar.learning.online.trainer import Trainer
 from sidecar.learning.training_settings import TrainingSettings
-from sidecar.online.trainer import Trainer
 
 
 def fed(drift, features):

@@ -44,6 +44,10 @@ FULL = Status(
     checkpoints={"stable": 40, "unstable": 2},
     checkpoint_failures={"parity": 1},
     rollbacks=9,
+    outliers=7,
+    unusual_features="adm2",
+    divergences=2,
+    rate_share=0.25,
     rolled_back="model_v000040: worse",
 )
 UNKNOWN_AT_FIRST = ("loss", "prequential_rmse", "prequential_plcc", "feature_drift", "step_seconds")

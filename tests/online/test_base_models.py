@@ -10,8 +10,8 @@ from onnx_builder.read import from_bytes
 from onnx_builder.runtime import Scorer
 from onnx_builder.write import OPERATORS, to_bytes
 from sidecar.learning.metrics import rmse
+from sidecar.learning.online.trainer import Trainer
 from sidecar.learning.training_settings import TrainingSettings
-from sidecar.online.trainer import Trainer
 from tests.onnx_builder.test_elementwise import CONSTANTS, SPELLED_OUT
 from tests.onnx_builder.test_read import HEAD as LAST
 from tests.onnx_builder.test_read import HIDDEN as DENSE

@@ -14,8 +14,8 @@ import pytest
 
 import sidecar.journal.run as run_module
 import sidecar.journal.writer as journal_module
+import sidecar.learning.online.trainer as trainer_module
 import sidecar.online.backlog as backlog_module
-import sidecar.online.trainer as trainer_module
 from sidecar.journal.blocks import encode_block
 from sidecar.journal.repair import replace_segment
 from sidecar.journal.run import Run

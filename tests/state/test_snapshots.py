@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sidecar.learning.online.trainer import Trainer
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.training_settings import TrainingSettings
-from sidecar.online.trainer import Trainer
 from sidecar.state.damage import Damages
 from sidecar.state.snapshots import read_snapshot, read_snapshots, snapshots, write_snapshot
 

@@ -29,6 +29,7 @@ from sidecar.learning.recipe import (
     Schedule,
     TrainingError,
     begin,
+    error_bound,
     fitted,
     lasso_reach,
     no_progress,
@@ -37,7 +38,7 @@ from sidecar.learning.recipe import (
 
 _STEPS_A_BLOCK, _NUMBERS_A_BLOCK = 1024, 1 << 24
 """Steps whose pairs and numbers go to the device together, after which the losses are looked at; fewer if that is much."""
-_NUMBERS = 5
+_NUMBERS = 7
 
 
 class Job(NamedTuple):
@@ -72,6 +73,7 @@ def fit_stacked(
     ]
     stack = Stack(heads, features, scores, jobs[0].recipe, max(each.size for each in batches), device)
     units = np.array([head.score_scale**2 for head in heads])
+    deviations = [0.0 if head.limits is None else float(head.limits[1]) for head in heads]
     total = max(each.total for each in batches)
     for start in range(0, total, stack.block):
         stop = min(start + stack.block, total)
@@ -81,6 +83,7 @@ def fit_stacked(
         for model, (job, schedule, each) in enumerate(zip(jobs, planned, batches, strict=True)):
             each.fill(places[model], weights[model])
             numbers[model] = _numbers(replace(job.recipe, seed=0), schedule, each.total, start, stack.block)
+            numbers[model, :, -2:] *= deviations[model]
         losses, done = stack.run(start, stop)
         for schedule, each, steps in zip(planned, batches, done.tolist(), strict=True):
             if steps < min(stop, each.total):
@@ -127,16 +130,18 @@ class _Batches:
 
 @lru_cache(maxsize=64)
 def _numbers(recipe: Recipe, planned: Schedule, total: int, start: int, count: int) -> Array:
-    """What each of `count` steps takes (count, 5): limit of the norm, rate, correction, weight in the average, lasso threshold.
+    """What each of `count` steps takes (count, 7): limit of the norm, rate, correction, weight in the average, lasso threshold,
+    and the limits of errors in deviations of the scores.
 
-    The limit is 0 after the last step, so that no more are taken.
+    The limit of the norm is 0 after the last step, so that no more are taken.
     """
     numbers = np.zeros((count, _NUMBERS), dtype=np.float32)
     reach, adam = lasso_reach(recipe, planned), recipe.optimizer == "adam"
     for row, step in zip(numbers, range(start, min(start + count, total)), strict=False):
         rate, decay = planned.rate(recipe, step, total), min(recipe.ema_decay, (2 + step) / (11 + step))
         first, second = (1 - Adam.beta1 ** (step + 1), 1 - Adam.beta2 ** (step + 1)) if adam else (1, 1)
-        row[:] = math.inf, rate / first, 1 / math.sqrt(second), 1 - decay, -reach * rate * (1 - step / total)
+        bound = error_bound(recipe, step, total)
+        row[:] = math.inf, rate / first, 1 / math.sqrt(second), 1 - decay, -reach * rate * (1 - step / total), -bound, bound
     return numbers
 
 
@@ -165,7 +170,7 @@ class Stack:
         self.parameters = device.stack([each.parameters for each in heads])
         parameters, gradient = cast(Array, self.parameters), np.zeros_like(cast(Array, self.parameters))
         bounds = None if head.bounds is None else cast(Array, device.stack([cast(Array, each.bounds) for each in heads]))
-        limits = None if head.limits is None else cast(Array, device.stack([cast(Array, each.limits) for each in heads]))
+        limits = None if head.limits is None else np.zeros_like(parameters, shape=(2,))
         views, gradients = (parameter_views(body, vector) for vector in (parameters, gradient))
         work = Pass(body, head.n_features, views, gradients, bounds, limits, batch_size, cast(Array, weights))
         weighted = np.empty_like(work.error)
@@ -176,7 +181,8 @@ class Stack:
 
         step, squares, done = (cast(Array, each) for each in (self._step, self._squares, self._done))
         take: partial[Any] = partial(np.take, axis=0, mode="clip")
-        scalars = (update.limit, optimizer.rate, getattr(optimizer, "correction", None), self.average.weight, lasso.threshold)
+        scalars = [update.limit, optimizer.rate, getattr(optimizer, "correction", None), self.average.weight, lasso.threshold]
+        scalars += [] if limits is None else [limits[:1].reshape(()), limits[1:].reshape(())]
         to_gradient: list[Operation] = [
             partial(take, self._table, step, out=row),
             partial(take, pairs, places, out=work.batch),

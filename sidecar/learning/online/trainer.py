@@ -17,14 +17,14 @@ from sidecar.learning.device.stacked import Device
 from sidecar.learning.drift import FeatureDrift
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import rmse
+from sidecar.learning.online.divergence import JUDGED_PAIRS, Divergence, Errors
+from sidecar.learning.online.weights import Weights
 from sidecar.learning.optim.learning_rate import warmed_up
 from sidecar.learning.outliers import Outliers
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.replay.balanced import BalancedReplayBuffer
 from sidecar.learning.replay.ring import ReplayBuffer
 from sidecar.learning.training_settings import TrainingSettings
-from sidecar.online.divergence import JUDGED_PAIRS, Divergence, Errors
-from sidecar.online.weights import Weights
 
 FIRST_PAIRS = 256
 """A new model is fitted to this many first pairs; the units of a base model are final after this many training pairs."""

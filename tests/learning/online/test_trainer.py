@@ -9,9 +9,9 @@ import pytest
 
 from onnx_builder import Activation, Dense, Elementwise, Network
 from sidecar.learning.metrics import rmse
+from sidecar.learning.online.trainer import FIRST_PAIRS, Trainer
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.training_settings import TrainingSettings
-from sidecar.online.trainer import FIRST_PAIRS, Trainer
 
 SETTINGS = TrainingSettings()
 
