@@ -9,8 +9,10 @@ on the held-out pairs and the anchor. Those that pass and have a predecessor are
 rule, beside it, takes back whatever has an RMSE more than 5 % above the predecessor's on the next 200 pairs.
 
 Bad checkpoints have learned from two fifths of a file and then from a fifth whose scores are wrong, and are tried on right
-ones against what was there before these; the gate is not asked. `score points`: how much higher the RMSE is than the
-predecessor's, the mean of all. `pairs`: how many it took to decide, the median.
+ones against what was there before these; the gate is not asked. `score points`: how much higher the groups' median error is
+than the predecessor's, the mean of all. `pairs`: how many it took to decide, the median. `by RMSE`: taken back if the RMSE of
+each group counted, not its median error. With `--wrong 0.05`, a twentieth of the pairs that decide have a score that is uniform
+from 0 to 100.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_builder.network import Array, Network
-from sidecar.checkpoints.judging.gate import Evidence, judge_on_each
+from sidecar.checkpoints.judging.gate import Evidence, Gate, judge, judge_on_each
 from sidecar.checkpoints.judging.rollback import MINIMUM_GROUPS, MINIMUM_PAIRS, Comparison, compare
 from sidecar.journal.run import Run
 from sidecar.learning.metrics import rmse
@@ -50,15 +52,30 @@ WRONG: dict[str, Scores] = {
 
 
 class Tried(NamedTuple):
+    """A checkpoint that was tried: by the rule, by the same with the RMSE of each group, and by the plain rule."""
+
     found: Comparison
+    by_rmse: bool
     plain: bool
+
+
+class Made(NamedTuple):
+    """A checkpoint of a stream, and what the gate says of it, on each set. later: the rows after it. before: the stable one."""
+
+    gate: Gate
+    on_each: list[Gate]
+    network: Network
+    before: Network | None
+    has_reference: bool
+    stream: Stream
+    later: Array
 
 
 class Stream:
     """A learner that takes rows of recorded pairs."""
 
     def __init__(self, pairs: RecordedPairs, seed: int, base: Network | None = None) -> None:
-        self.pairs = pairs
+        self.pairs, self.rng = pairs, np.random.default_rng(seed)
         settings = TrainingSettings(seed=seed)
         run = Run(pairs.features.shape[1], settings, HOLDOUT, "base" if base else None)
         self.learner = Learner(run, base)
@@ -71,8 +88,11 @@ class Stream:
         trainer = self.learner.trainer
         return trainer.network(trainer.ema) if trainer.ema else None
 
-    def tried(self, network: Network, before: Network, later: Array) -> Tried | None:
-        """A network on trial on the first pairs of those that come later; None if they are too few."""
+    def tried(self, network: Network, before: Network, later: Array, wrong: float) -> Tried | None:
+        """A network on trial on the first pairs of those that come later; None if they are too few.
+
+        wrong: the share of these whose scores are wrong.
+        """
         position = self.pairs.position[later]
         news = np.zeros(len(later), dtype=int)
         news[np.unique(position, return_index=True)[1]] = 1
@@ -80,11 +100,20 @@ class Stream:
         if not len(enough):
             return None
         window = later[: enough[0] + 1]
-        features, true = self.pairs.features[window], self.pairs.true_score[window]
+        features, true = self.pairs.features[window], wrong_scores(self.pairs.true_score[window], wrong, self.rng)
         own, other = (np.clip(each.forward(features), 0, 100) for each in (network, before))
-        found = compare(self.pairs.position[window], true, own, other, THRESHOLD, 100.0)
+        found = compare(position[: len(window)], true, own, other, THRESHOLD, 100.0)
+        groups = [position[: len(window)] == each for each in np.unique(position[: len(window)])]
+        errors = (np.array([rmse(scores[of], true[of]) for of in groups]) for scores in (own, other))
+        by_rmse = compare(np.arange(len(groups)), np.zeros(len(groups)), *errors, THRESHOLD, 100.0).worse
         first = slice(MINIMUM_PAIRS)
-        return Tried(found, rmse(own[first], true[first]) > (1 + THRESHOLD) * rmse(other[first], true[first]))
+        plain = rmse(own[first], true[first]) > (1 + THRESHOLD) * rmse(other[first], true[first])
+        return Tried(found, by_rmse, plain)
+
+
+def wrong_scores(true: Array, share: float, rng: np.random.Generator) -> Array:
+    """Scores of which a share is uniform from 0 to 100 instead."""
+    return np.where(rng.random(len(true)) < share, rng.uniform(0, 100, len(true)), true)
 
 
 def order(pairs: RecordedPairs, source: Array, rng: np.random.Generator, by_source: bool) -> Array:
@@ -95,8 +124,8 @@ def order(pairs: RecordedPairs, source: Array, rng: np.random.Generator, by_sour
     return np.lexsort((np.arange(len(pairs)), rank, turn))
 
 
-def healthy(pairs: RecordedPairs, source: Array, seed: int, by_source: bool, with_base: bool) -> Iterator[Tried]:
-    """The stable checkpoints of one stream, each tried against its predecessor."""
+def checkpoints(pairs: RecordedPairs, source: Array, seed: int, by_source: bool, with_base: bool) -> Iterator[Made]:
+    """The checkpoints of one stream, each judged by the gate."""
     rng = np.random.default_rng(seed)
     rows, base = order(pairs, source, rng, by_source), None
     if with_base:
@@ -119,15 +148,26 @@ def healthy(pairs: RecordedPairs, source: Array, seed: int, by_source: bool, wit
             if each
         }
         own = scores.pop("")
-        if judge_on_each(own, sets, [*scores.items()]).verdict != "stable":
-            continue
-        tried = stream.tried(network, stable, rows[start + EVERY :]) if stable else None
-        if tried is not None:
-            yield tried
-        stable, anchor = network, held_out
+        gate = judge_on_each(own, sets, [*scores.items()])
+        on_each = [
+            judge(predicted, evidence.true, [(name, each[place]) for name, each in scores.items()])
+            for place, (predicted, evidence) in enumerate(zip(own, sets, strict=True))
+        ]
+        yield Made(gate, on_each, network, stable, bool(scores), stream, rows[start + EVERY :])
+        if gate.verdict == "stable":
+            stable, anchor = network, held_out
 
 
-def bad(pairs: RecordedPairs, source: Array, seed: int, wrong: Scores, of_one_source: bool) -> Tried | None:
+def healthy(pairs: RecordedPairs, source: Array, seed: int, by_source: bool, with_base: bool, wrong: float) -> Iterator[Tried]:
+    """The stable checkpoints of one stream, each tried against its predecessor."""
+    for made in checkpoints(pairs, source, seed, by_source, with_base):
+        if made.gate.verdict == "stable" and made.before is not None:
+            tried = made.stream.tried(made.network, made.before, made.later, wrong)
+            if tried is not None:
+                yield tried
+
+
+def bad(pairs: RecordedPairs, source: Array, seed: int, learned: Scores, of_one_source: bool, wrong: float) -> Tried | None:
     """A checkpoint that has learned from wrong scores, tried on right ones."""
     rng = np.random.default_rng(seed)
     rows = order(pairs, source, rng, by_source=False)
@@ -138,18 +178,19 @@ def bad(pairs: RecordedPairs, source: Array, seed: int, wrong: Scores, of_one_so
     poison = rows[right : right + poisoned]
     true = pairs.true_score[poison]
     hit = source[poison] == source[poison[0]] if of_one_source else np.ones(len(poison), dtype=bool)
-    stream.take(poison, np.where(hit, wrong(true, rng), true))
+    stream.take(poison, np.where(hit, learned(true, rng), true))
     network = stream.network()
-    return stream.tried(network, before, rows[right + poisoned :]) if network and before else None
+    return stream.tried(network, before, rows[right + poisoned :], wrong) if network and before else None
 
 
 def report(name: str, tried: Sequence[Tried]) -> None:
     if not tried:
         return
-    back, plain = sum(each.found.worse for each in tried), sum(each.plain for each in tried)
-    off = np.mean([each.found.rmse - each.found.predecessor_rmse for each in tried])
+    back, by_rmse = sum(each.found.worse for each in tried), sum(each.by_rmse for each in tried)
+    plain = sum(each.plain for each in tried)
+    off = np.mean([each.found.error - each.found.predecessor_error for each in tried])
     pairs = np.median([each.found.pairs for each in tried])
-    print(f"{name:44} {len(tried):6} {back:11} {plain:11} {off:12.2f} {pairs:7.0f}", flush=True)
+    print(f"{name:44} {len(tried):6} {back:11} {by_rmse:7} {plain:11} {off:12.2f} {pairs:7.0f}", flush=True)
 
 
 def main() -> None:
@@ -157,25 +198,26 @@ def main() -> None:
     parser.add_argument("files", nargs="+")
     parser.add_argument("--streams", type=int, default=12, help="of each kind, for each file")
     parser.add_argument("--bad", type=int, default=4, help="bad checkpoints of each kind, for each file")
+    parser.add_argument("--wrong", type=float, default=0, help="share of the pairs that decide whose scores are wrong")
     parser.add_argument("--seed", type=int, default=0, help="of the first stream, and of the first bad checkpoint")
     options = parser.parse_args()
     files = [(read_pairs([file], group_by="group"), read_pairs([file], group_by="source").group) for file in options.files]
-    print(f"{'':44} {'tried':>6} {'taken back':>11} {'plain rule':>11} {'score points':>12} {'pairs':>7}")
+    print(f"{'':44} {'tried':>6} {'taken back':>11} {'by RMSE':>7} {'plain rule':>11} {'score points':>12} {'pairs':>7}")
     everything = list[Tried]()
     for by_source, with_base in itertools.product((False, True), repeat=2):
         found = [
             tried
             for pairs, source in files
             for seed in range(options.seed, options.seed + options.streams)
-            for tried in healthy(pairs, source, seed, by_source, with_base)
+            for tried in healthy(pairs, source, seed, by_source, with_base, options.wrong)
         ]
         name = f"healthy, {'by source' if by_source else 'shuffled'}, {'base model' if with_base else 'fresh head'}"
         report(name, found)
         everything += found
     report("healthy, all", everything)
-    for (name, wrong), of_one_source in itertools.product(WRONG.items(), (False, True)):
+    for (name, learned), of_one_source in itertools.product(WRONG.items(), (False, True)):
         tries = (
-            bad(pairs, source, seed, wrong, of_one_source)
+            bad(pairs, source, seed, learned, of_one_source, options.wrong)
             for pairs, source in files
             for seed in range(options.seed, options.seed + options.bad)
         )

@@ -61,7 +61,8 @@ if anything was trained on since the last one.
 The *gate* decides whether a checkpoint is `stable`. It compares the checkpoint with two references, the current stable
 checkpoint and the base model, on two sets of pairs: those held out of training, and the *anchor*, which is the set of
 held-out pairs from the time when the current stable checkpoint passed. On both sets, PLCC may be at most the delta below the
-higher reference, and RMSE at most the ratio times the lower one.
+higher reference, and RMSE at most the ratio times the lower one. Winsorized RMSE, which a few wrong scores do not change, may
+be at most 1.15 times the ratio times the lower one.
 """,
     "Journal": """\
 A pair that was answered survives a crash of the process. `journalFsync` decides what survives a power cut: with `always`,

@@ -289,7 +289,7 @@ class Settings:
     )  # fmt: skip
     rollback_threshold: float = setting(
         0.05, "VMAFX_SIDECAR_ROLLBACK_THRESHOLD", "rollbackThreshold", number(0),
-        "Share by which a stable checkpoint's RMSE may be above its predecessor's on later pairs; a worse one is taken back. "
+        "Share by which a stable checkpoint's error may be above its predecessor's on later pairs; a worse one is taken back. "
         "0: never.",
     )  # fmt: skip
     snapshot_interval: float = setting(

@@ -48,11 +48,11 @@ def result_json(result: Result) -> dict[str, Any]:
     return {**document, "loso": result.validation.as_json()} if result.validation else document
 
 
-HEADER = f"{'':24} {'weights':8} {'PLCC':>8} {'SROCC':>8} {'RMSE':>8} {'pairs':>9}"
+HEADER = f"{'':24} {'weights':8} {'PLCC':>8} {'SROCC':>8} {'RMSE':>8} {'winsorized':>10} {'pairs':>9}"
 
 
 def row(name: str, weights: str, measured: Metrics) -> str:
-    figures = (f"{value:8.{digits}f}" for value, digits in zip(measured[:3], (5, 5, 3), strict=True))
+    figures = (f"{value:{form}f}" for value, form in zip(measured[:4], ("8.5", "8.5", "8.3", "10.3"), strict=True))
     return f"{name:24} {weights:8} {' '.join(figures)} {measured.pairs:9}".replace("     nan", "       –")
 
 

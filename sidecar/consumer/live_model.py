@@ -157,7 +157,7 @@ class LiveModel:
         that they are of, by default each row is of its own.
 
         Once for each newer version, when there are 200 pairs of 30 groups, both models are compared on them. If the new one's
-        RMSE is above the other's by more than the share `fallback_threshold`, and that is not chance, the one before is used
+        error is above the other's by more than the share `fallback_threshold`, and that is not chance, the one before is used
         again, here and until the source has another model. The source is not changed. Raises ValueError as `predict` does.
         """
         rows = self._present().rows.rows(features)
@@ -259,9 +259,9 @@ class LiveModel:
         self._trial = None
         if found.worse:
             model, before = trial.model.name, trial.before.name
-            said = f"{found.rmse:.3g} points against {found.predecessor_rmse:.3g} of {before}"
+            said = f"{found.error:.3g} points against {found.predecessor_error:.3g} of {before}"
             self._count("fallback")
-            self._refusal = f"{model}: RMSE of {said}, on {found.pairs} pairs of {found.groups} groups"
+            self._refusal = f"{model}: median error of {said}, on {found.pairs} pairs of {found.groups} groups"
             self._use(Serving(trial.before))
             _logger.warning("%s; %s is in use again", self._refusal, before)
 

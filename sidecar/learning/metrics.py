@@ -1,4 +1,5 @@
-"""How good predictions are: PLCC, SROCC and RMSE, as video-quality work reports them (ITU-T P.1401)."""
+"""How good predictions are: PLCC, SROCC and RMSE, as video-quality work reports them (ITU-T P.1401), and winsorized RMSE,
+which a few wrong scores do not change."""
 
 from __future__ import annotations
 
@@ -10,13 +11,18 @@ from numpy.typing import NDArray
 
 from onnx_builder.network import Array
 
+LARGEST_ERROR = 20
+"""As a multiple of the median error, in winsorized RMSE. On right scores the median is a tenth to a half of the RMSE, and few
+errors are so large."""
+
 
 class Metrics(NamedTuple):
-    """plcc and srocc are NaN if undefined: for fewer than two pairs, or if one side is constant. rmse: in score points."""
+    """plcc and srocc are NaN if undefined: for fewer than two pairs, or if one side is constant. Both RMSE: in score points."""
 
     plcc: float
     srocc: float
     rmse: float
+    winsorized_rmse: float
     pairs: int
 
     def as_json(self) -> dict[str, float | int]:
@@ -25,8 +31,9 @@ class Metrics(NamedTuple):
 
 
 def metrics(predicted: Array, true: Array) -> Metrics:
-    """All three figures for predictions (n,) and true scores (n,)."""
-    return Metrics(plcc(predicted, true), srocc(predicted, true), rmse(predicted, true), len(true))
+    """All figures for predictions (n,) and true scores (n,)."""
+    errors = rmse(predicted, true), winsorized_rmse(predicted, true)
+    return Metrics(plcc(predicted, true), srocc(predicted, true), *errors, len(true))
 
 
 def plcc(predicted: Array, true: Array) -> float:
@@ -48,6 +55,20 @@ def rmse(predicted: Array, true: Array) -> float:
     """Root of the mean squared difference of two vectors (n,), NaN if they are empty."""
     difference = np.asarray(predicted, dtype=np.float64) - np.asarray(true, dtype=np.float64)
     return math.sqrt(float(difference @ difference) / len(difference)) if len(difference) else math.nan
+
+
+def winsorized_rmse(predicted: Array, true: Array) -> float:
+    """RMSE with each error counted as at most twenty times the median error, NaN if there is none.
+
+    Metrical winsorizing (Huber, Robust Statistics, 1981): a wrong score counts for no more than a large error does, and the
+    ratio of two models' figures does not depend on their unit. Errors of zero, which clips make in any number, are left out
+    of the median. `benchmarks/gate.py` compares it with other robust figures.
+    """
+    error = np.abs(np.asarray(predicted, dtype=np.float64) - np.asarray(true, dtype=np.float64))
+    wrong = error[error > 0]
+    if len(wrong):
+        error = np.minimum(error, LARGEST_ERROR * np.median(wrong))
+    return rmse(error, np.zeros_like(error))
 
 
 def _ranks(values: Array) -> NDArray[np.float64]:

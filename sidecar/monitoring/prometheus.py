@@ -24,6 +24,11 @@ def metric_families(status: Status) -> list[Metric]:
             status.prequential_rmse,
         ),
         _gauge(
+            "prequential_winsorized_rmse",
+            "The same with each error counted as at most twenty times the median error: a few wrong scores do not change it.",
+            status.prequential_winsorized_rmse,
+        ),
+        _gauge(
             "prequential_plcc",
             "Pearson's correlation on the last 1000 pairs, each predicted before it was trained on.",
             status.prequential_plcc,

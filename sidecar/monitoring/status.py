@@ -44,6 +44,7 @@ class Status:
     rejected: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by kind of error; bounded in number and length
     loss: float | None = None
     prequential_rmse: float | None = None
+    prequential_winsorized_rmse: float | None = None
     prequential_plcc: float | None = None
     feature_drift: float | None = None
     drifting_feature: str = ""

@@ -40,6 +40,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "step": status.step,
         "loss": finite(status.loss),
         "prequential_rmse": finite(status.prequential_rmse),
+        "prequential_winsorized_rmse": finite(status.prequential_winsorized_rmse),
         "prequential_plcc": finite(status.prequential_plcc),
         "feature_drift": finite(status.feature_drift),
         "drifting_feature": one_line(status.drifting_feature)[:80] or None,

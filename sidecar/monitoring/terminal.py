@@ -154,6 +154,7 @@ _IN_WORDS = {  # name in the document: label, unit, and the factor that converts
     "step": ("gradient steps", "", 1),
     "loss": ("loss", "score points squared", 1),
     "prequential_rmse": ("RMSE, last 1000 pairs", "score points", 1),
+    "prequential_winsorized_rmse": ("winsorized RMSE", "score points", 1),
     "prequential_plcc": ("PLCC, last 1000 pairs", "", 1),
     "feature_drift": ("feature drift", "standard deviations", 1),
     "drifting_feature": ("drifting most", "", 1),

@@ -165,7 +165,7 @@ def _fits(run: Run, about: Mapping[str, Any]) -> bool:
 
 def _words(found: Comparison, before: Checkpoint, threshold: float) -> str:
     return (
-        f"on {found.pairs} pairs of {found.groups} groups that came after it, its RMSE is {found.rmse:.3f}, "
-        f"that of {before.name} {found.predecessor_rmse:.3f}; it is more than {threshold:.0%} worse in {found.worse_in} groups "
-        f"(by chance with a probability of at most {found.chance:.2g}; {LEVEL:g} is allowed)"
+        f"on {found.pairs} pairs of {found.groups} groups that came after it, its median error is {found.error:.3f}, "
+        f"that of {before.name} {found.predecessor_error:.3f}; it is more than {threshold:.0%} worse in {found.worse_in} "
+        f"groups (by chance with a probability of at most {found.chance:.2g}; {LEVEL:g} is allowed)"
     )

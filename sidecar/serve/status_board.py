@@ -12,7 +12,7 @@ from typing import Any
 
 from sidecar import log
 from sidecar.features.names import name_of
-from sidecar.learning.metrics import plcc, rmse
+from sidecar.learning.metrics import plcc, rmse, winsorized_rmse
 from sidecar.monitoring.history import History
 from sidecar.monitoring.status import Phase, Status
 from sidecar.online.training import OnlineTraining
@@ -72,6 +72,7 @@ class StatusBoard:
             rejected=dict(rejected),
             loss=online.backlog.loss,
             prequential_rmse=rmse(seen[:, 0], seen[:, 1]) if len(seen) else None,
+            prequential_winsorized_rmse=winsorized_rmse(seen[:, 0], seen[:, 1]) if len(seen) else None,
             prequential_plcc=None if math.isnan(correlation) else correlation,
             feature_drift=drift[0] if drift else None,
             drifting_feature=name_of(learner.run.order, drift[1]) if drift else "",

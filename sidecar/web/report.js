@@ -65,9 +65,10 @@
       const tables = [];
       if (said.metrics) {
         const rows = Object.entries(said.metrics).flatMap(([place, kinds]) => Object.entries(kinds).map(([kind, found]) => [
-          PLACES[place], KINDS[kind], plcc(found.plcc), plcc(found.srocc), rmse(found.rmse), count(found.pairs)]));
+          PLACES[place], KINDS[kind], plcc(found.plcc), plcc(found.srocc), rmse(found.rmse),
+          rmse(found.winsorized_rmse), count(found.pairs)]));
         tables.push(table("The trained model; the EMA weights are what gets published",
-          ["pairs", "weights", "#PLCC", "#SROCC", "#RMSE", "#count"], rows));
+          ["pairs", "weights", "#PLCC", "#SROCC", "#RMSE", "#winsorized", "#count"], rows));
       }
       if (judged.base) {
         const {base} = judged;

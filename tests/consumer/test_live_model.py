@@ -205,7 +205,7 @@ def test_a_new_model_that_is_worse_on_observed_pairs_gives_its_place_back(direct
         wait_until(lambda: model.version == used)
         fell_back = used != "model_v000002"
         assert model.swaps["fallback"] == fell_back
-        assert model.reason.startswith("model_v000002: RMSE of 10.1 points against 0.8") == fell_back
+        assert model.reason.startswith("model_v000002: median error of 10") == fell_back
         observe(model, 99)  # decided once
         publish_model(directory, constant(25))
         wait_until(lambda: model.version == "model_v000003")

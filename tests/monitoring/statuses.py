@@ -17,6 +17,7 @@ FULL = Status(
     rejected={"features": 1},
     loss=3.25,
     prequential_rmse=1.5,
+    prequential_winsorized_rmse=1.25,
     prequential_plcc=0.998,
     feature_drift=0.25,
     drifting_feature="adm2",
@@ -50,4 +51,11 @@ FULL = Status(
     rate_share=0.25,
     rolled_back="model_v000040: worse",
 )
-UNKNOWN_AT_FIRST = ("loss", "prequential_rmse", "prequential_plcc", "feature_drift", "step_seconds")
+UNKNOWN_AT_FIRST = (
+    "loss",
+    "prequential_rmse",
+    "prequential_winsorized_rmse",
+    "prequential_plcc",
+    "feature_drift",
+    "step_seconds",
+)

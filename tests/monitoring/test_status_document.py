@@ -64,6 +64,7 @@ def test_the_status_tells_all():
         "step": 30000,
         "loss": 3.25,
         "prequential_rmse": 1.5,
+        "prequential_winsorized_rmse": 1.25,
         "prequential_plcc": 0.998,
         "feature_drift": 0.25,
         "drifting_feature": "adm2",

@@ -49,6 +49,7 @@ def test_status_for_a_person():
         "gradient steps         30,000",
         "loss                   3.25 score points squared",
         "RMSE, last 1000 pairs  1.5 score points",
+        "winsorized RMSE        1.25 score points",
         "PLCC, last 1000 pairs  0.998",
         "feature drift          0.25 standard deviations",
         "drifting most          adm2",

@@ -81,8 +81,8 @@ def test_a_bad_one_is_taken_back_with_the_figures_and_its_anchor(place):
     assert (stable(place), done.again_at) == (1, None)
     assert done.taken_back == f"{second.name}: {why['reason']}"
     assert (why["pairs"], why["groups"], why["worse_in"]) == (200, 100, 99)
-    assert why["rmse"] == pytest.approx(29, abs=5)  # clipped to 100
-    assert why["predecessor_rmse"] == pytest.approx(1, abs=0.1)
+    assert why["error"] == pytest.approx(29, abs=5)  # clipped to 100
+    assert why["predecessor_error"] == pytest.approx(1, abs=0.1)
     assert why["chance"] < 1e-9
     assert why["journal"] == {"directory": str(state), "first": FIRST, "last": FIRST + 199}
     np.testing.assert_array_equal(read_anchor(state), anchors[0])

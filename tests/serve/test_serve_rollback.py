@@ -84,7 +84,7 @@ def test_a_poisoned_stream_makes_a_bad_model_stable_and_clean_pairs_take_it_back
     why = read_rollbacks(directory).rolled_back[bad.name]
     assert (why["predecessor"], why["groups"]) == (good.name, 30)
     assert 200 <= why["pairs"] <= 400
-    assert why["rmse"] > why["predecessor_rmse"] + 10
+    assert why["error"] > why["predecessor_error"] + 10
     assert len(read_anchor(directory / "state")) == 0
     wait_until(lambda: metrics(address)["vmafx_training_rollbacks_total"] == 1)
     status = ask_json(address, "/status")

@@ -19,15 +19,15 @@ _ALIKE = 0.75
 class Comparison(NamedTuple):
     """Two models on the same pairs.
 
-    rmse, predecessor_rmse: the mean of the groups' RMSE, in score points, of the model on trial and of its predecessor.
-    worse_in: groups in which it exceeds the predecessor's by more than the threshold. chance: the most that the probability of
-    such differences, or larger ones, can be if either sign of each is as likely as the other.
+    error, predecessor_error: the mean of the groups' median absolute errors, in score points, of the model on trial and of its
+    predecessor. worse_in: groups in which it exceeds the predecessor's by more than the threshold. chance: the most that the
+    probability of such differences, or larger ones, can be if either sign of each is as likely as the other.
     """
 
     pairs: int
     groups: int
-    rmse: float
-    predecessor_rmse: float
+    error: float
+    predecessor_error: float
     worse_in: int
     chance: float
 
@@ -40,20 +40,23 @@ class Comparison(NamedTuple):
 def compare(group: Array, true: Array, predicted: Array, before: Array, threshold: float, score_range: float) -> Comparison:
     """Compare the predictions (n,) of a model on trial with those of its predecessor, both of pairs that neither has seen.
 
-    group: what tells the groups apart (n,); true: scores (n,). threshold: share by which the RMSE may be above the
+    group: what tells the groups apart (n,); true: scores (n,). threshold: share by which the error may be above the
     predecessor's. score_range: no error counts as larger, nor one that is not finite.
 
-    The pairs of one encode go wrong together, so each group counts once, with the difference between its RMSE and the
-    predecessor's times 1 + threshold, and large differences are capped. If signs were chance, the sum S of n differences d
-    would exceed t·√(Σd²) with a probability of at most exp(−t²/2), whatever their distribution (Efron, Student's t-test under
+    The pairs of one encode go wrong together, so each group counts once, with the difference between its median absolute error
+    and the predecessor's times 1 + threshold, and large differences are capped. A single wrong score would hide in a group's
+    RMSE which model is better (measured in `benchmarks/rollback.py`). If signs were chance, the sum S of n differences d would
+    exceed t·√(Σd²) with a probability of at most exp(−t²/2), whatever their distribution (Efron, Student's t-test under
     symmetry conditions, 1969; Hoeffding 1963). That is exact for any n and needs no random numbers.
     """
     _, place, pairs = np.unique(group, return_inverse=True, return_counts=True)
+    first = np.cumsum(pairs) - pairs
 
     def by_group(scores: Array) -> Array:
         error = np.abs(scores.astype(np.float64) - true)
         error = np.minimum(np.nan_to_num(error, nan=score_range), score_range)
-        return np.asarray(np.sqrt(np.bincount(place, weights=error * error) / pairs))
+        error = error[np.lexsort((error, place))]
+        return np.asarray((error[first + (pairs - 1) // 2] + error[first + pairs // 2]) / 2)
 
     own, other = by_group(predicted), by_group(before)
     difference = own - (1 + threshold) * other

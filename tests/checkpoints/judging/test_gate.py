@@ -32,6 +32,18 @@ def test_verdicts(predicted, references, verdict, reason):
     assert reason in gate.reason
 
 
+def test_wrong_scores_do_not_hide_that_a_model_is_worse():
+    rng = np.random.default_rng(2)
+    wrong = np.where(rng.random(200) < 0.05, rng.uniform(0, 100, 200), TRUE)
+    better, worse = TRUE + 0.5 * NOISE, TRUE + NOISE
+    gate = judge(worse, wrong, [("model_v000001", better)])
+    assert gate.verdict == "unstable"
+    assert gate.reason.startswith("on 200 held-out pairs, winsorized RMSE ")
+    assert gate.reason.endswith(" (model_v000001) × 1.265")
+    assert judge(better, wrong, [("model_v000001", worse)]).verdict == "stable"
+    assert judge(worse, wrong, [("model_v000001", better)], rmse_ratio=2).verdict == "stable"
+
+
 def test_nothing_is_taken_off_what_is_asked_where_there_is_no_reference():
     noise = NOISE - NOISE.mean() - (TRUE - TRUE.mean()) * np.cov(NOISE, TRUE)[0, 1] / np.var(TRUE, ddof=1)  # uncorrelated
 

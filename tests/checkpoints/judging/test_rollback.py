@@ -27,7 +27,7 @@ def test_a_model_is_not_worse_than_itself(errors):
     found = compared(errors[0], errors[0])
     assert (found.worse, found.worse_in, found.chance) == (False, 0, 1.0)
     assert (found.pairs, found.groups) == (210, 30)
-    assert found.rmse == found.predecessor_rmse
+    assert found.error == found.predecessor_error
 
 
 def test_equally_good_models_are_not_told_apart(errors):
@@ -39,7 +39,7 @@ def test_equally_good_models_are_not_told_apart(errors):
 def test_what_is_worse_everywhere_is_worse_beyond_the_threshold(errors, times, worse):
     found = compared(errors[0] * times, errors[0])
     assert found.worse is worse
-    assert found.rmse == pytest.approx(times * found.predecessor_rmse, rel=1e-3)
+    assert found.error == pytest.approx(times * found.predecessor_error, rel=1e-3)
 
 
 def test_a_shift_is_seen_where_the_predecessor_errs_too(errors):
@@ -53,8 +53,25 @@ def test_a_few_groups_decide_nothing_however_far_they_are_off(errors):
     assert compared(errors[0] + np.where(GROUP < 15, 20, 0), errors[0]).worse
 
 
+def test_wrong_scores_in_half_of_the_groups_hide_nothing(errors):
+    wrong = np.where((np.arange(len(GROUP)) % 7 < 2) & (GROUP % 2 == 0), 40, 0)
+    found, without = compared(1.5 * errors[0] + wrong, errors[0] + wrong), compared(1.5 * errors[0], errors[0])
+    assert found.worse
+    assert found.error < 2 * without.error
+    assert not compared(errors[0] + wrong, errors[1] + wrong).worse
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3, 4])
+def test_the_error_of_a_group_is_the_median_of_its_pairs(pairs):
+    error = np.random.default_rng(0).normal(size=30 * pairs).astype(np.float32)
+    group = np.random.default_rng(1).permutation(np.repeat(np.arange(30), pairs))
+    found = compare(group, np.zeros(30 * pairs), error, 2 * error, 0.05, 100.0)
+    assert found.error == pytest.approx(np.mean([np.median(np.abs(error[group == each])) for each in range(30)]))
+    assert found.predecessor_error == pytest.approx(2 * found.error)
+
+
 def test_one_group_that_is_far_better_hides_nothing(errors):
-    assert compared(np.where(GROUP == 0, 0, errors[0] * 3), np.where(GROUP == 0, 90, errors[0])).worse
+    assert compared(np.where(GROUP == 0, 0, errors[1] * 3), np.where(GROUP == 0, 90, errors[1])).worse
 
 
 def test_a_group_of_many_pairs_counts_as_any_other(errors):
@@ -67,7 +84,7 @@ def test_a_group_of_many_pairs_counts_as_any_other(errors):
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf, 1e30])
 def test_scores_that_are_no_scores_are_as_bad_as_can_be(errors, broken):
     found = compared(np.full(len(GROUP), broken), errors[0])
-    assert (found.worse, found.rmse) == (True, 100.0)
+    assert (found.worse, found.error) == (True, 100.0)
 
 
 def test_chance_takes_back_no_more_than_the_level_says_whatever_the_errors_are():
