@@ -76,7 +76,7 @@ class Head:
         """Train with Huber's loss: an error beyond `limit`, in the units of the loss, pulls no harder than one of that size."""
         if self.limits is None:
             self.limits, self._passes = np.zeros_like(self.parameters, shape=(2,)), {}
-        self.limits[:] = np.array([-limit, limit], dtype=self.dtype)
+        self.limits[0], self.limits[1] = -limit, limit
 
     def at(self, parameters: Array) -> Self:
         """The same head on another parameter vector (n_parameters,), which is shared, not copied."""

@@ -72,23 +72,32 @@ class Outliers:
 
     def among(self, features: Array) -> NDArray[np.bool_]:
         """Which pairs with these features (n, n_features) are outliers: (n,)."""
-        blocks = [features[start : start + _BLOCK] for start in range(0, len(features), _BLOCK)]
-        return np.concatenate([np.empty(0, bool), *(np.add.reduce(self._unusual(b), axis=1) > self._most for b in blocks)])
+        found = np.zeros(len(features), dtype=bool)
+        for start in range(0, len(features), _BLOCK):
+            unusual = self._unusual(features[start : start + _BLOCK])
+            if np.count_nonzero(unusual) > self._most:
+                found[start : start + _BLOCK] = np.count_nonzero(unusual, axis=1) > self._most
+        return found
 
-    def leave_out(self, features: Array, arrival: int) -> None:
-        """Count an outlier with these features (n_features,), the `arrival`th pair; if so many are, they are usual from now
-        on."""
-        place = self.came % STAYING
-        self._newest[place], self._arrivals[place] = features, arrival
-        self.came += 1
-        self.by_feature += self._unusual(features)
-        if arrival - int(self._arrivals[self.came % STAYING]) < OF_PAIRS:
-            self.widen(self._newest)
-            self._arrivals[:] = -OF_PAIRS
+    def leave_out(self, features: Array, trained: int) -> None:
+        """Count outliers with these features (n, n_features); if there are so many of late, they are usual from now on.
+
+        trained: how many pairs were trained on before.
+        """
+        self.by_feature += self._unusual(features).sum(axis=0)
+        for row in features:
+            place, arrival = self.came % STAYING, trained + self.came
+            self._newest[place], self._arrivals[place] = row, arrival
+            self.came += 1
+            if arrival - int(self._arrivals[self.came % STAYING]) < OF_PAIRS:
+                self.widen(self._newest)
+                self._arrivals[:] = -OF_PAIRS
 
     def give_up(self, features: Array) -> NDArray[np.bool_]:
-        """Count the outliers among pairs that had been taken, with these features (n, n_features). Returns which are none
-        (n,)."""
+        """Count the outliers among pairs that had been taken, with these features (n, n_features).
+
+        Returns which are none: (n,).
+        """
         outliers = self.among(features)
         self.given_up += int(outliers.sum())
         self.by_feature += self._unusual(features[outliers]).sum(axis=0)

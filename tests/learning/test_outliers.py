@@ -62,9 +62,9 @@ def test_outliers_that_come_to_stay_are_let_in():
     outliers = Outliers(4)
     outliers.measure(some(256))
     others = some(STAYING, centre=1000)
-    for arrival, features in enumerate(others):
+    for features in others:
         assert outliers.among(features[None]).all(), "not before the last of them"
-        outliers.leave_out(features, arrival)
+        outliers.leave_out(features[None], 0)
     assert not outliers.among(some(100, centre=1000)).any()
     assert not outliers.among(some(100)).any()
     assert outliers.count == STAYING
@@ -75,7 +75,7 @@ def test_outliers_now_and_then_are_never_let_in():
     outliers.measure(some(256))
     each = OF_PAIRS // STAYING + 1
     for arrival, features in enumerate(some(1000, centre=1000)):
-        outliers.leave_out(features, arrival * each)
+        outliers.leave_out(features[None], arrival * each)
     assert outliers.among(some(100, centre=1000)).all()
 
 
@@ -92,20 +92,20 @@ def test_which_features_are_unusual_is_told():
     outliers.measure(some(256))
     features = some(1)[0]
     assert outliers.in_words(()) == ""
-    outliers.leave_out(features * np.float32([1, 1e4, 1, 1e4]), 0)
+    outliers.leave_out(features * np.float32([[1, 1e4, 1, 1e4]]), 0)
     assert outliers.in_words(("a", "b", "c", "d")) == "b, d"
-    outliers.leave_out(features * np.float32([1e4, 1e4, 1e4, 1e4]), 1)
+    outliers.leave_out(features * np.float32([[1e4, 1e4, 1e4, 1e4]]), 1)
     assert outliers.in_words(("a", "b", "c", "d")) == "b, d, a and 1 other"
 
 
 def test_it_continues_from_its_state():
     outliers = Outliers(4)
     outliers.measure(some(256))
-    for arrival, features in enumerate(some(STAYING - 1, centre=1000)):
-        outliers.leave_out(features, arrival)
+    for features in some(STAYING - 1, centre=1000):
+        outliers.leave_out(features[None], 0)
     again = Outliers.from_state(outliers.state())
     for each in (outliers, again):
-        each.leave_out(some(1, centre=1000)[0], STAYING)
+        each.leave_out(some(1, centre=1000), 1)
         assert not each.among(some(50, centre=1000)).any()
     assert all(np.array_equal(value, again.state()[name]) for name, value in outliers.state().items())
 

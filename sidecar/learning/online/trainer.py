@@ -130,17 +130,8 @@ class Trainer:
         """
         groups: list[Group] = []
         start, count = 0, len(scores)
-        usual: Array | None = None
         while start < count:
-            if usual is not self.outliers.usual:
-                usual = self.outliers.usual
-                outliers = (start + np.flatnonzero(self.outliers.among(features[start:]))).tolist()
-            stop = min(start + self.missing, outliers[0] if outliers else count, count)
-            if stop == start:
-                self.outliers.leave_out(features[start], self.trained + self._waiting + self.outliers.came)
-                del outliers[0]
-                start += 1
-                continue
+            stop = min(count, start + self.missing)
             room = self._new[self._waiting : self._waiting + stop - start]
             room[:, : self.n_features] = features[start:stop]
             room[:, self.n_features] = scores[start:stop]
@@ -160,15 +151,19 @@ class Trainer:
         """Run one of the remaining steps of the last group, if there are any."""
         if self._steps is not None:
             with np.errstate(over="ignore", invalid="ignore"):
-                more = next(self._steps, None) is not None
-            self.steps_left -= 1
-            if not more:
-                self._steps = None
+                self._advance(self._steps)
 
     def finish(self) -> None:
         """Run the remaining steps of the last group."""
-        while self._steps is not None:
-            self.advance()
+        if self._steps is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                while self._steps is not None:
+                    self._advance(self._steps)
+
+    def _advance(self, steps: Iterator[float]) -> None:
+        if next(steps, None) is None:
+            self._steps = None
+        self.steps_left -= 1
 
     def network(self, head: Head) -> Network:
         """The function of `live` or `ema` as a network in the base model's own units."""
@@ -274,12 +269,18 @@ class Trainer:
         return np.empty((pairs, self.n_features + 1), dtype=np.float32)
 
     def _is_complete(self) -> bool:
-        """Whether the waiting pairs are a group: a new model's first pairs are not while there are outliers among them."""
-        if self.weights is not None:
+        """Whether the waiting pairs are a group: not if there are outliers among them, which leave it."""
+        features = self._new[:, : self.n_features]
+        if self.weights is None:
+            usual = self.outliers.sort_out(features)
+        elif (outliers := self.outliers.among(features)).any():
+            self.outliers.leave_out(features[outliers], self.trained)
+            usual = ~outliers
+        else:
             return True
-        usual = self._new[self.outliers.sort_out(self._new[:, : self.n_features])]
-        self._waiting = len(usual)
-        self._new[: self._waiting] = usual
+        kept = self._new[usual]
+        self._waiting = len(kept)
+        self._new[: self._waiting] = kept
         return self._waiting == len(self._new)
 
     def _take_group(self) -> float | None:
@@ -289,9 +290,10 @@ class Trainer:
             self._fit_new_head()
             return None
         before = self.trained - len(self._new)
-        given_up = any(before < count <= self.trained for count in OUTLIERS_MEASURED_AT) and self._measure_outliers()
-        if given_up or not self.weights.has_units or any(before < count <= self.trained for count in MEASURED_AT):
-            self._measure_units(self.weights)
+        if before < OUTLIERS_MEASURED_AT[-1] or not self.weights.has_units:
+            given_up = any(before < count <= self.trained for count in OUTLIERS_MEASURED_AT) and self._measure_outliers()
+            if given_up or not self.weights.has_units or any(before < count <= self.trained for count in MEASURED_AT):
+                self._measure_units(self.weights)
         with np.errstate(over="ignore", invalid="ignore"):  # a step after which a number is not finite is left out
             self._steps = self._train(self.weights)
             self.steps_left = self.settings.steps_per_batch if self.settings.replay_mix else 1
@@ -359,7 +361,7 @@ class Trainer:
         self._note_errors(errors)
         if self.warmup_start is None:
             self.warmup_start = self._how_far_off(predicted)
-        complete = self.divergence.note(loss, float(np.mean(np.square(errors))) / unit)
+        complete = self.divergence.note(loss, float(errors.dot(errors)) / (len(errors) * unit))
         undo, first_step, skipped = weights.undo(), self.step, self.skipped_steps
 
         self._step(weights)
@@ -380,7 +382,8 @@ class Trainer:
 
     def _look_at(self, weights: Weights) -> None:
         """After a window of groups: weights that have diverged go back to their average, or to those that were kept."""
-        if self.divergence.looks_wrong(float(self._rows[: len(self.replay), -1].var())):
+        some = self._rows[: len(self.replay) : len(self.replay) // JUDGED_PAIRS + 1, -1]
+        if self.divergence.looks_wrong(float(some.var())):
             newest = self.replay.places()[-JUDGED_PAIRS:]
             rows, scores = self._rows[newest], self.replay.data[newest, self.n_features]
             live, average, kept = (_mean_error(h.predict_rows(rows), scores) for h in (weights.live, weights.ema, weights.kept))

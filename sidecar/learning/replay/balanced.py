@@ -25,7 +25,8 @@ class BalancedReplayBuffer(ReplayBuffer):
     def __init__(self, capacity: int, width: int, low: float, high: float) -> None:
         super().__init__(capacity, width)
         self._edges = np.linspace(low, high, BINS + 1, dtype=np.float32)[1:-1]
-        self._most = 0  # rows in the fullest bin
+        self._sizes = [0] * BINS
+        self._most = 0  # the largest of them
         self._bins: list[deque[int]] = [deque() for _ in range(BINS)]
         """The places of each bin's rows, oldest first."""
         self._arrivals = np.zeros(capacity, dtype=np.int64)
@@ -35,20 +36,21 @@ class BalancedReplayBuffer(ReplayBuffer):
         return np.argsort(self._arrivals[: self._size], kind="stable")
 
     def _find_places(self, rows: Array) -> Places:
-        bins, places = self._bins, []
-        for number in self._bins_of(rows):
-            own = bins[number]
+        bins, sizes, most, places = self._bins, self._sizes, self._most, []
+        for own in self._bins_of(rows):
             if self._size < self.capacity:
                 place = self._size
                 self._size += 1
-                self._most = max(self._most, len(own) + 1)
-            elif own and len(own) + 1 >= self._most:
-                place = own.popleft()
             else:
-                place = max(bins, key=len).popleft()
-                self._most = max(len(own) + 1, *map(len, bins))
-            own.append(place)
+                fullest = own if sizes[own] and sizes[own] + 1 >= most else sizes.index(most)
+                place = bins[fullest].popleft()
+                sizes[fullest] -= 1
+            sizes[own] += 1
+            if sizes[own] > most or most not in sizes:
+                most = max(sizes)
+            bins[own].append(place)
             places.append(place)
+        self._most = most
         found = np.array(places, dtype=np.intp)
         self._arrivals[found] = self.added + np.arange(len(rows))
         return found
@@ -58,11 +60,12 @@ class BalancedReplayBuffer(ReplayBuffer):
         self._arrivals[places] = self.added - len(places) + np.arange(len(places))
         for number, place in zip(self._bins_of(self.data[places]), places.tolist(), strict=True):
             self._bins[number].append(place)
-        self._most = max(map(len, self._bins))
+        self._sizes = [*map(len, self._bins)]
+        self._most = max(self._sizes)
 
     def _clear(self) -> None:
         super()._clear()
-        self._most = 0
+        self._sizes, self._most = [0] * BINS, 0
         for places in self._bins:
             places.clear()
 

@@ -36,7 +36,7 @@ class ReplayBuffer:
         """Rows that have left so far."""
         return self.added - self._size
 
-    def add(self, rows: Array) -> Places:
+    def add(self, rows: Array) -> Places | slice:
         """Take rows (n, width), any n, in order. Returns the places (n,) that they were put into; later rows may share them."""
         places = self._find_places(rows)
         self.data[places] = rows
@@ -88,7 +88,12 @@ class ReplayBuffer:
         """Remove the rows for which mask (len(self),) is False; it is in the order of `rows`. Those left get other places."""
         self.restore(self.rows()[mask], self.added)
 
-    def _find_places(self, rows: Array) -> Places:
+    def _find_places(self, rows: Array) -> Places | slice:
+        start, stop = self._next, self._next + len(rows)
+        if stop <= self.capacity:  # a slice, which takes a fraction of the time
+            self._next = stop % self.capacity
+            self._size = max(self._size, stop)
+            return slice(start, stop)
         places = (self._next + np.arange(len(rows))) % self.capacity
         self._next = (self._next + len(rows)) % self.capacity
         self._size = min(self.capacity, self._size + len(rows))

@@ -57,7 +57,8 @@ def test_a_restored_buffer_continues_in_the_same_places(make, capacity, scores, 
     buffer.add(rows_of(scores))
     restored.restore(buffer.rows(), buffer.added, buffer.places())
     for rows in (rows_of(later, 1000), rows_of(later, 2000)):
-        assert buffer.add(rows).tolist() == restored.add(rows).tolist()
+        everywhere = np.arange(capacity)
+        assert everywhere[buffer.add(rows)].tolist() == everywhere[restored.add(rows)].tolist()
     assert buffer.data.tobytes() == restored.data.tobytes()
     assert (len(buffer), buffer.added) == (len(restored), restored.added)
     assert buffer.places().tolist() == restored.places().tolist()
