@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from onnx_builder.network import Float32
 from sidecar.fleet.parts import Part, divide
-from sidecar.fleet.sample import Limits, Sample, Sampled, keys
+from sidecar.fleet.sample import Bounds, Limits, Sample, Sampled, keys
 from sidecar.fleet.shared import SharedArray
 from sidecar.fleet.workers import Workers
 from sidecar.journal.segments import JournalError, SegmentGoneError
@@ -123,8 +123,9 @@ class Sampling:
                 break
         else:
             raise RecordedPairsError(f"{wanted}: no pairs")
-        merged = _Merged(Sample(task.width or 0, self.limits), len(parts))
-        for number, summary in self.workers.run(_read_part, [(task, part) for part in parts]):
+        sample = Sample(task.width or 0, self.limits)
+        merged = _Merged(sample, len(parts))
+        for number, summary in self.workers.run(_read_part, ((task, part, sample.bounds) for part in parts)):
             merged.add(number, summary)
             seconds = time.monotonic() - started
             self.told(Done(merged.done, len(parts), merged.pairs, merged.pairs / seconds, self.workers.count))
@@ -182,9 +183,9 @@ def _settle(task: _Task, part: Part) -> _Task | None:
     return task._replace(columns=reading.columns, width=reading.width) if reading.width else None
 
 
-def _read_part(task: _Task, part: Part) -> _Summary:
+def _read_part(task: _Task, part: Part, bounds: Bounds) -> _Summary:
     assert task.width is not None
-    reading, sample = Reading(task.columns, task.checks, task.width), Sample(task.width, task.limits)
+    reading, sample = Reading(task.columns, task.checks, task.width), Sample(task.width, task.limits, bounds)
     found, labels = _Summary(), LabelCodes()
     why: list[str] = []
     with task.damage_told(why.append), task.opened(part) as table:

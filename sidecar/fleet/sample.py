@@ -52,6 +52,13 @@ class Sampled(NamedTuple):
         return Sampled._make(column[rows] for column in self)
 
 
+class Bounds(NamedTuple):
+    """Strata (n,), in order, of which pairs had no place, and the smallest key (n,) of these: larger ones have none either."""
+
+    stratum: NDArray[np.int64]
+    key: NDArray[np.uint64]
+
+
 def keys(features: Float32, true_score: Float32, group: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """BLAKE2b-64 of each pair's group, features and score, in native bytes."""
     rows = (group[:, None].view(np.uint8), features.view(np.uint8), true_score[:, None].view(np.uint8))
@@ -64,10 +71,11 @@ def keys(features: Float32, true_score: Float32, group: NDArray[np.uint64]) -> N
 class Sample:
     """Collects the sample of all pairs that are added.
 
-    What it takes in memory depends on the limits and on the width of the pairs, not on how many are added.
+    What it takes in memory depends on the limits and on the width of the pairs, not on how many are added. bounds: those of the
+    sample that this one will be added to, or of an earlier state of it.
     """
 
-    def __init__(self, width: int, limits: Limits) -> None:
+    def __init__(self, width: int, limits: Limits, bounds: Bounds | None = None) -> None:
         self._limits = limits
         capacity = limits.most + max(_SLACK, limits.most // 8)
         self._features = SharedArray((capacity, width), np.float32)
@@ -80,16 +88,15 @@ class Sample:
             np.empty(capacity, np.int32),
         )
         self._count = 0
-        # Strata, in order, of which pairs had no place, and the smallest key among these: larger ones have none either.
-        self._full, self._bound = np.empty(0, np.int64), np.empty(0, np.uint64)
+        self.bounds = bounds or Bounds(np.empty(0, np.int64), np.empty(0, np.uint64))
 
     def add(self, rows: Sampled) -> None:
         """Add pairs, or the sample of some."""
-        place = np.searchsorted(self._full, rows.stratum)
+        strata, bound = self.bounds
         hopeless = np.zeros(len(rows.key), dtype=np.bool_)
-        if len(self._full):
-            place = np.minimum(place, len(self._full) - 1)
-            hopeless = (self._full[place] == rows.stratum) & (rows.key > self._bound[place])
+        if len(strata):
+            place = np.minimum(np.searchsorted(strata, rows.stratum), len(strata) - 1)
+            hopeless = (strata[place] == rows.stratum) & (rows.key > bound[place])
         chosen = np.flatnonzero(~hopeless)
         capacity = len(self._columns.key)
         while len(chosen):
@@ -146,10 +153,10 @@ class Sample:
         self._keep(order)
 
     def _lower_bounds(self, stratum: NDArray[np.int64], key: NDArray[np.uint64]) -> None:
-        stratum, key = np.append(self._full, stratum), np.append(self._bound, key)
+        stratum, key = np.append(self.bounds.stratum, stratum), np.append(self.bounds.key, key)
         order = np.lexsort((key, stratum))
-        self._full, first = np.unique(stratum[order], return_index=True)
-        self._bound = key[order][first]
+        strata, first = np.unique(stratum[order], return_index=True)
+        self.bounds = Bounds(strata, key[order][first])
 
     def _keep(self, rows: NDArray[np.intp]) -> None:
         """Leave these rows: those that lie behind the end of what is left move into the places of those that go."""

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from multiprocessing import connection
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ _NO_WORKERS_S = 60.0
 _LOOK_S = 1.0
 
 Result = TypeVar("Result")
+_Call = tuple[int, tuple[Any, ...]]
 
 
 class SchedulerError(ValueError):
@@ -64,40 +65,46 @@ class Workers:
         self.count = 1
         self._executor = start()
 
-    def run(self, function: Callable[..., Result], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Result]]:
+    def run(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Result]]:
         """Call a function with each of these arguments: the numbers of the calls with what they gave, as they are done.
+
+        calls: the arguments of each; they are taken when there is somebody for them.
 
         A call that is lost, as with its worker, is made again. Raises what a call raises, and LostError.
         """
-        waiting = deque(range(len(calls)))
-        running: dict[Future[Result], int] = {}
+        rest = enumerate(calls)
+        lost: deque[_Call] = deque()
+        running: dict[Future[Result], _Call] = {}
         losses = 0
-        while waiting or running:
+        while True:
             try:
                 self.count = self._size()
             except BrokenExecutor:
-                waiting.extendleft(running.values())
+                lost.extend(running.values())
                 running.clear()
                 self.close()
                 self._executor = self._start()
                 continue
-            while waiting and len(running) < _AHEAD * self.count:
-                number = waiting.popleft()
-                running[self._executor.submit(function, *calls[number])] = number
+            while len(running) < _AHEAD * self.count:
+                call = lost.popleft() if lost else next(rest, None)
+                if call is None:
+                    break
+                running[self._executor.submit(function, *call[1])] = call
+            if not running:
+                return
             done, _ = wait(running, _LOOK_S, FIRST_COMPLETED)
-            lost = False
+            before = len(lost)
             while done:
                 future = done.pop()
-                number = running.pop(future)
+                call = running.pop(future)
                 try:
                     result = future.result()
                 except self._lost:
-                    lost = True
-                    waiting.append(number)
+                    lost.append(call)
                 else:
                     losses = 0
-                    yield number, result
-            losses += lost
+                    yield call[0], result
+            losses += len(lost) > before
             if losses == _LOSSES:
                 raise LostError(f"{self.name}: workers were lost {_LOSSES} times, and nothing got done in between")
 

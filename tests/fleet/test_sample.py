@@ -68,6 +68,12 @@ def test_the_same_pairs_give_the_same_bytes_however_they_are_divided_and_merged(
     random.shuffle(shuffled)
     parts = [some(rows, np.array(part, dtype=np.intp)) for part in np.split(np.array(shuffled, dtype=np.intp), sorted(cuts))]
     assert as_bytes(sample_of(parts, limits)) == expected
+    whole = Sample(2, limits)
+    for part in parts:  # each sampled by somebody who knows what has no place any more
+        some_of_it = Sample(2, limits, whole.bounds)
+        some_of_it.add(part)
+        whole.add(some_of_it.rows())
+    assert as_bytes(whole.rows()) == expected
     samples = [sample_of([part], limits) for part in parts]
     while len(samples) > 1:  # in the form of any tree
         one, other = (samples.pop(random.randrange(len(samples))) for _ in range(2))
