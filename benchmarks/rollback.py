@@ -11,8 +11,8 @@ rule, beside it, takes back whatever has an RMSE more than 5 % above the predece
 Bad checkpoints have learned from two fifths of a file and then from a fifth whose scores are wrong, and are tried on right
 ones against what was there before these; the gate is not asked. `score points`: how much higher the groups' median error is
 than the predecessor's, the mean of all. `pairs`: how many it took to decide, the median. `by RMSE`: taken back if the RMSE of
-each group counted, not its median error. With `--wrong 0.05`, a twentieth of the pairs that decide have a score that is uniform
-from 0 to 100.
+each group counted, not its median error. With `--wrong 0 0.05`, each is tried twice: once with a twentieth of the pairs that
+decide having a score that is uniform from 0 to 100.
 """
 
 from __future__ import annotations
@@ -52,8 +52,12 @@ WRONG: dict[str, Scores] = {
 
 
 class Tried(NamedTuple):
-    """A checkpoint that was tried: by the rule, by the same with the RMSE of each group, and by the plain rule."""
+    """A checkpoint that was tried: by the rule, by the same with the RMSE of each group, and by the plain rule.
 
+    wrong: the share of the pairs that decided whose scores were wrong.
+    """
+
+    wrong: float
     found: Comparison
     by_rmse: bool
     plain: bool
@@ -108,7 +112,14 @@ class Stream:
         by_rmse = compare(np.arange(len(groups)), np.zeros(len(groups)), *errors, THRESHOLD, 100.0).worse
         first = slice(MINIMUM_PAIRS)
         plain = rmse(own[first], true[first]) > (1 + THRESHOLD) * rmse(other[first], true[first])
-        return Tried(found, by_rmse, plain)
+        return Tried(wrong, found, by_rmse, plain)
+
+    def each_tried(self, network: Network, before: Network, later: Array, wrong: Sequence[float]) -> Iterator[Tried]:
+        """The same with each of these shares of wrong scores."""
+        for share in wrong:
+            tried = self.tried(network, before, later, share)
+            if tried is not None:
+                yield tried
 
 
 def wrong_scores(true: Array, share: float, rng: np.random.Generator) -> Array:
@@ -158,16 +169,18 @@ def checkpoints(pairs: RecordedPairs, source: Array, seed: int, by_source: bool,
             stable, anchor = network, held_out
 
 
-def healthy(pairs: RecordedPairs, source: Array, seed: int, by_source: bool, with_base: bool, wrong: float) -> Iterator[Tried]:
+def healthy(
+    pairs: RecordedPairs, source: Array, seed: int, by_source: bool, with_base: bool, wrong: Sequence[float]
+) -> Iterator[Tried]:
     """The stable checkpoints of one stream, each tried against its predecessor."""
     for made in checkpoints(pairs, source, seed, by_source, with_base):
         if made.gate.verdict == "stable" and made.before is not None:
-            tried = made.stream.tried(made.network, made.before, made.later, wrong)
-            if tried is not None:
-                yield tried
+            yield from made.stream.each_tried(made.network, made.before, made.later, wrong)
 
 
-def bad(pairs: RecordedPairs, source: Array, seed: int, learned: Scores, of_one_source: bool, wrong: float) -> Tried | None:
+def bad(
+    pairs: RecordedPairs, source: Array, seed: int, learned: Scores, of_one_source: bool, wrong: Sequence[float]
+) -> Iterator[Tried]:
     """A checkpoint that has learned from wrong scores, tried on right ones."""
     rng = np.random.default_rng(seed)
     rows = order(pairs, source, rng, by_source=False)
@@ -180,17 +193,21 @@ def bad(pairs: RecordedPairs, source: Array, seed: int, learned: Scores, of_one_
     hit = source[poison] == source[poison[0]] if of_one_source else np.ones(len(poison), dtype=bool)
     stream.take(poison, np.where(hit, learned(true, rng), true))
     network = stream.network()
-    return stream.tried(network, before, rows[right + poisoned :], wrong) if network and before else None
+    assert network is not None
+    assert before is not None
+    yield from stream.each_tried(network, before, rows[right + poisoned :], wrong)
 
 
-def report(name: str, tried: Sequence[Tried]) -> None:
+def report(name: str, tried: Sequence[Tried], wrong: float) -> None:
+    tried = [each for each in tried if each.wrong == wrong]
     if not tried:
         return
+    name += f", {wrong:.0%} wrong" if wrong else ""
     back, by_rmse = sum(each.found.worse for each in tried), sum(each.by_rmse for each in tried)
     plain = sum(each.plain for each in tried)
     off = np.mean([each.found.error - each.found.predecessor_error for each in tried])
     pairs = np.median([each.found.pairs for each in tried])
-    print(f"{name:44} {len(tried):6} {back:11} {by_rmse:7} {plain:11} {off:12.2f} {pairs:7.0f}", flush=True)
+    print(f"{name:52} {len(tried):6} {back:11} {by_rmse:7} {plain:11} {off:12.2f} {pairs:7.0f}", flush=True)
 
 
 def main() -> None:
@@ -198,11 +215,13 @@ def main() -> None:
     parser.add_argument("files", nargs="+")
     parser.add_argument("--streams", type=int, default=12, help="of each kind, for each file")
     parser.add_argument("--bad", type=int, default=4, help="bad checkpoints of each kind, for each file")
-    parser.add_argument("--wrong", type=float, default=0, help="share of the pairs that decide whose scores are wrong")
+    parser.add_argument(
+        "--wrong", type=float, nargs="+", default=[0], help="shares of wrong scores among the pairs that decide"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first stream, and of the first bad checkpoint")
     options = parser.parse_args()
     files = [(read_pairs([file], group_by="group"), read_pairs([file], group_by="source").group) for file in options.files]
-    print(f"{'':44} {'tried':>6} {'taken back':>11} {'by RMSE':>7} {'plain rule':>11} {'score points':>12} {'pairs':>7}")
+    print(f"{'':52} {'tried':>6} {'taken back':>11} {'by RMSE':>7} {'plain rule':>11} {'score points':>12} {'pairs':>7}")
     everything = list[Tried]()
     for by_source, with_base in itertools.product((False, True), repeat=2):
         found = [
@@ -212,16 +231,20 @@ def main() -> None:
             for tried in healthy(pairs, source, seed, by_source, with_base, options.wrong)
         ]
         name = f"healthy, {'by source' if by_source else 'shuffled'}, {'base model' if with_base else 'fresh head'}"
-        report(name, found)
+        for wrong in options.wrong:
+            report(name, found, wrong)
         everything += found
-    report("healthy, all", everything)
+    for wrong in options.wrong:
+        report("healthy, all", everything, wrong)
     for (name, learned), of_one_source in itertools.product(WRONG.items(), (False, True)):
-        tries = (
-            bad(pairs, source, seed, learned, of_one_source, options.wrong)
+        found = [
+            tried
             for pairs, source in files
             for seed in range(options.seed, options.seed + options.bad)
-        )
-        report(f"{name}{', of one source' if of_one_source else ''}", [tried for tried in tries if tried is not None])
+            for tried in bad(pairs, source, seed, learned, of_one_source, options.wrong)
+        ]
+        for wrong in options.wrong:
+            report(f"{name}{', of one source' if of_one_source else ''}", found, wrong)
 
 
 if __name__ == "__main__":
