@@ -44,7 +44,9 @@ With `VMAFX_SIDECAR_FOLLOW_BASE=1`, another file at the same path is followed wh
     "Training": """\
 New pairs are trained on in batches, together with earlier pairs from the *replay buffer*, so that new content does not make
 the model forget the old. By default the buffer keeps equally many pairs of each twentieth of the score range, as far as there
-are such pairs, so that it has low scores in it even after a week of near-perfect encodes.
+are such pairs, so that it has low scores in it even after a week of near-perfect encodes. If the usual error becomes a
+multiple of what it was and stays there, while predictions still follow the scores (PLCC 0.9), the scores have come to mean
+something else: the buffer then gives up the pairs from before. With `ring`, the newest pairs are kept and nothing else counts.
 
 The learning rate is in scaled units: features and scores are brought to a deviation of about 1, where 1e-4 means a step of
 0.01. Gradients are clipped in the same units. Warm-up begins at a share of the learning rate that grows with the base model's

@@ -47,6 +47,7 @@ def metric_families(status: Status) -> list[Metric]:
         _gauge(
             "learning_rate_share", "What the learning rate is multiplied by; less than 1 after a divergence.", status.rate_share
         ),
+        _counter("shifts", "Times that earlier pairs were given up for replay, because scores had shifted.", status.shifts),
         _gauge("phase", "1 for the current phase, 0 for the others.", phases, "phase"),
         _gauge("replay_size", "Pairs in the replay buffer.", status.replay_size),
         _counter("replay_evictions", "Pairs that have left the replay buffer.", status.replay_evictions),

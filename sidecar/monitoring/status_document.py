@@ -61,6 +61,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "outliers": status.outliers or None,
         "unusual_features": one_line(status.unusual_features)[:250] or None,
         "divergences": status.divergences or None,
+        "shifts": status.shifts or None,
         "learning_rate_share": status.rate_share if status.rate_share < 1 else None,
         "log_dropped": status.log_dropped or None,
         "checkpoint_directory_lost": status.checkpoint_directory_lost or None,

@@ -56,6 +56,7 @@ def picture(history: Mapping[str, Any], checkpoints: Mapping[str, Any], width: i
         "left out, outliers": now.get("outliers"),
         "unusual in these": now.get("unusual_features"),
         "weights went back": now.get("divergences"),
+        "scores shifted": now.get("shifts"),
         "pairs": now["pairs"],
         "rejected": now["rejected"],
     }
@@ -146,6 +147,7 @@ _IN_WORDS = {  # name in the document: label, unit, and the factor that converts
     "outliers": ("left out, outliers", "pairs", 1),
     "unusual_features": ("unusual in these", "", 1),
     "divergences": ("weights went back", "times", 1),
+    "shifts": ("scores shifted", "times", 1),
     "learning_rate_share": ("learning rate", "of what is set", 1),
     "checkpoint_directory_lost": ("directory lost", "times", 1),
     "latest_version": ("newest model", "", 1),

@@ -90,6 +90,7 @@ class StatusBoard:
             unusual_features=trainer.outliers.in_words(learner.run.order),
             divergences=trainer.divergence.count,
             rate_share=trainer.divergence.share,
+            shifts=trainer.shifts,
             degraded=tuple(online.damages.names) or tuple(online.damages.counts),
             damage=dict(online.damages.counts),
             log_dropped=log.dropped(),

@@ -15,13 +15,13 @@ class TrainingNews:
 
     def __init__(self) -> None:
         self._complaints = Complaints(_log)
-        self._told: tuple[int, int] | None = None
+        self._told: tuple[int, int, int] | None = None
 
     def look(self, learner: Learner) -> None:
         """Log what is new since the last look."""
         trainer = learner.trainer
-        now = trainer.outliers.count, trainer.divergence.count
-        left_out, diverged = (new - old for new, old in zip(now, self._told or now, strict=True))
+        now = trainer.outliers.count, trainer.divergence.count, trainer.shifts
+        left_out, diverged, shifted = (new - old for new, old in zip(now, self._told or now, strict=True))
         self._told = now
         if left_out > 0:
             self._complaints.warn(
@@ -39,4 +39,11 @@ class TrainingNews:
                 "set. If this goes on, set a lower one (VMAFX_SIDECAR_LR)",
                 trainer.divergence.share,
                 count=diverged,
+            )
+        if shifted > 0:
+            self._complaints.warn(
+                "shift",
+                "the scores have come to mean something else: the usual error has risen and stays high; the pairs from before "
+                "are no longer trained on",
+                count=shifted,
             )

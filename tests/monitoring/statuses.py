@@ -49,6 +49,7 @@ FULL = Status(
     unusual_features="adm2",
     divergences=2,
     rate_share=0.25,
+    shifts=3,
     rolled_back="model_v000040: worse",
 )
 UNKNOWN_AT_FIRST = (

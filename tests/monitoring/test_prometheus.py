@@ -44,6 +44,7 @@ METRICS = {
     "vmafx_training_outliers_total": 7,
     "vmafx_training_divergences_total": 2,
     "vmafx_training_learning_rate_share": 0.25,
+    "vmafx_training_shifts_total": 3,
     'vmafx_training_state_damage_total{file="journal"}': 0,
     'vmafx_training_state_damage_total{file="snapshot"}': 1,
     'vmafx_training_state_damage_total{file="base"}': 0,

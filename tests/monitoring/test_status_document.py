@@ -85,6 +85,7 @@ def test_the_status_tells_all():
         "outliers": 7,
         "unusual_features": "adm2",
         "divergences": 2,
+        "shifts": 3,
         "learning_rate_share": 0.25,
         "log_dropped": 6,
         "checkpoint_directory_lost": 8,

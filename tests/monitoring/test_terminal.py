@@ -70,6 +70,7 @@ def test_status_for_a_person():
         "left out, outliers     7 pairs",
         "unusual in these       adm2",
         "weights went back      2 times",
+        "scores shifted         3 times",
         "learning rate          0.25 of what is set",
         "log lines dropped      6",
         "directory lost         8 times",

@@ -16,7 +16,7 @@ from onnx_builder.network import Array, Network
 from sidecar.learning.device.stacked import Device
 from sidecar.learning.drift import FeatureDrift
 from sidecar.learning.head import Head
-from sidecar.learning.metrics import rmse
+from sidecar.learning.metrics import plcc, rmse
 from sidecar.learning.online.divergence import JUDGED_PAIRS, Divergence, Errors
 from sidecar.learning.online.weights import Weights
 from sidecar.learning.optim.learning_rate import warmed_up
@@ -24,6 +24,7 @@ from sidecar.learning.outliers import Outliers
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.replay.balanced import BalancedReplayBuffer
 from sidecar.learning.replay.ring import ReplayBuffer
+from sidecar.learning.replay.shift import ShiftDetector
 from sidecar.learning.training_settings import TrainingSettings
 
 FIRST_PAIRS = 256
@@ -51,6 +52,8 @@ scores. Measured in `benchmarks/robustness.py`."""
 _ERROR_HORIZON_PAIRS, _MOST_AT_ONCE = 200, 1.01
 """The usual error falls with this horizon, and rises by no more than this factor a group: where many scores are suddenly far
 off, they may be wrong."""
+LEAST_PLCC = 0.9
+"""Earlier pairs are given up for newer ones whose scores the model still predicts with this correlation."""
 
 
 class Group(NamedTuple):
@@ -80,7 +83,7 @@ class Trainer:
     their features are from what the base model's own scaling expects, if it has one, else from the first pairs; None before
     there are any. warmup_start: the share of the learning rate that warm-up begins with; None before a base model's first
     group. step: steps run; steps_left: those of the last group that `finish` would run. skipped_steps: those left out because a
-    number would not have been finite after them.
+    number would not have been finite after them. shifts: how often earlier pairs were given up because scores had shifted.
     """
 
     def __init__(
@@ -91,6 +94,8 @@ class Trainer:
         self.step = self.skipped_steps = self.trained = self.steps_left = 0
         self.warmup_start: float | None = 0.0 if base is None else None
         self._usual_error = math.inf
+        self.shifts = 0
+        self._shift = ShiftDetector((settings.score_max - settings.score_min) / 1000)
         self.replay = _replay_buffer(settings, n_features + 1)
         self.prequential = ReplayBuffer(PREQUENTIAL_PAIRS, 2)
         self.outliers = Outliers(n_features)
@@ -179,6 +184,7 @@ class Trainer:
             "usual_error": np.array(self._usual_error),
             **self.outliers.state(),
             **self.divergence.state(),
+            "shifts": np.array([self.shifts, *self._shift.state()]),
             "waiting": self._new[: self._waiting].copy(),
             "replay": self.replay.rows(),
             "replay_places": self.replay.places().astype(np.int32),
@@ -215,6 +221,9 @@ class Trainer:
             trainer.outliers = Outliers.from_state(state)
         if "divergences" in state:
             trainer.divergence = Divergence.from_state(state)
+        if "shifts" in state:
+            trainer.shifts = int(state["shifts"][0])
+            trainer._shift.load(state["shifts"][1:])
         trainer._new[: trainer._waiting] = state["waiting"]
         trainer.replay.restore(state["replay"], added, state.get("replay_places"))
         trainer._fill_rows()
@@ -357,8 +366,10 @@ class Trainer:
         predicted = np.empty((len(new), 2), dtype=np.float32)
         predicted[:, 0], predicted[:, 1] = weights.ema.predict_rows(rows), new[:, self.n_features]
         self.prequential.add(predicted)
-        errors = np.abs(predicted[:, 0] - predicted[:, 1])
-        self._note_errors(errors)
+        errors = np.sort(np.abs(predicted[:, 0] - predicted[:, 1]))
+        median = float(errors[len(errors) // 2])
+        self._note_error(median, len(errors))
+        self._give_up_earlier_pairs(median, len(errors))
         if self.warmup_start is None:
             self.warmup_start = self._how_far_off(predicted)
         complete = self.divergence.note(loss, float(errors.dot(errors)) / (len(errors) * unit))
@@ -404,15 +415,29 @@ class Trainer:
     def _range(self) -> float:
         return self.settings.score_max - self.settings.score_min
 
-    def _note_errors(self, errors: Array) -> None:
-        """Follow the usual error: the moving average of each group's median; errors: (n,), in score points."""
-        errors.sort()
-        median, usual = float(errors[len(errors) // 2]), self._usual_error
+    def _note_error(self, error: float, pairs: int) -> None:
+        """Follow the usual error, the moving average of the median error of each group, in score points."""
+        usual = self._usual_error
         if usual == math.inf:
-            self._usual_error = median
-        elif math.isfinite(median):
-            decay = (1 - 1 / _ERROR_HORIZON_PAIRS) ** len(errors)
-            self._usual_error = min(median + decay * (usual - median), usual * _MOST_AT_ONCE)
+            self._usual_error = error
+        elif math.isfinite(error):
+            decay = (1 - 1 / _ERROR_HORIZON_PAIRS) ** pairs
+            self._usual_error = min(error + decay * (usual - error), usual * _MOST_AT_ONCE)
+
+    def _give_up_earlier_pairs(self, error: float, pairs: int) -> None:
+        """If the scores have shifted, with the present group, keep only the replayed pairs since then.
+
+        error: the group's median error. Predictions of shifted scores still follow them; those of wrong ones do not.
+        """
+        since = self._shift.add(error, pairs)
+        if not since or self.settings.replay_policy != "balanced":
+            return
+        predicted = self.prequential.rows(newest=since)
+        if plcc(predicted[:, 0], predicted[:, 1]) >= LEAST_PLCC:
+            self.shifts += 1
+            recent = since - pairs  # the group itself comes into the buffer later
+            self.replay.keep(np.arange(len(self.replay)) >= len(self.replay) - recent)
+            self._fill_rows()
 
     def _step(self, weights: Weights) -> None:
         settings, peak = self.settings, RATE_UNIT * self.settings.learning_rate * self.divergence.share

@@ -175,3 +175,31 @@ def test_wrong_scores_do_little_harm_with_hubers_loss(example, base):
 def test_live_and_averaged_weights_differ(example, base):
     trainer, _ = trained(example, SETTINGS, base, count=160)
     assert not np.allclose(trainer.live.parameters, trainer.ema.parameters)
+
+
+def after_a_change_of_scores(example, settings, change):
+    """A trainer that has seen 1,500 pairs as they were measured, and then 600 with scores that `change` gives."""
+    knows = fit(example.features, example.true_score, np.arange(1500), Recipe(epochs=60)).ema.network()
+    trainer = Trainer(80, settings, knows)
+    trainer.add(example.features[:1504], example.true_score[:1504])
+    trainer.add(example.features[1504:2104], change(example.true_score[1504:2104]).astype(np.float32))
+    return trainer
+
+
+@pytest.mark.parametrize("policy", ["balanced", "ring"])
+def test_earlier_pairs_are_given_up_when_scores_shift(example, policy):
+    settings = replace(SETTINGS, replay_policy=policy)
+    trainer = after_a_change_of_scores(example, settings, lambda scores: np.maximum(scores - 6, 0))
+    assert trainer.shifts == (policy == "balanced")
+    if policy == "balanced":
+        kept = trainer.replay.rows()
+        assert 500 < len(kept) < 650
+        assert np.isin(kept[-500:, -1], np.maximum(example.true_score[1504:2104] - 6, 0)).all()
+    else:
+        assert len(trainer.replay) == trainer.trained
+
+
+def test_wrong_scores_are_no_shift(example):
+    trainer = after_a_change_of_scores(example, SETTINGS, np.random.default_rng(0).permutation)
+    assert trainer.shifts == 0
+    assert len(trainer.replay) == trainer.trained
