@@ -29,6 +29,9 @@ from sidecar.learning.training_settings import TrainingSettings
 
 FIRST_PAIRS = 256
 """A new model is fitted to this many first pairs; the units of a base model are final after this many training pairs."""
+FIRST_RATE = 0.04
+"""The learning rate of that fit, twice that of `train-offline`: with it, one pass of the recorded pairs has an RMSE of 0.43
+from the first prediction on, and 0.47 without."""
 PREQUENTIAL_PAIRS = 1000
 MEASURED_AT = (64, FIRST_PAIRS)
 """Training pairs after which a base model's units are measured again."""
@@ -312,6 +315,7 @@ class Trainer:
         settings, new = self.settings, self._new
         recipe = Recipe(
             hidden=settings.hidden, activation=settings.activation, loss=settings.loss, seed=settings.seed,
+            learning_rate=FIRST_RATE,
             score_min=settings.score_min, score_max=settings.score_max,
         )  # fmt: skip
         features = new[:, : self.n_features]
