@@ -9,7 +9,7 @@ import pytest
 
 from onnx_builder import Activation, Dense, Elementwise, Network
 from sidecar.learning.metrics import rmse
-from sidecar.learning.online.trainer import FIRST_PAIRS, Trainer
+from sidecar.learning.online.trainer import FIRST_PAIRS, FIRST_RATE, Trainer
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.training_settings import TrainingSettings
 
@@ -61,7 +61,8 @@ def test_a_fresh_head_is_fitted_to_its_first_pairs_and_steps_start_there(example
     assert losses[:-1] == [None] * (FIRST_PAIRS + 15)
     assert trainer.step == 4
     assert len(trainer.replay) == FIRST_PAIRS + 16
-    expected = fit(example.features, example.true_score, np.arange(256, 256 + FIRST_PAIRS), Recipe()).ema.network()
+    recipe, first = Recipe(learning_rate=FIRST_RATE), np.arange(256, 256 + FIRST_PAIRS)
+    expected = fit(example.features, example.true_score, first, recipe).ema.network()
     error = expected.forward(example.features[512:528]) - example.true_score[512:528]
     assert losses[-1] < 4 * np.mean(error**2) + 1
     fitted, _ = trained(example, SETTINGS, count=FIRST_PAIRS)
