@@ -38,6 +38,8 @@ MEASURED_AT = (64, FIRST_PAIRS)
 OUTLIERS_MEASURED_AT = (64, 256, 512, 1024, 2048)
 """Training pairs after which it is measured again what is usual; pairs in the buffer that are outliers by then leave it."""
 _MEASURED_PAIRS = 1024
+DECIDE_DIVERGENCE = ("learning_rate", "optimizer", "momentum", "weight_decay", "max_grad_norm", "loss", "batch_size")
+"""Where one of these settings is another, the learning rate is no longer lowered for what diverged before."""
 RATE_UNIT = 100.0
 """The learning rate from the settings is multiplied by this: 1e-4 is 0.01 in the units that the head trains in (see
 `learning/conditioning.py`). Measured in `benchmarks/fine_tuning.py`: with half of it every base model learns more slowly; with
@@ -247,7 +249,8 @@ class Trainer:
                 del state[name]
         state["waiting"], state["counts"][0] = state["waiting"][:0], 0
         trainer = Trainer.from_state(self.n_features, settings, state, self._device)
-        trainer.divergence.forgive()
+        if any(getattr(settings, name) != getattr(self.settings, name) for name in DECIDE_DIVERGENCE):
+            trainer.divergence.forgive()
         return self._with_waiting(trainer)
 
     def begun_anew(self, settings: TrainingSettings, base: Network) -> Trainer:
