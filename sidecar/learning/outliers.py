@@ -64,7 +64,11 @@ class Outliers:
         return f"{named} and {others} other{'s' if others > 1 else ''}" if others > 0 else named
 
     def begin(self, base: Network) -> None:
-        """If a base model has a scaling of its features, this says from now on what is usual; nothing is measured then."""
+        """Begin with a base model, and with none of its pairs.
+
+        If it has a scaling of its features, this says from now on what is usual, and nothing is measured.
+        """
+        self._arrivals[:] = -OF_PAIRS  # those to come are counted anew
         scaling = FeatureDrift.of_network(base)
         self._is_given = scaling is not None
         if scaling is not None:

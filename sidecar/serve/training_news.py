@@ -6,6 +6,7 @@ import logging
 
 from sidecar.log import Complaints
 from sidecar.online.learner import Learner
+from sidecar.settings import env_of
 
 _log = logging.getLogger(__name__)
 
@@ -36,8 +37,9 @@ class TrainingNews:
             self._complaints.warn(
                 "divergence",
                 "the weights had diverged and went back to earlier ones; for a while the learning rate is %g times what is "
-                "set. If this goes on, set a lower one (VMAFX_SIDECAR_LR)",
+                "set. If this goes on, set a lower one (%s)",
                 trainer.divergence.share,
+                env_of("learning_rate"),
                 count=diverged,
             )
         if shifted > 0:

@@ -79,6 +79,16 @@ def test_outliers_now_and_then_are_never_let_in():
     assert outliers.among(some(100, centre=1000)).all()
 
 
+def test_with_another_base_model_outliers_are_counted_anew():
+    outliers = Outliers(4)
+    outliers.measure(some(256))
+    for arrival, features in enumerate(some(STAYING, centre=1000)):
+        outliers.leave_out(features[None], arrival * OF_PAIRS)
+    outliers.begin(Network(4, (Dense(np.ones((1, 4), np.float32), np.zeros(1, np.float32)),)))
+    outliers.leave_out(some(1, centre=1000), 0)
+    assert outliers.among(some(100, centre=1000)).all()
+
+
 def test_many_outliers_among_the_first_pairs_are_none():
     few, many = Outliers(4), Outliers(4)
     assert few.sort_out(np.concatenate([some(90), some(10, centre=1000)])).sum() == 90

@@ -89,6 +89,7 @@ class Trainer:
     there are any. warmup_start: the share of the learning rate that warm-up begins with; None before a base model's first
     group. step: steps run; steps_left: those of the last group that `finish` would run. skipped_steps: those left out because a
     number would not have been finite after them. shifts: how often earlier pairs were given up because scores had shifted.
+    outliers: what pairs are left out for; divergence: when weights go back.
     """
 
     def __init__(
