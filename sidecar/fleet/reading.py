@@ -124,15 +124,15 @@ class Sampling:
         else:
             raise RecordedPairsError(f"{wanted}: no pairs")
         sample = Sample(task.width or 0, self.limits)
-        merged = _Merged(sample, len(parts))
+        merged = _Merged(sample, parts)
         for number, summary in self.workers.run(_read_part, ((task, part, sample.bounds) for part in parts)):
             merged.add(number, summary)
             seconds = time.monotonic() - started
             self.told(Done(merged.done, len(parts), merged.pairs, merged.pairs / seconds, self.workers.count))
         if not merged.pairs:
-            found = "; ".join(["no pairs", *merged.left_out()[:4], *merged.skips()[:4]])
+            found = "; ".join(["no pairs", *merged.left_out()[:4], *[each.said() for each in merged.skipped()[:4]]])
             raise RecordedPairsError(f"{wanted}: {found}")
-        return merged.result(len(paths), parts, pods, task.columns, time.monotonic() - started, self.workers.name)
+        return merged.result(len(paths), pods, task.columns, time.monotonic() - started, self.workers.name)
 
 
 class _Task(NamedTuple):
@@ -144,7 +144,7 @@ class _Task(NamedTuple):
     width: int | None = None
 
     def opened(self, part: Part) -> AbstractContextManager[Table]:
-        return open_table(part.name) if part.span is None else open_segment(part.span)
+        return open_table(part.name, part.piece) if part.span is None else open_segment(part.span)
 
     @contextlib.contextmanager
     def damage_told(self, left_out: Callable[[str], object]) -> Iterator[None]:
@@ -198,7 +198,8 @@ def _read_part(task: _Task, part: Part, bounds: Bounds) -> _Summary:
             found.score_sum += sum(map(int, np.rint(rows.true_score.astype(np.float64) * 2**20).tolist()))
             found.ungrouped += ungrouped(rows)
     if why:
-        return _Summary(left_out=why[0])
+        what = f" (left out: the piece of the file from row {part.piece.first} on)" if part.piece else ""
+        return _Summary(left_out=why[0] + what)
     return replace(
         found, sample=sample.rows(), labels=labels.names, skipped=reading.skipped, targets=reading.targets,
         chosen=reading.chosen, feature_names=reading.feature_names,
@@ -224,9 +225,9 @@ def _codec(name: str) -> int:
 class _Merged:
     """The summaries of parts, in whatever order they come."""
 
-    def __init__(self, sample: Sample, parts: int) -> None:
-        self._sample, self._labels = sample, LabelCodes()
-        self._summaries: list[_Summary] = [_Summary()] * parts
+    def __init__(self, sample: Sample, parts: Sequence[Part]) -> None:
+        self._sample, self._labels, self._parts = sample, LabelCodes(), parts
+        self._summaries: list[_Summary] = [_Summary()] * len(parts)
         self._strata: Counter[int] = Counter()
         self.done = self.pairs = 0
 
@@ -243,12 +244,19 @@ class _Merged:
     def left_out(self) -> list[str]:
         return [each.left_out for each in self._summaries if each.left_out]
 
-    def skips(self) -> list[str]:
-        return [skipped.said() for each in self._summaries for skipped in each.skipped]
+    def skipped(self) -> list[checks.Skipped]:
+        """Of each file with rows that were, in all its parts."""
+        found: dict[str, checks.Skipped] = {}
+        for part, each in zip(self._parts, self._summaries, strict=True):
+            of_file = found.setdefault(part.name, checks.Skipped(part.name))
+            of_file.rows += each.pairs.total()
+            for skipped in each.skipped:
+                of_file.rows += skipped.counts.total()
+                for reason, count in skipped.counts.items():
+                    of_file.add(reason, skipped.first[reason], count)
+        return [each for each in found.values() if each.counts]
 
-    def result(
-        self, n_paths: int, parts: Sequence[Part], pods: Sequence[str], columns: Columns, seconds: float, workers: str
-    ) -> Read:
+    def result(self, n_paths: int, pods: Sequence[str], columns: Columns, seconds: float, workers: str) -> Read:
         """Raises RecordedPairsError if the scores are of different models."""
         rows = self._sample.rows()
         pod = (rows.stratum // (_CODECS * SCORE_BINS)).astype(np.intp)
@@ -259,14 +267,16 @@ class _Merged:
         of_path = [0] * n_paths
         targets: dict[str, str] = {}
         chosen: dict[str, dict[str, Any]] = {}
-        for part, each in zip(parts, self._summaries, strict=True):
+        files: dict[str, set[str]] = {}
+        for part, each in zip(self._parts, self._summaries, strict=True):
             of_path[part.path] += each.pairs.total()
             score_sums[part.pod] += each.score_sum
             for model, name in each.targets.items():
                 targets.setdefault(model, name)
             for key, about in each.chosen.items():
-                chosen.setdefault(key, {**about, "files": 0})["files"] += about["files"]
-        skipped = [skipped for each in self._summaries for skipped in each.skipped]
+                chosen.setdefault(key, about)
+                files.setdefault(key, set()).add(part.name)
+        skipped = self.skipped()
         group, names = self._sorted_labels(rows.label) if columns.label else (None, [])
         pairs = RecordedPairs(
             rows.features,
@@ -280,8 +290,8 @@ class _Merged:
             feature_names=next((each.feature_names for each in self._summaries if each.feature_names), ()),
             target=one_target(targets, columns),
             ungrouped=sum(each.ungrouped for each in self._summaries),
-            skips=self.skips(),
-            chosen=[*chosen.values()],
+            skips=[each.said() for each in skipped],
+            chosen=[{**about, "files": len(files[key])} for key, about in chosen.items()],
             notes=self.left_out(),
         )
         kept = np.bincount(pod, minlength=len(pods)).tolist()
@@ -289,7 +299,7 @@ class _Merged:
         of_pods = [Pod(*each) for each in zip(pods, read.tolist(), kept, means, strict=True)]
         by_score_kept = np.bincount(rows.stratum % SCORE_BINS, minlength=SCORE_BINS).tolist()
         return Read(
-            pairs, pod, of_pods, by_score.tolist(), by_score_kept, len(parts), self.left_out(), seconds, workers,
+            pairs, pod, of_pods, by_score.tolist(), by_score_kept, len(self._parts), self.left_out(), seconds, workers,
             self._sample.shared_features(),
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -12,19 +13,32 @@ from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.request import MAX_LINE_BYTES
 
 STDIN = "-"
+PIECE_BYTES = 64 << 20
 _READ_BYTES = 1 << 20
 
 Lines = Iterator[tuple[str, int, bytes]]
 """(name, number from 1, line), without newlines."""
 
 
-def read_lines(stream: IO[bytes], name: str) -> Lines:
-    """The lines of a stream, the last one with or without a newline.
+class Piece(NamedTuple):
+    """A part of a large file. start, stop: bytes of a text, row groups of parquet; first: the number of its first row."""
+
+    start: int
+    stop: int
+    first: int
+
+
+def read_lines(stream: IO[bytes], name: str, piece: Piece | None = None) -> Lines:
+    """The lines of a stream, or of a piece of it, the last one with or without a newline.
 
     Raises RecordedPairsError if there is no newline for so long that these cannot be JSON lines.
     """
-    number, rest = 0, b""
-    while chunk := stream.read(_READ_BYTES):
+    number, rest, left = 0, b"", sys.maxsize
+    if piece is not None:
+        stream.seek(piece.start)
+        number, left = piece.first - 1, piece.stop - piece.start
+    while chunk := stream.read(min(_READ_BYTES, left)):
+        left -= len(chunk)
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             number += 1
@@ -35,6 +49,23 @@ def read_lines(stream: IO[bytes], name: str) -> Lines:
             )
     if rest:
         yield name, number + 1, rest
+
+
+def cut_lines(stream: IO[bytes], but: bytes = b"") -> list[Piece]:
+    """Pieces of a text, of about 64 MiB each, that end where lines do. None if it has `but` in it, where lines may go on."""
+    stream.seek(0)
+    pieces: list[Piece] = []
+    piece, position, number = Piece(0, 0, 1), 0, 1
+    while chunk := stream.read(_READ_BYTES):
+        if but and but in chunk:
+            return []
+        number += chunk.count(b"\n")
+        end = position + chunk.rfind(b"\n") + 1
+        position += len(chunk)
+        if end > position - len(chunk) and end - piece.start >= PIECE_BYTES:
+            pieces.append(piece._replace(stop=end))
+            piece = Piece(end, end, number)
+    return [*pieces, piece._replace(stop=position)] if position > piece.start else pieces
 
 
 def journal_lines(directory: Path, until: int | None = None, on_run: Callable[[bytes], object] = lambda line: None) -> Lines:

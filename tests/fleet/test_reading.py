@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,13 +19,16 @@ from sidecar.fleet.sample import Limits
 from sidecar.fleet.workers import Workers, processes
 from sidecar.journal.retention import compress_closed
 from sidecar.journal.segments import JournalError, journal_segments
+from sidecar.pairs import lines as lines_module
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.recorded import read_pairs
+from sidecar.pairs.tables import arrow as arrow_module
 from sidecar.pairs.tables.choice import Columns
 from sidecar.state.forget import forget
 from tests.conftest import EXAMPLE
 from tests.journals import write_journal
 
+SIX = ("adm2", "vif_scale0", "vif_scale1", "vif_scale2", "vif_scale3", "motion2")
 EVERYTHING = Limits(100_000, 100_000)
 
 
@@ -188,3 +193,73 @@ def test_a_codec_that_is_no_text_makes_no_pair_wrong(tmp_path, rows):
 def test_standard_input_is_refused():
     with pytest.raises(RecordedPairsError, match="standard input cannot be read by several workers"):
         read(["-"])
+
+
+def as_csv(path: Path, rows: list[bytes], quoted: bool = False) -> Path:
+    objects = [json.loads(row) for row in rows]
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
+        writer.writerow(["group", *SIX, "true_score"])
+        writer.writerows([[each["group"], *each["features"][:6], each["true_score"]] for each in objects])
+    return path
+
+
+def as_parquet(path: Path, rows: list[bytes]) -> Path:
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    objects = [json.loads(row) for row in rows]
+    columns = {name: [each["features"][place] for each in objects] for place, name in enumerate(SIX)}
+    columns |= {name: [each[name] for each in objects] for name in ("group", "true_score")}
+    pq.write_table(arrow.table(columns), path, row_group_size=100)
+    return path
+
+
+def as_jsonl(path: Path, rows: list[bytes]) -> Path:
+    path.write_bytes(b"\n".join(rows))
+    return path
+
+
+@pytest.fixture
+def _pieces_are_small(monkeypatch):
+    for module in (lines_module, arrow_module, parts_module):
+        monkeypatch.setattr(module, "PIECE_BYTES", 5000)
+    monkeypatch.setattr(lines_module, "_READ_BYTES", 3000)
+
+
+@pytest.mark.parametrize("write", [as_jsonl, as_csv, as_parquet])
+def test_large_file_is_read_in_pieces_and_gives_the_same(tmp_path, rows, write, request):
+    wrong = json.dumps({**json.loads(rows[0]), "true_score": 101}).encode()
+    file, limits = write(tmp_path / f"pairs.{write.__name__[3:]}", [*rows[:900], wrong, *rows[900:1000]]), Limits(700, 9)
+    whole = read([file], limits, skip_bad=True)
+    request.getfixturevalue("_pieces_are_small")
+    found = read([file], limits, skip_bad=True)
+    assert whole.parts == 1
+    assert found.parts >= 5
+    assert as_bytes(found) == as_bytes(whole)
+    assert (found.pairs.chosen, found.read) == (whole.pairs.chosen, whole.read)
+    assert found.pairs.skips == whole.pairs.skips
+    assert re.search(
+        r"1 of 1,001 rows skipped: 1 wrong, the first: .*: (line|row) 90[12]: true_score: 101 ", *found.pairs.skips
+    )
+
+
+@pytest.mark.usefixtures("_pieces_are_small")
+def test_what_cannot_be_cut_is_one_part(tmp_path, rows):
+    (tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress(b"\n".join(rows)))
+    quoted = as_csv(tmp_path / "quoted.csv", rows[:500], quoted=True)
+    log = tmp_path / "log.csv"
+    log.write_text("Frame,adm2,vmaf\n" + "1,0.5,70\n" * 20_000)
+    assert [read([file]).parts for file in (tmp_path / "pairs.jsonl.gz", quoted, log)] == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("_pieces_are_small")
+def test_damaged_piece_of_a_file_is_left_out_and_named(tmp_path, rows):
+    file = as_csv(tmp_path / "pairs.csv", rows[:1000])
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] = 0xFF
+    file.write_bytes(data)
+    found = read([file], skip_bad=True)
+    assert 500 < len(found.pairs) < 1000
+    (why,) = found.left_out
+    assert re.fullmatch(r".*pairs.csv: line (\d+): not CSV text: .* \(left out: the piece of the file from row \d+ on\)", why)

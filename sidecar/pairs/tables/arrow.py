@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.pairs.errors import RecordedPairsError
+from sidecar.pairs.lines import PIECE_BYTES, Piece
 from sidecar.pairs.tables.source import Source, arrow
 from sidecar.pairs.tables.table import Block, Labels, Table, Wanted, listed
 
@@ -23,8 +24,11 @@ _TOGETHER_VALUES = 1 << 22
 """Row groups that have fewer features than this, 16 MB, are read together."""
 
 
-def arrow_table(source: Source, stack: ExitStack) -> Table:
-    """The table of a parquet or feather file, open as long as the stack. Raises RecordedPairsError if it is damaged."""
+def arrow_table(source: Source, stack: ExitStack, piece: Piece | None = None) -> Table:
+    """The table of a parquet or feather file, or of a piece of parquet, open as long as the stack.
+
+    Raises RecordedPairsError if it is damaged.
+    """
     name = source.name
     form = "parquet" if source.head.startswith(PARQUET) else "feather"
     pyarrow = arrow(name, form)
@@ -33,7 +37,7 @@ def arrow_table(source: Source, stack: ExitStack) -> Table:
     # Names and texts may not be UTF-8, and numbers of rows may be larger than any memory.
     damage = (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError)
     try:
-        schema, parts = (_parquet if form == "parquet" else _feather)(pyarrow, source, stack)
+        schema, parts, cut = _parquet(pyarrow, source, stack, piece) if form == "parquet" else _feather(pyarrow, source)
         names = tuple(schema.names)
     except damage as error:
         raise RecordedPairsError(f"{name}: damaged or truncated {form}: {_first_line(error)}") from None
@@ -45,7 +49,7 @@ def arrow_table(source: Source, stack: ExitStack) -> Table:
             kind = schema.field(column).type
             if not _is_number(pyarrow, kind):
                 raise RecordedPairsError(f"{name}: row 1: {column}: expected numbers, the column has {kind}")
-        start = 1
+        start = piece.first if piece else 1
         try:
             for values, texts in parts(wanted):
                 yield Block(name, np.arange(start, start + len(values)), values, texts, {})
@@ -53,15 +57,16 @@ def arrow_table(source: Source, stack: ExitStack) -> Table:
         except damage as error:
             raise RecordedPairsError(f"{name}: from row {start}: damaged {form}: {_first_line(error)}") from None
 
-    return Table(name, "row", names, read)
+    return Table(name, "row", names, read, cut=cut)
 
 
 Part = tuple[NDArray[np.float64], list[Labels]]
 """The values and the texts of a block."""
 Parts = Callable[[Wanted], Iterator[Part]]
+Cut = Callable[[], list[Piece]]
 
 
-def _parquet(pyarrow: Any, source: Source, stack: ExitStack) -> tuple[Any, Parts]:
+def _parquet(pyarrow: Any, source: Source, stack: ExitStack, piece: Piece | None) -> tuple[Any, Parts, Cut]:
     """For each column that is being read pyarrow holds 2 MB. So features are read a few at a time, and kept as float32."""
     import pyarrow.parquet as parquet
 
@@ -79,7 +84,7 @@ def _parquet(pyarrow: Any, source: Source, stack: ExitStack) -> tuple[Any, Parts
     def parts(wanted: Wanted) -> Iterator[Part]:
         width = len(wanted.features)
         rows = _rows(width + 1)
-        for groups, count in _together(file.metadata, width):
+        for groups, count in _together(file.metadata, width, piece):
             features, few = _Transposed(count, width), max(_FEW, _BATCH_VALUES // max(1, count))
             for place in range(0, width, few):
                 columns = wanted.features[place : place + few]
@@ -91,14 +96,27 @@ def _parquet(pyarrow: Any, source: Source, stack: ExitStack) -> tuple[Any, Parts
                 values[:, -1:] = _values(pyarrow, batch, (wanted.target,))
                 yield values, [_labels(pyarrow, batch.column(column)) for column in wanted.texts]
 
-    return file.schema_arrow, parts
+    return file.schema_arrow, parts, lambda: _cut(file.metadata)
 
 
-def _together(metadata: Any, width: int) -> Iterator[tuple[list[int], int]]:
+def _cut(metadata: Any) -> list[Piece]:
+    """Pieces of whole row groups, each of at least 64 MiB before compression."""
+    pieces: list[Piece] = []
+    start, first, rows, size = 0, 1, 0, 0
+    for group in range(metadata.num_row_groups):
+        about = metadata.row_group(group)
+        rows, size = rows + about.num_rows, size + about.total_byte_size
+        if size >= PIECE_BYTES or group == metadata.num_row_groups - 1:
+            pieces.append(Piece(start, group + 1, first))
+            start, first, rows, size = group + 1, first + rows, 0, 0
+    return pieces
+
+
+def _together(metadata: Any, width: int, piece: Piece | None) -> Iterator[tuple[list[int], int]]:
     """Row groups that are read together, and the number of their rows: a large one, or small ones."""
     groups: list[int] = []
     count = 0
-    for group in range(metadata.num_row_groups):
+    for group in range(piece.start, piece.stop) if piece else range(metadata.num_row_groups):
         rows = max(0, metadata.row_group(group).num_rows)
         if groups and (count + rows) * width > _TOGETHER_VALUES:
             yield groups, count
@@ -140,7 +158,7 @@ class _Transposed:
             self._freed = freed
 
 
-def _feather(pyarrow: Any, source: Source, stack: ExitStack) -> tuple[Any, Parts]:
+def _feather(pyarrow: Any, source: Source) -> tuple[Any, Parts, Cut]:
     from pyarrow import feather, ipc
 
     if source.head.startswith(FEATHER_1):
@@ -158,7 +176,7 @@ def _feather(pyarrow: Any, source: Source, stack: ExitStack) -> tuple[Any, Parts
                 batch = whole.slice(start, rows)
                 yield _values(pyarrow, batch, columns), [_labels(pyarrow, batch.column(column)) for column in wanted.texts]
 
-    return schema, parts
+    return schema, parts, list
 
 
 def _rows(width: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from sidecar.pairs.errors import PairError, RecordedPairsError
-from sidecar.pairs.lines import read_lines
+from sidecar.pairs.lines import Piece, cut_lines, read_lines
 from sidecar.pairs.tables.libvmaf import log_table
 from sidecar.pairs.tables.source import Source
 from sidecar.pairs.tables.table import BLOCK_ROWS, Block, Labels, Table, Wanted, listed, number_of_text
@@ -18,13 +18,17 @@ _FRAME = "Frame"
 """The first column of libvmaf's CSV, which no other table has."""
 
 
-def delimited(source: Source) -> Table:
-    """A table with a header. Raises RecordedPairsError if there is none, or the file is no text."""
+def delimited(source: Source, piece: Piece | None = None) -> Table:
+    """A table with a header, or a piece of one. Raises RecordedPairsError if there is none, or the file is no text."""
     name = source.name
-    lines = _texts(source)
-    top = next((line for line in lines if line.strip()), "")
+    lines, before = _texts(source), 1
+    top = _header(lines)
     if not top:
         return Table(name, "line", (), lambda wanted: iter(()))
+    if piece is not None:
+        lines, before = _texts(source, piece), max(1, piece.first - 1)
+        if not piece.start:
+            _header(lines)
     delimiter = _delimiter(top)
     header = [each.strip() for each in next(csv.reader([top], delimiter=delimiter))]
     while header and not header[-1]:  # a comma at the end of each line
@@ -35,16 +39,21 @@ def delimited(source: Source) -> Table:
         raise RecordedPairsError(f"{name}: line 1: two columns of one name: {listed(twice)}")
 
     def read(wanted: Wanted) -> Iterator[Block]:
-        return _blocks(name, lines, delimiter, header, wanted)
+        return _blocks(name, lines, before, delimiter, header, wanted)
 
     columns = tuple(each for each in header if each)
     if header[0] == _FRAME:
         return log_table(name, columns[1:], read, "")._replace(unit="line")
-    return Table(name, "line", columns, read)
+    cut = list if source.compressed else lambda: cut_lines(source.stream, b'"')
+    return Table(name, "line", columns, read, cut=cut)
 
 
-def _texts(source: Source) -> Iterator[str]:
-    for name, number, line in read_lines(source.stream, source.name):
+def _header(lines: Iterator[str]) -> str:
+    return next((line for line in lines if line.strip()), "")
+
+
+def _texts(source: Source, piece: Piece | None = None) -> Iterator[str]:
+    for name, number, line in read_lines(source.stream, source.name, piece):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -69,7 +78,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _blocks(name: str, lines: Iterator[str], delimiter: str, header: list[str], wanted: Wanted) -> Iterator[Block]:
+def _blocks(name: str, lines: Iterator[str], before: int, delimiter: str, header: list[str], wanted: Wanted) -> Iterator[Block]:
     places = {column: place for place, column in enumerate(header)}
     columns = (*wanted.features, wanted.target)
     number_places = [(column, places[column]) for column in columns]
@@ -89,12 +98,12 @@ def _blocks(name: str, lines: Iterator[str], delimiter: str, header: list[str], 
         try:
             cells = next(rows, None)
         except csv.Error as error:
-            raise RecordedPairsError(f"{name}: line {rows.line_num + 1}: not CSV text: {error}") from None
+            raise RecordedPairsError(f"{name}: line {rows.line_num + before}: not CSV text: {error}") from None
         if cells is None:
             break
         if not cells or (len(cells) == 1 and not cells[0].strip()):
             continue
-        numbers.append(rows.line_num + 1)
+        numbers.append(rows.line_num + before)
         try:
             if len(cells) > len(header) and not any(cells[len(header) :]):
                 del cells[len(header) :]

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from sidecar.pairs.errors import RecordedPairsError
-from sidecar.pairs.lines import STDIN, Span, journal_end, journal_lines, read_lines, segment_lines
+from sidecar.pairs.lines import STDIN, Piece, Span, cut_lines, journal_end, journal_lines, read_lines, segment_lines
 from sidecar.pairs.tables.arrow import FEATHER, FEATHER_1, PARQUET, arrow_table
 from sidecar.pairs.tables.delimited import delimited
 from sidecar.pairs.tables.json_documents import is_document, json_document
@@ -27,8 +27,10 @@ _line: msgspec.json.Decoder[object] = msgspec.json.Decoder()
 
 
 @contextmanager
-def open_table(path: str) -> Iterator[Table]:
+def open_table(path: str, piece: Piece | None = None) -> Iterator[Table]:
     """The table in a file, on standard input for "-", or in a state directory, as its journal is now.
+
+    piece: one of those that the file can be cut into, for these rows alone.
 
     Raises RecordedPairsError, also while it is read, if the file cannot be read or is no table.
     """
@@ -39,7 +41,7 @@ def open_table(path: str) -> Iterator[Table]:
             yield journal_table(path, lambda on_run: journal_lines(directory, end, on_run))
             return
         with opened(path) as source, ExitStack() as stack:
-            yield _table(source, stack)
+            yield _table(source, stack, piece)
 
 
 @contextmanager
@@ -79,14 +81,16 @@ def is_json_lines(source: Source) -> bool:
         return not _hint(source.name).endswith(".json") and len(line.strip()) > 1
 
 
-def _table(source: Source, stack: ExitStack) -> Table:
+def _table(source: Source, stack: ExitStack, piece: Piece | None) -> Table:
     head = source.head
     if head.startswith((PARQUET, FEATHER, FEATHER_1)):
-        return arrow_table(source, stack)
+        return arrow_table(source, stack, piece)
     if head.startswith(b"PK") or _hint(source.name).endswith(".npz"):
         return npz_table(source, stack)
     if is_json_lines(source):
-        return json_lines(source.name, read_lines(source.stream, source.name))
+        some = read_lines(source.stream, source.name, piece) if piece else None
+        cut = list if source.compressed else lambda: cut_lines(source.stream)
+        return json_lines(source.name, read_lines(source.stream, source.name), some)._replace(cut=cut)
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start == b"<":
         return xml_log(source)
@@ -99,7 +103,7 @@ def _table(source: Source, stack: ExitStack) -> Table:
             f"{source.name}: no recorded pairs; expected JSON lines, CSV, TSV, parquet, feather, a numpy .npz archive, "
             f"a log of libvmaf, a state directory, or {STDIN} for JSON lines on standard input"
         )
-    return delimited(source)
+    return delimited(source, piece)
 
 
 def _hint(name: str) -> str:

@@ -33,8 +33,8 @@ Take = Callable[[Iterator[bytes], Packed, Texts], None]
 """Appends each line's packed numbers, features and score, and its texts; raises an error at a line that has not all numbers."""
 
 
-def json_lines(name: str, lines: Lines) -> Table:
-    """The table of JSON lines. Its columns are those of the first lines.
+def json_lines(name: str, lines: Lines, some: Lines | None = None) -> Table:
+    """The table of JSON lines. Its columns are those of the first lines. some: those to read, if not all.
 
     Raises RecordedPairsError if none of these is a JSON object.
     """
@@ -52,7 +52,7 @@ def json_lines(name: str, lines: Lines) -> Table:
             width = width or len(features)
         elif isinstance(features, dict) and width is None:
             inner.update(dict.fromkeys(features))
-    lines = itertools.chain(first, lines)
+    lines = itertools.chain(first, lines) if some is None else some
     if width is not None:
         return Table(
             name, "line", tuple(columns), lambda wanted: _arrays(lines, wanted, width), width, requests=True, lines=lines

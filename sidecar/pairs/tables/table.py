@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.pairs.errors import PairError
-from sidecar.pairs.lines import Lines
+from sidecar.pairs.lines import Lines, Piece
 
 BLOCK_ROWS = 8192
 _MISSING_WORDS = {"", "nan", "null", "none", "na", "n/a"}
@@ -89,7 +89,7 @@ class Table(NamedTuple):
     it has none. array_names: what they are called, empty if that is not known. features: the columns that are features by the
     form, empty if their names decide. read: the rows, once. group: of all rows, where they are frames of one encode, else "".
     target: which model's scores the file says it holds, "" if it does not. requests: the rows are like request lines; lines:
-    these as they stand, in place of `read`.
+    these as they stand, in place of `read`. cut: the pieces in which a large one can be read, none if it cannot be cut.
     """
 
     name: str
@@ -103,6 +103,7 @@ class Table(NamedTuple):
     target: str = ""
     requests: bool = False
     lines: Lines | None = None
+    cut: Callable[[], list[Piece]] = list
 
     def where(self, number: int, name: str = "") -> str:
         return f"{name or self.name}: {self.unit} {number}"
