@@ -84,6 +84,7 @@ def evaluate(
     groups = {
         name: metrics(scores[rows], pairs.true_score[rows])
         for name, rows in zip(pairs.group_names, rows_by_group(pairs.group), strict=True)
+        if group_by is not None
     }
     return Evaluation(metrics(scores, pairs.true_score), groups, pairs, scores, predict, known.said)
 

@@ -78,10 +78,11 @@ def group_of(pairs: RecordedPairs, row: int) -> str:
 def by_group(judged: Judged, most: int) -> tuple[list[dict[str, Any]], int]:
     """The figures of at most `most` groups, those with the largest RMSE first, and the number of groups that have pairs.
 
-    There are none if the pairs have no groups.
+    Pairs without a group are in none.
     """
     pairs = judged.pairs
     parts = rows_by_group(None if pairs.group is None else pairs.group[judged.rows])
+    parts = [part for part in parts if group_of(pairs, judged.rows[part[0]])]
     mean_squares = [float(np.square(judged.residuals[part]).mean()) for part in parts]
     chosen = sorted(range(len(parts)), key=lambda n: -mean_squares[n])[:most]
     found = [{"group": group_of(pairs, judged.rows[parts[n][0]]), **_summary(judged, parts[n])} for n in chosen]

@@ -25,7 +25,7 @@ from sidecar.fleet.workers import Workers
 from sidecar.journal.segments import JournalError, SegmentGoneError
 from sidecar.pairs import rows as checks
 from sidecar.pairs.errors import RecordedPairsError
-from sidecar.pairs.holdout import HASHES
+from sidecar.pairs.holdout import HASHES, group_hash
 from sidecar.pairs.recorded import LabelCodes, Reading, RecordedPairs, one_target, ungrouped
 from sidecar.pairs.rows import Rows, group_hashes
 from sidecar.pairs.tables.choice import Columns
@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 SCORE_BINS = 10
 _CODECS = 1024
 """A codec is known by the hash of its name, one of so many: whatever nodes write there, strata stay few."""
+_NAMED = 1 << 16
+"""The names of at most so many encodes are kept: of those with the smallest hashes, which are the first to be held out."""
 
 
 class Pod(NamedTuple):
@@ -103,11 +105,19 @@ class Sampling:
     told: Callable[[Done], object] = lambda done: None
 
     def read(
-        self, paths: Sequence[str | Path], columns: Columns, *, score_min: float, score_max: float, skip_bad: bool
+        self,
+        paths: Sequence[str | Path],
+        columns: Columns,
+        *,
+        score_min: float,
+        score_max: float,
+        skip_bad: bool,
+        names: bool = False,
     ) -> Read:
         """The sample of all pairs that paths stand for; see `read_pairs` for the rest. The same pairs give the same.
 
-        The features are those of the first part, by name. skip_bad: what is damaged is left out as a whole, and named.
+        The features are those of the first part, by name. skip_bad: what is damaged is left out as a whole, and named. names:
+        keep those of encodes, of held-out ones first.
 
         Raises RecordedPairsError or JournalError if a part cannot be read, a row is wrong, or there are no pairs at all;
         LostError if the workers are lost.
@@ -115,7 +125,7 @@ class Sampling:
         started = time.monotonic()
         wanted = ", ".join(map(str, paths))[:1000]
         parts, pods = divide(paths, self.workers)
-        task = _Task(replace(columns, codec=True), checks.Limits(score_min, score_max, skip_bad), self.limits)
+        task = _Task(replace(columns, codec=True), checks.Limits(score_min, score_max, skip_bad), self.limits, names)
         for part in parts:
             ((_, settled),) = self.workers.run(_settle, [(task, part)])
             if settled is not None:
@@ -136,11 +146,12 @@ class Sampling:
 
 
 class _Task(NamedTuple):
-    """How parts are read. columns: with the features that all have; width: how many these are."""
+    """How parts are read. columns: with the features that all have; width: how many these are; names: as in `Sampling.read`."""
 
     columns: Columns
     checks: checks.Limits
     limits: Limits
+    names: bool
     width: int | None = None
 
     def opened(self, part: Part) -> AbstractContextManager[Table]:
@@ -161,13 +172,17 @@ class _Task(NamedTuple):
 
 @dataclass
 class _Summary:
-    """What a part holds. sample: none if nothing of it can be used. score_sum: in 2**-20 points, exact to that."""
+    """What a part holds.
+
+    sample: none if nothing of it can be used. score_sum: in 2**-20 points, exact to that. encodes: hash → name.
+    """
 
     sample: Sampled | None = None
     pairs: Counter[int] = field(default_factory=Counter)
     score_sum: int = 0
     ungrouped: int = 0
     labels: list[str] = field(default_factory=list)
+    encodes: dict[int, str] = field(default_factory=dict)
     skipped: list[checks.Skipped] = field(default_factory=list)
     targets: dict[str, str] = field(default_factory=dict)
     chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -197,13 +212,20 @@ def _read_part(task: _Task, part: Part, bounds: Bounds) -> _Summary:
             found.pairs.update(dict(zip(*(each.tolist() for each in np.unique(strata, return_counts=True)), strict=True)))
             found.score_sum += sum(map(int, np.rint(rows.true_score.astype(np.float64) * 2**20).tolist()))
             found.ungrouped += ungrouped(rows)
+            if task.names:
+                found.encodes |= {group_hash(name, "", b""): name for name in rows.group.names if name}
     if why:
         what = f" (left out: the piece of the file from row {part.piece.first} on)" if part.piece else ""
         return _Summary(left_out=why[0] + what)
     return replace(
-        found, sample=sample.rows(), labels=labels.names, skipped=reading.skipped, targets=reading.targets,
-        chosen=reading.chosen, feature_names=reading.feature_names,
+        found, sample=sample.rows(), labels=labels.names, encodes=_first(found.encodes), skipped=reading.skipped,
+        targets=reading.targets, chosen=reading.chosen, feature_names=reading.feature_names,
     )  # fmt: skip
+
+
+def _first(encodes: dict[int, str]) -> dict[int, str]:
+    """Those with the smallest hashes, in their order."""
+    return {each: encodes[each] for each in sorted(encodes)[:_NAMED]}
 
 
 def _strata(rows: Rows, pod: int, limits: checks.Limits) -> NDArray[np.int64]:
@@ -229,6 +251,7 @@ class _Merged:
         self._sample, self._labels, self._parts = sample, LabelCodes(), parts
         self._summaries: list[_Summary] = [_Summary()] * len(parts)
         self._strata: Counter[int] = Counter()
+        self._encodes: dict[int, str] = {}
         self.done = self.pairs = 0
 
     def add(self, number: int, summary: _Summary) -> None:
@@ -236,7 +259,10 @@ class _Merged:
             if summary.labels:
                 rows = rows._replace(label=self._labels.of(Labels(rows.label.astype(np.intp), summary.labels)))
             self._sample.add(rows)
-        self._summaries[number] = replace(summary, sample=None, labels=[])
+        self._summaries[number] = replace(summary, sample=None, labels=[], encodes={})
+        self._encodes |= summary.encodes
+        if len(self._encodes) > 2 * _NAMED:
+            self._encodes = _first(self._encodes)
         self._strata += summary.pairs
         self.done += 1
         self.pairs += summary.pairs.total()
@@ -277,7 +303,7 @@ class _Merged:
                 chosen.setdefault(key, about)
                 files.setdefault(key, set()).add(part.name)
         skipped = self.skipped()
-        group, names = self._sorted_labels(rows.label) if columns.label else (None, [])
+        group, names = self._sorted_labels(rows.label) if columns.label else self._named(rows.group)
         pairs = RecordedPairs(
             rows.features,
             rows.true_score,
@@ -302,6 +328,14 @@ class _Merged:
             pairs, pod, of_pods, by_score.tolist(), by_score_kept, len(self._parts), self.left_out(), seconds, workers,
             self._sample.shared_features(),
         )  # fmt: skip
+
+    def _named(self, group: NDArray[np.uint64]) -> tuple[NDArray[np.int32] | None, list[str]]:
+        """Encodes numbered by hash, "" for those without a known name; None if none has one."""
+        if not (encodes := _first(self._encodes)):
+            return None, []
+        hashes = np.array([*encodes], np.uint64)
+        place = np.minimum(np.searchsorted(hashes, group), len(hashes) - 1)
+        return np.where(hashes[place] == group, place + 1, 0).astype(np.int32), ["", *encodes.values()]
 
     def _sorted_labels(self, label: NDArray[np.int32]) -> tuple[NDArray[np.int32], list[str]]:
         """Labels numbered by name, those of the sample alone."""

@@ -98,7 +98,7 @@ def train_offline(
 
     export_io: "base" publishes with the base's inputs and output. holdout: share of pairs, by whole encodes, that are kept out
     of training and judge the result. columns: what is read as what; by default the base model's features. group_by: first
-    validate by leaving out each value of this field once. for_report: keep job_ids, and measure the learning curve. progress:
+    validate by leaving out each value of this field once. for_report: keep names, and measure the learning curve. progress:
     takes the number of pairs that will be trained on in all, and returns the function that is told about progress. seeds: how
     often each training is done, and where. sampling: workers read the pairs, and a sample of them is trained on.
 
@@ -113,7 +113,7 @@ def train_offline(
     if sampling is None:
         pairs = read_columns(paths, columns, score_min=low, score_max=high, skip_bad=skip_bad, names=for_report)
     else:
-        read = sampling.read(paths, columns, score_min=low, score_max=high, skip_bad=skip_bad)
+        read = sampling.read(paths, columns, score_min=low, score_max=high, skip_bad=skip_bad, names=for_report)
         pairs = read.pairs
         seeds = dataclasses.replace(seeds, workers=(sampling.workers, read.features))
     require_target(pairs, inputs.target, columns)

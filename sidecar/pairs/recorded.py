@@ -27,12 +27,13 @@ from sidecar.pairs.tables.table import Block, Labels, Table, listed
 class RecordedPairs:
     """Pairs as arrays, in the order recorded.
 
-    features: (n, n_features) float32; true_score: (n,) float32; position: (n,) float64 in [0, 1), see
-    `holdout_position`; group: (n,) int32, an index into group_names, if `group_by` was asked for; job: the job_id of each pair
-    or "", if names were asked for; file_pairs: how many came from each path; feature_names: in order, empty if they are not
-    known; target: the model whose scores these are, where the files name one, else ""; ungrouped: how many pairs have no group,
-    by which the hold-out keeps pairs of an encode together. skipped: how many rows were; skips: for each file with such rows, a
-    line with their number by reason; chosen: which columns were taken as what, in how many files; notes: what else to tell.
+    features: (n, n_features) float32; true_score: (n,) float32; position: (n,) float64 in [0, 1), see `holdout_position`;
+    group: (n,) int32, an index into group_names, if `group_by` was asked for, or else names: then of its encode, "" where none
+    is known; job: the job_id of each pair or "", if names were asked for; file_pairs: how many came from each path;
+    feature_names: in order, empty if they are not known; target: the model whose scores these are, where the files name one,
+    else ""; ungrouped: how many pairs have no group, by which the hold-out keeps pairs of an encode together. skipped: how many
+    rows were; skips: for each file with such rows, a line with their number by reason; chosen: which columns were taken as
+    what, in how many files; notes: what else to tell.
     """
 
     features: Float32
@@ -107,7 +108,8 @@ def read_pairs(
     where they have no names. target, group, job: columns that are not called as usual. window: how many frames of a libvmaf log
     become one pair, their mean; 0 is all of them. any_target: take scores of different models together. block: how the features
     with its names are made from columns encoder, preset and crf. Every score must be from score_min to score_max. group_by: a
-    column that every pair must then have. skip_bad: count wrong rows instead of stopping at the first. names: keep the job_ids.
+    column that every pair must then have. skip_bad: count wrong rows instead of stopping at the first. names: keep those of
+    jobs and encodes.
 
     Raises RecordedPairsError if a file cannot be read, a row is wrong, or there are no pairs at all.
     """
@@ -285,12 +287,13 @@ class _Collected:
             found = "; ".join(["no pairs", *skips[:4]])
             raise RecordedPairsError(f"{', '.join(map(str, paths))[:1000]}: {found}")
         target = one_target(reading.targets, reading.columns)
+        has_groups = reading.columns.label is not None or any(self._labels.names)
         return RecordedPairs(
             self._features.array(),
             self._true_score.array(),
             self._position.array(),
-            self._group.array() if reading.columns.label is not None else None,
-            self._labels.names,
+            self._group.array() if has_groups else None,
+            self._labels.names if has_groups else [],
             sum(each.counts.total() for each in reading.skipped),
             next((first for each in reading.skipped for first in each.first.values()), ""),
             self._job,
@@ -310,7 +313,7 @@ class _Collected:
         self._ungrouped += ungrouped(rows)
         if self._names:
             self._job += rows.job.texts()
-        if self._reading.columns.label is not None:
+        if self._names or self._reading.columns.label is not None:
             self._group.append(self._labels.of(rows.label))
 
 

@@ -73,8 +73,13 @@ def test_numbers_are_those_of_json(trained):
     assert shown["data"]["files"][0]["pairs"] == 2496
     assert len(shown["worst"]) == 20
     assert all(each["job_id"] for each in shown["worst"])
-    squares = sum(each["rmse"] ** 2 * each["pairs"] for each in shown["scores"])
-    assert squares == pytest.approx(held_out["ema"]["rmse"] ** 2 * held_out["ema"]["pairs"])
+    for parts in (shown["scores"], shown["groups"]):
+        squares = sum(each["rmse"] ** 2 * each["pairs"] for each in parts)
+        assert squares == pytest.approx(held_out["ema"]["rmse"] ** 2 * held_out["ema"]["pairs"])
+    pairs = read_pairs([EXAMPLE], group_by="group")
+    encodes = {pairs.group_names[each] for each in pairs.group[pairs.position < 0.1]}
+    assert {each["group"] for each in shown["groups"]} == encodes
+    assert {each["group"] for each in shown["worst"]} <= encodes
 
 
 def test_evaluate_reports_the_same_pairs_by_group(trained, tmp_path):
@@ -99,7 +104,7 @@ def test_the_groups_of_a_validated_run_are_predicted_by_models_that_have_not_see
     assert [g["rmse"] for g in shown["groups"]] == sorted((g["rmse"] for g in shown["groups"]), reverse=True)
 
 
-def test_what_workers_have_read_is_told_by_pod(tmp_path, chromium):
+def test_what_workers_have_read_is_told_by_pod_and_by_encode(tmp_path, chromium):
     state = write_journal(
         tmp_path / f"pod-{MARKUP_IN_A_NAME}", {"000000000000.jsonl": gzip.decompress(EXAMPLE.read_bytes()).splitlines()[:600]}
     )
@@ -110,6 +115,11 @@ def test_what_workers_have_read_is_told_by_pod(tmp_path, chromium):
     assert [(pod["name"], pod["read"]) for pod in said["sampled"]["pods"]] == [("files", 2496), (str(state), 600)]
     assert [each["pairs"] for each in shown["data"]["files"]] == [600, 2496]
     assert "sha256" not in shown["data"]["files"][0]
+    pairs = read_pairs([EXAMPLE], group_by="group")
+    assert {each["group"] for each in shown["groups"]} <= {
+        pairs.group_names[each] for each in pairs.group[pairs.position < 0.1]
+    }
+    assert sum(each["pairs"] for each in shown["groups"]) == said["metrics"]["held_out"]["ema"]["pairs"]
     drawn(chromium, tmp_path / "r.html")
     text = chromium.ask("document.getElementById('pods').textContent")
     assert str(state) in text
@@ -357,7 +367,7 @@ def test_charts_have_marks_and_texts_in_their_place(chromium, trained):
     assert set(fills) == {"var(--series-1)", "var(--series-2)"}
     assert chromium.ask(marks.format("features", "[aria-label=bar] rect")) == [20]
     labels = chromium.ask("[...document.querySelectorAll('.chart svg[role=img]')].map(s => s.getAttribute('aria-label'))")
-    assert len(labels) == 5
+    assert len(labels) == 6
     assert all(labels)
     assert chromium.ask("[...document.querySelectorAll('figure:has(> .chart)')].every(f => f.querySelector('figcaption'))")
 

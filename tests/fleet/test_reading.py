@@ -32,10 +32,12 @@ SIX = ("adm2", "vif_scale0", "vif_scale1", "vif_scale2", "vif_scale3", "motion2"
 EVERYTHING = Limits(100_000, 100_000)
 
 
-def read(paths, limits: Limits = EVERYTHING, workers: Workers | None = None, skip_bad: bool = False, **columns) -> Read:
+def read(
+    paths, limits: Limits = EVERYTHING, workers: Workers | None = None, skip_bad: bool = False, names: bool = False, **columns
+) -> Read:
     here = Workers("this process", lambda: ThreadPoolExecutor(1), lambda: 1)
     sampling = Sampling(workers or here, limits)
-    found = sampling.read(paths, Columns(**columns), score_min=0, score_max=100, skip_bad=skip_bad)
+    found = sampling.read(paths, Columns(**columns), score_min=0, score_max=100, skip_bad=skip_bad, names=names)
     here.close()
     return found
 
@@ -109,6 +111,18 @@ def test_labels_are_numbered_by_name(pods):
     expected = read_pairs(pods, group_by="codec")
     counts = dict(zip(expected.group_names, np.bincount(expected.group), strict=True))
     assert np.bincount(found.group).tolist() == [counts[name] for name in found.group_names]
+
+
+def test_encodes_have_their_names_those_first_that_are_held_out_first(pods, monkeypatch):
+    expected = read_pairs(pods, group_by="group")
+    for most in (1000, 10):
+        monkeypatch.setattr(reading, "_NAMED", most)
+        found = read(pods, names=True).pairs
+        named = {found.group_names[code]: where for code, where in zip(found.group, found.position, strict=True)}
+        all_of_them = dict(zip([expected.group_names[code] for code in expected.group], expected.position, strict=True))
+        first = sorted(all_of_them, key=all_of_them.__getitem__)[:most]
+        assert {name: named[name] for name in named if name} == {name: all_of_them[name] for name in first}
+    assert read(pods).pairs.group is None
 
 
 def test_what_comes_after_the_reading_began_is_not_in_it(pods, rows, monkeypatch):
