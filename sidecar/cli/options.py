@@ -29,7 +29,7 @@ http_option = click.option(
     envvar="VMAFX_SIDECAR_HTTP",
     default=Settings.http,
     show_default=True,
-    help="Address of the sidecar's HTTP server.",
+    help="Address or URL of the sidecar's HTTP server.",
 )
 _skip_bad = click.option("--skip-bad", is_flag=True, help="Count bad rows and skip them, instead of stopping at the first.")
 _score_min = click.option("--score-min", type=float, default=0.0, show_default=True, help="Lowest true_score that is accepted.")

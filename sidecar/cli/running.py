@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -68,6 +70,14 @@ def replay_command(pairs: tuple[str, ...], socket: Path, rate: float | None, col
     return exit_codes.CHECK_SAYS_NO if summary.refused or summary.retryable else 0
 
 
+_COLOURS: dict[str, dict[str, Any]] = {"good": {"fg": "green"}, "bad": {"fg": "red", "bold": True}, "quiet": {"dim": True}}
+
+
+def paint(text: str, how: str) -> str:
+    """Colours for a terminal, unless NO_COLOR is set."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, **_COLOURS[how])
+
+
 @click.command("status")
 @http_option
 @click.option("--watch", is_flag=True, help="Refresh every two seconds until Ctrl-C.")
@@ -80,7 +90,7 @@ def status_command(http: str, watch: bool, as_json: bool) -> int:
       vmafx-sidecar status --watch
     """
     from sidecar.monitoring.fetch import HttpError, fetch_status
-    from sidecar.monitoring.terminal import format_status
+    from sidecar.monitoring.terminal import status_for_people
 
     if watch and as_json:
         raise click.UsageError("--watch cannot be used with --json; scripts can read /api/history and /api/checkpoints")
@@ -88,7 +98,7 @@ def status_command(http: str, watch: bool, as_json: bool) -> int:
         if watch:
             from sidecar.monitoring.terminal import watch as looks
 
-            draw_again(looks(http))
+            draw_again(looks(http, paint))
         document = fetch_status(http)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--http") from error
@@ -98,7 +108,7 @@ def status_command(http: str, watch: bool, as_json: bool) -> int:
     if as_json:
         print_json(document)
     else:
-        click.echo(format_status(document))
+        click.echo(status_for_people(document, paint=paint))
     return 0
 
 

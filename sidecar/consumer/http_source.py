@@ -9,11 +9,11 @@ import time
 from collections.abc import Hashable
 from http import HTTPStatus
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from onnx_builder.constants import MAX_BYTES
 from sidecar.consumer.source import CHECKPOINT, MOST_DIGEST_BYTES, Fetched, SourceError
 from sidecar.models.description import MOST_WRITTEN
+from sidecar.network.address import parse_url
 from sidecar.network.http_client import Answer, NotHttpError, get
 
 FETCH_SECONDS = 30.0
@@ -47,20 +47,11 @@ class HttpSource:
     """
 
     def __init__(self, url: str, name: str) -> None:
-        parts = urlsplit(url)
-        allowed = "expected http://HOST:PORT or https://HOST, without a user, a query and a fragment"
-        try:
-            port, host = parts.port, parts.hostname
-        except ValueError as error:
-            raise ValueError(f"{url}: {error}; {allowed}") from None
-        if parts.scheme not in ("http", "https") or not host or parts.username is not None or parts.query or parts.fragment:
-            raise ValueError(f"{url}: {allowed}")
-        if not re.fullmatch(r"[!-~]*", parts.path) or parts.path.endswith(".onnx"):
-            raise ValueError(f"{url}: {allowed}; the path before /models, if there is one")
-        self._host, self._tls = host, parts.scheme == "https"
-        self._port = port or (443 if self._tls else 80)
+        self._host, self._port, path, self._tls = parse_url(url)
+        if path.endswith(".onnx"):
+            raise ValueError(f"{url}: expected the path before /models, if there is one")
         self._url = url.rstrip("/")
-        self._folder = f"{parts.path.rstrip('/')}/models"
+        self._folder = f"{path}/models"
         self._model = f"{self._folder}/{name}.onnx"
 
     def fetch(self, seen: Hashable, in_use: bool) -> Fetched | None:

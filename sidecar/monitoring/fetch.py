@@ -1,4 +1,4 @@
-"""Asking a running sidecar over HTTP, for `status` and `probe`."""
+"""Asking a running sidecar over HTTP, for `status` and `probe`: at HOST:PORT, or at a URL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import msgspec
 
 from sidecar.monitoring.status import one_line
-from sidecar.network.address import parse_address
+from sidecar.network.address import Url, parse_address, parse_url
 from sidecar.network.http_client import NotHttpError, get
 
 CLIENT_SECONDS = 5.0
@@ -134,10 +134,11 @@ def probe(address: str) -> tuple[bool, str]:
 
 
 def _get(address: str, path: str) -> tuple[int, bytes]:
-    host, port = parse_address(address)
+    url = parse_url(address) if "://" in address else Url(*parse_address(address), "", False)
     try:
         until = time.monotonic() + CLIENT_SECONDS
-        answer = get(_LOOPBACK.get(host, host), port, path, most=_MOST_BYTES, until=until)
+        host = _LOOPBACK.get(url.host, url.host)
+        answer = get(host, url.port, url.path + path, most=_MOST_BYTES, until=until, tls=url.tls)
     except OSError as error:
         raise HttpError(f"{address}: no answer: {error.strerror or error or type(error).__name__}") from error
     except NotHttpError as error:

@@ -28,7 +28,8 @@ from sidecar.monitoring.history import COLUMNS, EVERY_S, History
 from sidecar.monitoring.model_files import FOLDER, ModelFiles
 from sidecar.monitoring.prometheus import metric_families
 from sidecar.monitoring.status import Status, one_line
-from sidecar.monitoring.status_document import encode_status, health, readiness, status_document
+from sidecar.monitoring.status_document import encode_status, finding_document, health, readiness, status_document
+from sidecar.monitoring.verdict.rules import DOWN
 from sidecar.network.http import TEXT, Page, Read, unchanged
 
 JSON = "application/json"
@@ -121,7 +122,9 @@ class Pages:
         making_progress, _ = health(status, time.monotonic())
         told = {"time": round(time.time(), 3), "making_progress": making_progress, "pairs_per_second": rate}
         now = {name: value for name, value in told.items() if value is not None} | status_document(status)
-        about = {"now": now, "settings": self._settings, "every_seconds": EVERY_S, "columns": COLUMNS}
+        now["findings"] = [finding_document(each) for each in status.findings]
+        lost = {"what": DOWN.what, "do": DOWN.do}
+        about = {"now": now, "lost": lost, "settings": self._settings, "every_seconds": EVERY_S, "columns": COLUMNS}
         return _encode(about).removesuffix(b"}")
 
     def _make_history(self, since: int) -> bytes:

@@ -29,6 +29,11 @@ def metric_families(status: Status) -> list[Metric]:
             status.prequential_winsorized_rmse,
         ),
         _gauge(
+            "prequential_constant_rmse",
+            "The same of the best constant prediction: the standard deviation of the true scores of these pairs.",
+            status.prequential_constant_rmse,
+        ),
+        _gauge(
             "prequential_plcc",
             "Pearson's correlation on the last 1000 pairs, each predicted before it was trained on.",
             status.prequential_plcc,

@@ -5,11 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Phase = Literal["initializing", "running", "paused", "failed"]
 REASON_CHARACTERS = 500
 _NONE: Mapping[str, int] = MappingProxyType({})
+
+
+class Finding(NamedTuple):
+    """Something that is wrong.
+
+    what: in words, a clause; detail: more, of what only this sidecar knows, or empty; do: what it means and what to do. since:
+    when it began; firing: it has lasted long enough for an alert, which is at `alert_at`. Both in seconds since the epoch.
+    """
+
+    alert: str
+    severity: Literal["critical", "warning", "info"]
+    what: str
+    detail: str
+    do: str
+    since: float
+    alert_at: float
+    firing: bool
 
 
 @dataclass(frozen=True)
@@ -23,15 +40,17 @@ class Status:
 
     Counts are those of this process; positions, steps and versions are those of the state. loss: mean squared error of the last
     group of new pairs before its first step, in score points squared. prequential_*: on the last 1000 pairs, each predicted
-    before it was trained on; rmse in score points. feature_drift: the largest moving mean of a standardised feature, in
-    standard deviations; drifting_feature: which. outliers: pairs of the state that were left out of training; unusual_features:
-    in what, in words. divergences: how often the weights went back; rate_share: what the learning rate is multiplied by.
-    shifts: how often earlier pairs were given up because scores had come to mean something else. features: their names in the
-    model's order, empty if they have none. target: what the scores are, empty if that is not known. step_seconds: mean time of
-    the last steps, including all work on their pairs. None: no value yet.
+    before it was trained on; rmse in score points; constant_rmse: that of the best constant prediction; plcc: 0 if all
+    predictions are the same, None if all scores are. findings: what is wrong, the worst first. feature_drift: the largest
+    moving mean of a standardised feature, in standard deviations; drifting_feature: which. outliers: pairs of the state that
+    were left out of training; unusual_features: in what, in words. divergences: how often the weights went back; rate_share:
+    what the learning rate is multiplied by. shifts: how often earlier pairs were given up because scores had come to mean
+    something else. features: their names in the model's order, empty if they have none. target: what the scores are, empty if
+    that is not known. step_seconds: mean time of the last steps, including all work on their pairs. None: no value yet.
     """
 
     phase: Phase = "initializing"
+    findings: tuple[Finding, ...] = ()
     host: str = ""
     reason: str = ""
     accepting: bool = False
@@ -46,6 +65,7 @@ class Status:
     loss: float | None = None
     prequential_rmse: float | None = None
     prequential_winsorized_rmse: float | None = None
+    prequential_constant_rmse: float | None = None
     prequential_plcc: float | None = None
     feature_drift: float | None = None
     drifting_feature: str = ""
@@ -75,6 +95,7 @@ class Status:
     stable_version: int | None = None
     checkpoint_time: float | None = None  # of that version, seconds since the epoch
     checkpoint_gate: str | None = None  # of the last one: stable, unstable, unverified, incompatible
+    checkpoint_reason: str = ""  # why
     checkpoints: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by gate
     rollbacks: int = 0
     rolled_back: str = ""  # the last checkpoint that was taken back, and why

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sidecar.monitoring.status import Status, one_line
+from sidecar.monitoring.status import Finding, Status, one_line
 
 STALL_SECONDS = 10.0  # an event loop without a turn for longer than this is stuck
 STATUS_BYTES = 4096
 _MOST_DEGRADED = 6
+_MOST_FINDINGS = 4
 
 RESULTS = ("accepted", "held_out", "duplicate", "rejected")
 GATES = ("stable", "unstable", "unverified", "incompatible")
@@ -36,11 +37,13 @@ def status_document(status: Status) -> dict[str, Any]:
         "latest_version": _model_name(status.latest_version),
         "stable_version": _model_name(status.stable_version),
         "last_checkpoint_gate": one_line(status.checkpoint_gate or "") or None,
+        "last_checkpoint_reason": one_line(status.checkpoint_reason)[:200] or None,
         "rolled_back": one_line(status.rolled_back) or None,
         "step": status.step,
         "loss": finite(status.loss),
         "prequential_rmse": finite(status.prequential_rmse),
         "prequential_winsorized_rmse": finite(status.prequential_winsorized_rmse),
+        "prequential_constant_rmse": finite(status.prequential_constant_rmse),
         "prequential_plcc": finite(status.prequential_plcc),
         "feature_drift": finite(status.feature_drift),
         "drifting_feature": one_line(status.drifting_feature)[:80] or None,
@@ -67,6 +70,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "checkpoint_directory_lost": status.checkpoint_directory_lost or None,
         "damage": dict(status.damage) or None,
         "n_features": status.n_features,
+        "findings": _worst(status),
         "target": one_line(status.target)[:80] or None,
         "rejected": dict(status.rejected),
         "features": [one_line(name)[:80] for name in status.features] or None,
@@ -94,6 +98,20 @@ def health(status: Status, now: float) -> tuple[bool, str]:
 def readiness(status: Status) -> tuple[bool, str]:
     """Whether the socket accepts pairs, and a line that says so."""
     return status.accepting, f"{'accepting' if status.accepting else 'not accepting'} pairs ({status.phase})"
+
+
+def _worst(status: Status) -> list[dict[str, Any]] | None:
+    """The worst finding with what to do, and of a few others only what is wrong and since when."""
+    found = [finding_document(each) for each in status.findings[:_MOST_FINDINGS]]
+    short = ("alert", "severity", "what", "since", "alert_at")
+    return found[:1] + [{name: each[name] for name in short if name in each} for each in found[1:]] or None
+
+
+def finding_document(finding: Finding) -> dict[str, Any]:
+    """A finding as JSON; `alert_at` only if it has not lasted long enough for an alert."""
+    times = {"since": _rfc3339(finding.since), "alert_at": None if finding.firing else _rfc3339(finding.alert_at)}
+    told = {name: getattr(finding, name) for name in ("alert", "severity", "what", "detail", "do")}
+    return {name: value for name, value in (told | times).items() if value}
 
 
 def counts(known: Iterable[str], given: Mapping[str, int]) -> dict[str, int]:

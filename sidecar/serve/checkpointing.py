@@ -61,6 +61,7 @@ class Checkpointing:
         self._published: dict[str, int] = {}
         self._failures: dict[str, int] = {}
         self._gate: str | None = None
+        self._reason = ""
         self._warned = ""
         self._last = next(reversed(checkpoints(self._directory)), None)
         self._time = _time_of(self._last)
@@ -110,6 +111,7 @@ class Checkpointing:
             "checkpoint_directory_lost": self._place.lost,
             "checkpoint_time": self._time,
             "checkpoint_gate": self._gate,
+            "checkpoint_reason": self._reason,
             "checkpoints": dict(self._published),
             "checkpoint_failures": dict(self._failures),
         }
@@ -151,7 +153,7 @@ class Checkpointing:
         verdict = published.gate.verdict
         self._published_pairs = self._pairs_in_job
         self._published[verdict] = self._published.get(verdict, 0) + 1
-        self._last, self._gate = published.checkpoint, verdict
+        self._last, self._gate, self._reason = published.checkpoint, verdict, published.gate.reason
         self._time = published.created_at.timestamp()
         moved = {"incompatible": [], "stable": [LATEST, STABLE]}.get(verdict, [LATEST])
         self._links = self._links | dict.fromkeys(moved, published.checkpoint.version)

@@ -70,7 +70,7 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._board, self._signals, self._refusals, self._timer = StatusBoard(), Signals(), Refusals(), StepTimer()
+        self._board, self._signals, self._refusals, self._timer = StatusBoard(settings), Signals(), Refusals(), StepTimer()
         self._complaints = Complaints(_log)
         self._announce = ""  # the path of a checkpoint, to be named in the next answer
 

@@ -10,23 +10,28 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from onnx_builder.network import Array
 from sidecar import log
 from sidecar.features.names import name_of
 from sidecar.learning.metrics import plcc, rmse, winsorized_rmse
 from sidecar.monitoring.history import History
 from sidecar.monitoring.status import Phase, Status
+from sidecar.monitoring.verdict.findings import Findings
 from sidecar.online.training import OnlineTraining
-from sidecar.serve.training_news import TrainingNews
+from sidecar.serve.maintenance import Every
+from sidecar.settings import Settings
 
 
 class StatusBoard:
     """`status` is replaced, never modified; `history` keeps the last hours."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
         host = os.environ.get("POD_NAME") or socket.gethostname()  # a pod may have its machine's host name
         self.status = Status(phase="initializing", host=host, progress=time.monotonic())
         self.history = History()
-        self._news = TrainingNews()
+        self._findings, self._each_look = Findings(settings), Every(1.0)
 
     def recovered(self, pairs: int) -> None:
         """Note that `pairs` more journalled pairs were trained on again during the start."""
@@ -50,10 +55,8 @@ class StatusBoard:
         """
         learner, trainer, counts = online.learner, online.learner.trainer, online.counts
         failed = failed or online.backlog.failed
-        self._news.look(learner)
         seen = trainer.prequential.rows()
         drift = trainer.drift.largest if trainer.drift and trainer.trained else None
-        correlation = plcc(seen[:, 0], seen[:, 1])
         self.status = replace(
             self.status,
             phase=_phase(online, failed),
@@ -73,7 +76,8 @@ class StatusBoard:
             loss=online.backlog.loss,
             prequential_rmse=rmse(seen[:, 0], seen[:, 1]) if len(seen) else None,
             prequential_winsorized_rmse=winsorized_rmse(seen[:, 0], seen[:, 1]) if len(seen) else None,
-            prequential_plcc=None if math.isnan(correlation) else correlation,
+            prequential_constant_rmse=float(np.std(seen[:, 1], dtype=np.float64)) if len(seen) else None,
+            prequential_plcc=_correlation(seen[:, 0], seen[:, 1]),
             feature_drift=drift[0] if drift else None,
             drifting_feature=name_of(learner.run.order, drift[1]) if drift else "",
             step_seconds=step_seconds,
@@ -96,7 +100,18 @@ class StatusBoard:
             log_dropped=log.dropped(),
             **checkpoints,
         )  # fmt: skip
-        self.history.tell(self.status, time.monotonic(), time.time())
+        clock, wall = time.monotonic(), time.time()
+        if self._each_look.is_due(clock):
+            self.status = replace(self.status, findings=self._findings.look(self.status, clock, wall))
+        self.history.tell(self.status, clock, wall)
+
+
+def _correlation(predicted: Array, true: Array) -> float | None:
+    """PLCC (n,); 0 if the predictions are all the same, None if the scores are."""
+    if len(true) == 0 or np.ptp(true) == 0:
+        return None
+    value = plcc(predicted, true)
+    return 0.0 if math.isnan(value) else value
 
 
 def _phase(online: OnlineTraining, failed: str) -> Phase:

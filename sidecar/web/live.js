@@ -6,6 +6,7 @@ const $ = (id) => document.getElementById(id);
 const number = (value, digits = 4) =>
   value === null || value === undefined ? "–" : value.toLocaleString("en", {maximumSignificantDigits: digits});
 const count = (value) => (value ?? 0).toLocaleString("en");
+const capital = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
 const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString();
 
 // What each tile shows: a text and, if there is a limit, the value and the limit.
@@ -105,19 +106,44 @@ function tile(name, text, size, limit) {
   return made;
 }
 
+// The first line: the phase, and what is wrong. Below it, each finding with its time and what to do. A finding that has not lasted
+// long enough for an alert is told, but does not change the first line.
 function showState(now) {
-  const isGood = now.phase === "running" && now.making_progress, isStarting = now.phase === "initializing";
-  const words = [element("span", now.phase, isGood ? "good" : isStarting ? "quiet" : "bad")];
+  const findings = now.findings ?? [], firing = findings.filter((each) => !each.alert_at), calm = !firing.length;
+  const isGood = now.phase === "running" && now.making_progress && calm, isStarting = now.phase === "initializing";
+  const words = [element("span", now.phase, isGood ? "good" : isStarting && calm ? "quiet" : "bad")];
   if (!now.making_progress) words.push(element("span", ", but not making progress", "bad"));
-  if (now.reason) words.push(element("span", `: ${now.reason}`));
-  const connections = `${count(now.connections)} connection${now.connections === 1 ? "" : "s"}`;
-  words.push(element("span", ` · ${connections} · ${clock(now.time)}`, "quiet"));
+  if (!calm) words.push(element("span", `, but ${inWords(firing[0])}`, "bad"));
+  else if (now.reason) words.push(element("span", `: ${now.reason}`));
+  else if (isGood) words.push(element("span", ", and nothing is wrong", "good"));
   $("state").replaceChildren(...words);
+  $("findings").replaceChildren(...findings.map((each) => finding(each, now.time, each === firing[0])));
+  const connections = `${count(now.connections)} connection${now.connections === 1 ? "" : "s"}`;
+  $("about").textContent = [now.host, connections, clock(now.time)].filter(Boolean).join(" · ");
+}
+
+const inWords = ({what, detail}) => (detail ? `${what}: ${detail}` : what);
+
+function finding(told, now, isInFirstLine) {
+  const made = document.createElement("li"), since = new Date(told.since) / 1000;
+  made.className = told.alert_at ? "quiet" : told.severity;
+  const alert = told.alert_at ? `, alert at ${clock(new Date(told.alert_at) / 1000)}` : "";
+  const time = `Since ${clock(since)}, ${duration(now - since)}${alert}. `;
+  if (!isInFirstLine) made.append(element("strong", `${capital(inWords(told))}. `));
+  made.append(element("span", time), ...told.do.split("`").map((part, i) => element(i % 2 ? "code" : "span", part)));
+  return made;
+}
+
+function duration(seconds) {
+  const [size, unit] = [[86400, "day"], [3600, "hour"], [60, "minute"], [0, "second"]].find(([least]) => seconds >= least) ?? [0, "second"];
+  const many = Math.max(0, Math.floor(seconds / (size || 1)));
+  return `${many} ${unit}${many === 1 ? "" : "s"}`;
 }
 
 function showLoss(error) {
   const since = latest ? ` These figures are from ${clock(latest.now.time)}.` : "";
-  $("lost").textContent = `The sidecar does not answer (${error.message}).${since} This page keeps trying.`;
+  const {what, do: todo} = latest?.lost ?? {what: "the sidecar does not answer", do: ""};
+  $("lost").textContent = `${capital(what)} (${error.message}). ${todo}${since} This page keeps trying.`;
   $("lost").hidden = false;
   document.body.classList.add("lost");
 }

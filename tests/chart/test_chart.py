@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sidecar.checkpoints.directory import checkpoints
 from sidecar.client.feedback_client import FeedbackClient
 from sidecar.journal.segments import read_journal
 from sidecar.log import DRAIN_S
+from sidecar.monitoring.verdict.rules import RULES
 from sidecar.network.address import parse_address
 from sidecar.serve.process import END_S
 from sidecar.settings import PATH, Settings, read_settings
@@ -531,6 +533,20 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path):
     promtool("test", "rules", "alerts.test.yaml", cwd=tmp_path)
     assert all(rule["alert"] in tests for rule in rules)
     assert all(rule["annotations"].keys() == {"summary", "description"} for rule in rules)
+
+
+def test_alerts_are_written_from_the_programs_rules():
+    made = subprocess.run(
+        [sys.executable, "deploy/helm/prometheusrule.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (CHART / "templates" / "prometheusrule.yaml").read_text() == made.stdout
+    written = {rule["alert"]: rule for rule in alerts()}
+    assert list(written) == [rule.alert for rule in RULES]
+    for rule in RULES:
+        about = written[rule.alert]
+        assert about["labels"] == {"severity": rule.severity}
+        assert about.get("for", "0s") == f"{rule.lasting}s"
+        assert about["annotations"]["description"] == rule.do
 
 
 def test_alerts_follow_the_settings():

@@ -61,7 +61,7 @@ def impostor():
 def test_fetch_status_is_what_the_server_tells(serve_status):
     server = serve_status(FULL)
     port = parse_address(server.address)[1]
-    for address in (server.address, f"localhost:{port}", f":{port}", f"0.0.0.0:{port}"):
+    for address in (server.address, f"localhost:{port}", f":{port}", f"0.0.0.0:{port}", f"http://localhost:{port}/"):
         assert fetch_status(address) == status_document(FULL)
 
 

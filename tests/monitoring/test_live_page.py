@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from sidecar.monitoring.history import COLUMNS, HISTORY, History, write_history
 from sidecar.monitoring.pages import JSON, Pages
-from sidecar.monitoring.status import Status
+from sidecar.monitoring.status import Finding, Status
+from sidecar.monitoring.verdict.rules import DOWN
 from sidecar.network.http import Page
 from sidecar.network.http_server import start_http
 from sidecar.state.checked import read_checked
@@ -117,7 +119,7 @@ def test_the_page_follows_a_replay_shows_a_checkpoint_and_the_loss_of_the_sideca
     write_history(tmp_path / "checkpoints" / "state", History(((earlier[0], json.dumps(earlier).encode()),)))
     sidecar = serve(**options, http=address).connect()
     page.open(f"http://{address}/")
-    wait_until(lambda: "running" in text_of(page, "#state"), "the first answer")
+    wait_until(lambda: text_of(page, "#state") == "running, and nothing is wrong", "the first answer")
     assert "None yet." in text_of(page, "main")
     assert run("replay", EXAMPLE, "--socket", sidecar.socket_path).returncode == 0
     wait_until(lambda: "2,496" in text_of(page, "#tiles"), "the pairs of the replay")
@@ -134,6 +136,7 @@ def test_the_page_follows_a_replay_shows_a_checkpoint_and_the_loss_of_the_sideca
     sidecar.process.wait()
     wait_until(lambda: lost(page), "the loss")
     assert "The sidecar does not answer" in text_of(page, "#lost")
+    assert DOWN.do.replace("`", "") in text_of(page, "#lost").replace("`", "")
     assert "2,496" in text_of(page, "#tiles")
 
     serve(**options, http=address).connect()
@@ -195,6 +198,25 @@ def labels(page, chart, axis="y"):
     wait_until(lambda: page.ask(f"document.querySelector('#{chart} svg')"), "the chart")
     parts = f"document.querySelectorAll('#{chart} [aria-label=\"{axis}-axis tick label\"] text')"
     return page.ask(f"[...{parts}].map(each => each.textContent)")
+
+
+def test_the_first_line_says_what_is_wrong_and_below_it_what_to_do(page, show):
+    now = time.time()
+    drift = Finding(
+        "A", "warning", "the features do not look right", "vif_scale0", "Compare `nFeatures`.", now - 600, now, True
+    )
+    idle = Finding("B", "warning", "no pairs arrive", "", "Look at the log.", now - 60, now + 3000, False)
+    show([], findings=(drift, idle))
+    assert text_of(page, "header :nth-child(2)") == "running, but the features do not look right: vif_scale0"
+    first, second = page.ask("[...document.querySelectorAll('#findings li')].map(each => [each.className, each.innerText])")
+    assert first[0] == "warning"
+    assert re.fullmatch(r"Since .+, 10 minutes\. Compare nFeatures\.", first[1])
+    assert second[0] == "quiet"
+    assert re.fullmatch(r"No pairs arrive\. Since .+, 1 minute, alert at .+\. Look at the log\.", second[1])
+    show([], findings=(idle,))
+    assert text_of(page, "#state") == "running, and nothing is wrong"
+    show([], phase="paused", reason="journal: no space")
+    assert text_of(page, "#state") == "paused: journal: no space"
 
 
 @pytest.mark.parametrize(

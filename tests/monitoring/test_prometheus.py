@@ -24,6 +24,7 @@ METRICS = {
     "vmafx_training_loss": 3.25,
     "vmafx_training_prequential_rmse": 1.5,
     "vmafx_training_prequential_winsorized_rmse": 1.25,
+    "vmafx_training_prequential_constant_rmse": 20.5,
     "vmafx_training_prequential_plcc": 0.998,
     "vmafx_training_feature_drift": 0.25,
     'vmafx_training_phase{phase="initializing"}': 0,

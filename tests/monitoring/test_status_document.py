@@ -8,8 +8,10 @@ import math
 
 import pytest
 
-from sidecar.monitoring.status import Status
+from sidecar.monitoring.status import Finding, Status
 from sidecar.monitoring.status_document import STALL_SECONDS, encode_status, health, readiness, status_document
+from sidecar.monitoring.verdict.findings import Findings
+from sidecar.settings import Settings
 from tests.monitoring.statuses import FULL, UNKNOWN_AT_FIRST
 
 
@@ -46,7 +48,10 @@ def test_status_of_a_fresh_sidecar_leaves_out_what_has_no_value():
 
 
 def test_the_status_tells_all():
-    document = encoded(dataclasses.replace(FULL, phase="paused", reason="journal: no space left on device"))
+    wrong = Finding("VmafxTrainingPaused", "critical", "pairs are refused", "no space", "make room", 1e9, 1e9 + 60, True)
+    worse = wrong._replace(alert="VmafxTrainingNoPairs", firing=False)
+    status = dataclasses.replace(FULL, phase="paused", reason="journal: no space left on device", findings=(wrong, worse))
+    document = encoded(status)
     assert document == {
         "phase": "paused",
         "current_samples": 123456,
@@ -60,11 +65,13 @@ def test_the_status_tells_all():
         "latest_version": "model_v000043",
         "stable_version": "model_v000041",
         "last_checkpoint_gate": "unstable",
+        "last_checkpoint_reason": "PLCC is low",
         "rolled_back": "model_v000040: worse",
         "step": 30000,
         "loss": 3.25,
         "prequential_rmse": 1.5,
         "prequential_winsorized_rmse": 1.25,
+        "prequential_constant_rmse": 20.5,
         "prequential_plcc": 0.998,
         "feature_drift": 0.25,
         "drifting_feature": "adm2",
@@ -91,6 +98,23 @@ def test_the_status_tells_all():
         "checkpoint_directory_lost": 8,
         "damage": {"snapshot": 1},
         "n_features": 2,
+        "findings": [
+            {
+                "alert": "VmafxTrainingPaused",
+                "severity": "critical",
+                "what": "pairs are refused",
+                "detail": "no space",
+                "do": "make room",
+                "since": "2001-09-09T01:46:40Z",
+            },
+            {
+                "alert": "VmafxTrainingNoPairs",
+                "severity": "critical",
+                "what": "pairs are refused",
+                "since": "2001-09-09T01:46:40Z",
+                "alert_at": "2001-09-09T01:47:40Z",
+            },
+        ],
         "target": "vmaf_v0.6.1",
         "rejected": {"features": 1},
         "features": ["adm2", "motion2"],
@@ -121,9 +145,14 @@ LONGEST = {
     ],
 )
 def test_hostile_text_neither_breaks_the_status_nor_drives_a_figure_out(reason, told):
-    document = encoded(dataclasses.replace(FULL, **LONGEST, phase="failed", reason=reason))
+    status = dataclasses.replace(FULL, **LONGEST, phase="failed", reason=reason)
+    findings = Findings(Settings())
+    findings.look(status, 0.0, 0.0)
+    status = dataclasses.replace(status, findings=findings.look(status, 3600.0, 3600.0))
+    document = encoded(status)
     assert document["reason"] == told
     assert document["n_features"] == 2**63
+    assert "findings" in document or len(told.encode()) > 1500
 
 
 def test_the_status_never_exceeds_its_size_and_keeps_what_readers_rely_on():

@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -18,8 +19,9 @@ import pytest
 
 from sidecar.monitoring.fetch import NoSidecarError, fetch_status
 from sidecar.monitoring.history import COLUMNS
+from sidecar.monitoring.status import Finding
 from sidecar.monitoring.status_document import status_document
-from sidecar.monitoring.terminal import format_status, sparkline, watch
+from sidecar.monitoring.terminal import format_status, sparkline, status_for_people, verdict, watch
 from tests.conftest import run
 from tests.monitoring.statuses import FULL
 from tests.running import PATIENCE_S, free_address, start_process, wait_until
@@ -29,65 +31,97 @@ def start_watching(address, **options):
     return start_process("status", "--watch", "--http", address, **options)
 
 
+NO_SPACE = Finding(
+    "VmafxTrainingPaused", "critical", "pairs are refused, because the journal cannot be written", "journal: no space left",
+    "Usually the models volume is full: make room.", 1e9, 1e9 + 60, True,
+)  # fmt: skip
+
+
 def test_status_for_a_person():
     told = status_document(dataclasses.replace(FULL, reason="no space left on device, so nothing is accepted until a restart"))
-    assert format_status(told).splitlines() == [
-        "phase                  running",
-        "pairs in the journal   123,456",
-        "last checkpoint        2025-12-31T23:59:59Z",
-        "last model             model_v000042",
-        "host                   node-0",
-        "reason                 no space left on device, so nothing is accepted until a",
-        "                       restart",
-        "accepts pairs          yes",
-        "damaged, moved aside   000001-snapshot_000000000042.npz",
-        "base not followed      base.onnx takes 4 features, not 2",
-        "newest model           model_v000043",
-        "stable model           model_v000041",
-        "gate verdict           unstable",
-        "last taken back        model_v000040: worse",
-        "gradient steps         30,000",
-        "loss                   3.25 score points squared",
-        "RMSE, last 1000 pairs  1.5 score points",
-        "winsorized RMSE        1.25 score points",
-        "PLCC, last 1000 pairs  0.998",
-        "feature drift          0.25 standard deviations",
-        "drifting most          adm2",
-        "pairs since the start  accepted 117,000, held out 6,456, duplicate 3, rejected 1",
-        "replay buffer          9,000 pairs",
-        "replay capacity        10,000 pairs",
-        "replay evictions       7 pairs",
-        "held out               1,000 pairs",
-        "held-out capacity      1,000 pairs",
-        "checkpoints            stable 40, unstable 2, unverified 0, incompatible 0",
-        "failed checkpoints     build 0, parity 1, write 0, lock 0",
-        "taken back             9 times",
-        "journal                12.35 MB",
-        "journal errors         4",
-        "connections            2",
-        "time per step          29 µs",
-        "skipped steps          5",
-        "left out, outliers     7 pairs",
-        "unusual in these       adm2",
-        "weights went back      2 times",
-        "scores shifted         3 times",
-        "learning rate          0.25 of what is set",
-        "log lines dropped      6",
-        "directory lost         8 times",
-        "damage found           snapshot 1",
-        "features per pair      2",
-        "score                  vmaf_v0.6.1",
-        "rejected, by reason    features 1",
-        "features               adm2, motion2",
+    lines = status_for_people(told).splitlines()
+    assert lines == [
+        "running: no space left on device, so nothing is accepted until a restart",
+        "",
+        "pairs in the journal      123,456",
+        "last checkpoint           2025-12-31T23:59:59Z",
+        "last model                model_v000042",
+        "host                      node-0",
+        "reason                    no space left on device, so nothing is accepted until",
+        "                          a restart",
+        "accepts pairs             yes",
+        "damaged files             000001-snapshot_000000000042.npz",
+        "refused base model        base.onnx takes 4 features, not 2",
+        "latest.onnx is            model_v000043",
+        "stable.onnx is            model_v000041",
+        "verdict of the gate       unstable",
+        "why                       PLCC is low",
+        "last taken back           model_v000040: worse",
+        "gradient steps            30,000",
+        "loss                      3.25 score points squared",
+        "RMSE, last 1000 pairs     1.5 score points",
+        "same, winsorized          1.25 score points",
+        "same, of a constant       20.5 score points",
+        "PLCC, last 1000 pairs     0.998",
+        "feature drift             0.25 standard deviations",
+        "drifting most             adm2",
+        "pairs since the start     accepted 117,000, held out 6,456, duplicate 3,",
+        "                          rejected 1",
+        "replay buffer             9,000 pairs",
+        "room for                  10,000 pairs",
+        "replay evictions          7 pairs",
+        "held out                  1,000 pairs",
+        "room for                  1,000 pairs",
+        "checkpoints               stable 40, unstable 2, unverified 0, incompatible 0",
+        "failed checkpoints        build 0, parity 1, write 0, lock 0",
+        "stable taken back         9 times",
+        "journal                   12.35 MB",
+        "journal errors            4",
+        "connections               2",
+        "time per step             29 µs",
+        "skipped steps             5",
+        "outliers, not trained on  7 pairs",
+        "unusual features          adm2",
+        "weights diverged          2 times, and went back to earlier ones",
+        "scores changed meaning    3 times",
+        "learning rate             0.25 of what is set",
+        "log lines dropped         6",
+        "directory disappeared     8 times",
+        "damage, by kind of file   snapshot 1",
+        "features per pair         2",
+        "score                     vmaf_v0.6.1",
+        "rejected, by reason       features 1",
+        "features                  adm2, motion2",
     ]
+
+
+def test_the_verdict_is_what_is_wrong_since_when_and_what_to_do(monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    pending = NO_SPACE._replace(what="no pairs arrive", detail="0 connections", do="Look.", firing=False)
+    wrong = dataclasses.replace(FULL, phase="paused", findings=(NO_SPACE, pending))
+    lines = verdict(status_document(wrong), paint=lambda text, how: f"{how}:{text}")
+    assert lines == [
+        "bad:paused, but pairs are refused, because the journal cannot be written: journal:",
+        "bad:no space left",
+        "  since 2001-09-09 01:46. Usually the models volume is full: make room.",
+        "quiet:  no pairs arrive, since 2001-09-09 01:46, alert at 2001-09-09 01:47",
+    ]
+    assert verdict(status_document(FULL), paint=lambda text, how: f"{how}:{text}") == ["good:running, and nothing is wrong"]
+
+
+def test_what_is_nearly_one_is_not_shown_as_one():
+    assert format_status({"prequential_plcc": 0.99998}) == "PLCC, last 1000 pairs  0.999980"
+    assert format_status({"prequential_plcc": 0.9999999}) == "PLCC, last 1000 pairs  0.999999"
+    assert format_status({"prequential_plcc": 1.0}) == "PLCC, last 1000 pairs  1"
 
 
 @pytest.mark.parametrize(
     ("document", "lines"),
     [
         ({}, []),
-        ({"phase": "\x1b[2Jrun\nning"}, ["phase  [2Jrun ning"]),
-        ({"phase": "", "pairs": {}, "a_new\n_field": None}, ["phase                  –"]),
+        ({"host": "\x1b[2Jrun\nning"}, ["host  [2Jrun ning"]),
+        ({"host": "", "pairs": {}, "a_new\n_field": None}, ["host                   –"]),
         ({"x" * 100: 1}, ["x" * 24 + "  1"]),
         ({"reason": "x" * 200}, ["reason  " + "x" * 72, "        " + "x" * 72, "        " + "x" * 56]),
     ],
@@ -99,6 +133,7 @@ def test_statuses_of_another_make_are_told_as_well_as_can_be(document, lines):
 def test_a_sparkline_is_the_means_between_the_lowest_and_the_highest():
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], range(8), 8, 1) == "▁▂▃▄▅▆▇█"
     assert sparkline([0, 2, 7, 7], range(4), 2, 1) == "▁█"
+    assert sparkline([0.99990, 0.99998], range(2), 2, 1) == "▁▁"
     assert sparkline([5, 5, 5], range(3), 3, 1) == "▁▁▁"
     assert sparkline([1, None, 3], [0, 50, 100], 10, 25) == "▁▁▁      █"
 
@@ -109,7 +144,7 @@ def test_watch_shows_what_the_sidecar_says_then_that_it_is_lost_and_goes_on(live
     monkeypatch.setenv("COLUMNS", "80")
     looks = watch(address, sleep=lambda seconds: time.sleep(0.05))
     seen = next(told for told in looks if "model_v000001" in told)
-    assert seen.startswith("vmafx-sidecar: running, ")
+    assert re.match("vmafx-sidecar, [0-9:]{8}: running, and nothing is wrong", seen)
     for part in ("RMSE    ", "PLCC    ", "loss    ", "latest, stable", "pairs in the journal   300", "hold", "base_model="):
         assert part in seen
     assert max(map(len, seen.splitlines())) <= 80
@@ -206,7 +241,7 @@ def impostor():
 
 def test_watch_needs_no_more_than_this(impostor):
     seen = next(watch(impostor[1]))
-    for part in ("vmafx-sidecar: running, ", "RMSE ", "model_v000001", "seed=3"):
+    for part in (": running, and nothing is wrong", "RMSE ", "model_v000001", "seed=3"):
         assert part in seen
 
 
@@ -275,14 +310,14 @@ def test_watch_shows_what_is_odd_as_well_as_can_be(impostor, monkeypatch, told, 
 def test_something_else_in_the_place_of_a_sidecar_is_its_loss_and_watch_goes_on(impostor):
     answers, address = impostor
     looks = watch(address, sleep=lambda seconds: None)
-    assert next(looks).startswith("vmafx-sidecar: running")
+    assert ": running" in next(looks)
     answers["/api/history"] = {"hello": "world"}
     lost = next(looks)
     assert lost.startswith("SIDECAR LOST at ")
     assert "/api/history is not from a sidecar: object missing required field `now`" in " ".join(lost.split())
-    assert "vmafx-sidecar: running" in lost
+    assert ": running" in lost
     answers["/api/history"] = HISTORY_TOLD
-    assert next(looks).startswith("vmafx-sidecar: running")
+    assert ": running" in next(looks)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--watch"], ["--json"]])
@@ -310,7 +345,7 @@ def test_a_closed_pipe_ends_watch_quietly(impostor, tmp_path):
         (tmp_path / "errors").open("wb") as errors,
         start_watching(address, stdout=subprocess.PIPE, stderr=errors) as watching,
     ):
-        assert watching.stdout.readline().startswith(b"vmafx-sidecar: running, ")
+        assert watching.stdout.readline().startswith(b"vmafx-sidecar, ")
         watching.stdout.close()
         assert watching.wait(PATIENCE_S) == 1
     assert (tmp_path / "errors").read_bytes() == b""
@@ -319,12 +354,12 @@ def test_a_closed_pipe_ends_watch_quietly(impostor, tmp_path):
 def test_watch_into_a_file_is_plain_lines_and_ctrl_c_ends_it(impostor, tmp_path):
     _, address = impostor
     with (tmp_path / "seen").open("wb") as seen, start_watching(address, stdout=seen, stderr=subprocess.PIPE) as watching:
-        wait_until(lambda: (tmp_path / "seen").read_bytes().count(b"vmafx-sidecar: ") == 2)
+        wait_until(lambda: (tmp_path / "seen").read_bytes().count(b"vmafx-sidecar, ") == 2)
         watching.send_signal(signal.SIGINT)
         _, errors = watching.communicate(timeout=PATIENCE_S)
     assert (watching.returncode, errors) == (130, b"\ninterrupted\n")
     text = (tmp_path / "seen").read_text()
     assert all(line.isprintable() for line in text.splitlines())
-    first, second = text.split("vmafx-sidecar: ")[1:]
+    first, second = text.split("vmafx-sidecar, ")[1:]
     assert first == second
     assert first.endswith("\n\n")

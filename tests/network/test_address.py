@@ -7,7 +7,7 @@ import re
 import pytest
 
 from sidecar.monitoring.fetch import fetch_status, probe
-from sidecar.network.address import parse_address
+from sidecar.network.address import parse_address, parse_url
 from sidecar.network.http import Page
 from sidecar.network.http_server import start_http
 
@@ -28,8 +28,29 @@ def test_addresses(address, host, port):
     assert parse_address(address) == (host, port)
 
 
+@pytest.mark.parametrize(
+    ("url", "read"),
+    [
+        ("http://pod-3:9091", ("pod-3", 9091, "", False)),
+        ("http://pod-3/", ("pod-3", 80, "", False)),
+        ("https://[::1]/sidecars/3/", ("::1", 443, "/sidecars/3", True)),
+    ],
+)
+def test_urls(url, read):
+    assert parse_url(url) == read
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://a", "http://", "http://a:b", "http://u@a", "http://a?x=1", "http://a/#x", "http://a/b c"]
+)
+def test_bad_urls_are_named_with_what_is_allowed(url):
+    for function in (parse_url, fetch_status, probe):
+        with pytest.raises(ValueError, match=f"^{re.escape(url)}: .*expected http://HOST:PORT or https://HOST"):
+            function(url)
+
+
 BAD_ADDRESSES = """
-    9091 localhost localhost: :65536 :-1 :+1 :٣ :000001 http://localhost:9091 /status:1 user@host:1 a..b:1 é:1 1.2.3:1
+    9091 localhost localhost: :65536 :-1 :+1 :٣ :000001 /status:1 user@host:1 a..b:1 é:1 1.2.3:1
     127.0.0.256:1 ::1:9091 [::1] []:1 [::g]:1 [:::]:1 [127.0.0.1]:1
 """
 
