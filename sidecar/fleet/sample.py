@@ -23,7 +23,7 @@ from onnx_builder.network import Float32
 from sidecar.fleet.shared import SharedArray
 
 _BLOCK = 8192
-_FEATURES_AT_A_TIME = 8
+_FEATURES_AT_A_TIME = 4
 _SLACK = 1 << 16
 
 
@@ -77,7 +77,7 @@ class Sample:
 
     def __init__(self, width: int, limits: Limits, bounds: Bounds | None = None) -> None:
         self._limits = limits
-        capacity = limits.most + max(_SLACK, limits.most // 8)
+        capacity = limits.most + max(_SLACK, limits.most // 16)
         self._features = SharedArray((capacity, width), np.float32)
         self._columns = Sampled(
             self._features.array,
@@ -131,9 +131,10 @@ class Sample:
     def _reduce(self) -> None:
         """Leave those that have a place."""
         columns, (most, per_group) = self._rows(), self._limits
-        strata, code = np.unique(columns.stratum, return_inverse=True)
+        strata = np.unique(columns.stratum)
+        code = np.searchsorted(strata, columns.stratum)
         code = code.astype(np.uint16 if len(strata) <= 1 << 16 else np.uint32)  # those are sorted fastest
-        order = np.argsort(columns.key)
+        order = np.argsort(columns.key).astype(np.int32)
         order = order[np.argsort(code[order], kind="stable")]
         if _has_crowded_cell(columns, per_group):
             by_cell = np.lexsort((columns.group[order], code[order]))  # in each, still by key
@@ -158,7 +159,7 @@ class Sample:
         strata, first = np.unique(stratum[order], return_index=True)
         self.bounds = Bounds(strata, key[order][first])
 
-    def _keep(self, rows: NDArray[np.intp]) -> None:
+    def _keep(self, rows: NDArray[np.integer[Any]]) -> None:
         """Leave these rows: those that lie behind the end of what is left move into the places of those that go."""
         stays = np.zeros(self._count, dtype=np.bool_)
         stays[rows] = True
@@ -172,15 +173,20 @@ class Sample:
 
 def _has_crowded_cell(rows: Sampled, per_group: int) -> bool:
     """Whether any group may have more pairs than that in a stratum. It is seldom so, and this is quickly seen."""
-    cells = np.sort(rows.group ^ rows.stratum.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    cells = rows.stratum.astype(np.uint64)
+    cells *= np.uint64(0x9E3779B97F4A7C15)
+    cells ^= rows.group
+    cells.sort()
     return bool((cells[per_group:] == cells[:-per_group]).any())
 
 
-def _ranks(*columns: NDArray[np.generic]) -> NDArray[np.intp]:
+def _ranks(*columns: NDArray[np.generic]) -> NDArray[np.int32]:
     """Of sorted rows, each one's place among those that are equal to it, from 0."""
     count = len(columns[0])
     new = np.ones(count, dtype=np.bool_)
     if count:
         new[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
     starts = np.flatnonzero(new)
-    return np.arange(count) - np.repeat(starts, np.diff(np.append(starts, count)))
+    ranks = np.arange(count, dtype=np.int32)
+    ranks -= np.repeat(starts.astype(np.int32), np.diff(np.append(starts, count)))
+    return ranks
