@@ -1,18 +1,22 @@
 """One model from many pods: what it is worth to each pod, whether it matters which pairs are kept, and how fast they are read.
 
-    python benchmarks/fleet.py loop FILE       # recorded pairs with `group` and `source`
-    python benchmarks/fleet.py sample FILE     # and `codec`
-    python benchmarks/fleet.py read DIRECTORY --pairs N --pods N
+    python benchmarks/fleet.py loop FILE       # recorded pairs with `group`, `source` and `codec`
+    python benchmarks/fleet.py sample FILE
+    python benchmarks/fleet.py make DIRECTORY --pairs N --pods N
+    python benchmarks/fleet.py read DIRECTORY --workers N --sample N
 
-loop: a pod for each source but the first, whose pairs the base model was made from. Each learns from the first half of its
-encodes; one model is trained from all their journals; then each takes its second half, once going on as it was and once from
-the new base. The figures are RMSE in score points: of models on what each pod holds out, and of the pods' predictions of pairs
-before they train on them.
+loop: the base model is made from the pairs of the first source. Of the others ten pods are made, of a source and a codec each,
+which together have all sources and codecs. Each learns from one half of its encodes; one model is trained from all their
+journals; then each takes the other half, once going on as it was and once from the new base. The figures are RMSE in score
+points: of models on what each pod holds out, and of the pods' predictions of pairs before they train on them.
 
 sample: one codec and the lowest scores are made rare, a twentieth of what they were in half of the sources, which are trained
 on. The other sources judge. The sample by strata is beside a uniform one of the same size.
 
-read: pairs are made from those in `examples/` with noise, written as journals, and read by one process and by two.
+make: pairs are made from those in `examples/` with noise, and written as journals of pods, each of 256 encodes. There are ten
+kinds of pods; those of a kind differ in the names of their encodes.
+
+read: pairs are read by so many processes and trained on for one epoch; speed is that of the reading.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import argparse
 import dataclasses
 import gzip
-import json
+import hashlib
 import multiprocessing
 import resource
 import tempfile
@@ -42,8 +46,9 @@ from sidecar.journal.blocks import encode_blocks
 from sidecar.journal.run import Run
 from sidecar.journal.segments import write_gzipped
 from sidecar.learning.metrics import rmse
-from sidecar.learning.recipe import Recipe, fit
+from sidecar.learning.recipe import Progress, Recipe, fit
 from sidecar.learning.training_settings import TrainingSettings
+from sidecar.offline.training import train_offline
 from sidecar.online.learner import Learner
 from sidecar.pairs.pair import PairBlock
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
@@ -52,6 +57,8 @@ from sidecar.pairs.tables.choice import Columns
 HOLDOUT = 0.2
 EXAMPLE = Path(__file__).parent.parent / "examples" / "recorded-80.jsonl.gz"
 SEGMENT_PAIRS = 85_000
+PODS = 10
+KINDS, ENCODES, CODECS = 10, 256, ("libx264", "libx265", "libsvtav1")
 
 
 def read(paths: Sequence[str | Path], workers: int, limits: Limits) -> Read:
@@ -98,16 +105,23 @@ class Pod:
 
 
 def loop(file: str) -> None:
-    pairs = read_pairs([file], group_by="source")
-    groups = read_pairs([file], group_by="group").group
+    pairs, codecs, encodes = (read_pairs([file], group_by=each) for each in ("source", "codec", "group"))
     assert pairs.group is not None
-    assert groups is not None
+    assert codecs.group is not None
+    assert encodes.group is not None
     with gzip.open(file) as stream:
         lines = stream.read().splitlines()
     held_out = pairs.position < HOLDOUT
     base = fit(pairs.features, pairs.true_score, np.flatnonzero(pairs.group == 0), Recipe()).ema.network()
-    half = np.random.default_rng(0).random(groups.max() + 1)[groups] < 0.5
-    rows = {name: np.flatnonzero(pairs.group == number) for number, name in enumerate(pairs.group_names) if number}
+    half = np.random.default_rng(0).random(len(encodes.group_names))[encodes.group] < 0.5
+    rows = {
+        f"{source} {codec}": np.flatnonzero((pairs.group == number) & (codecs.group == place))
+        for number, source in enumerate(pairs.group_names)
+        for place, codec in enumerate(codecs.group_names)
+        if number
+    }
+    names = [name for name, own in rows.items() if held_out[own].any()]
+    rows = {names[place]: rows[names[place]] for place in np.linspace(0, len(names) - 1, PODS).round().astype(int)}
     pods: dict[str, Pod] = {}
     before: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -117,7 +131,7 @@ def loop(file: str) -> None:
             write_journal(Path(directory) / name, [lines[row] for row in own[half[own]]])
         found = read([f"{directory}/*"], 2, Limits(2_000_000, 1000)).pairs
     fleet = fit(found.features, found.true_score, np.flatnonzero(found.position >= HOLDOUT), Recipe()).ema.network()
-    print(f"{'':14} {'held out: base':>15} {'own':>7} {'fleet':>7}   {'before':>7} {'goes on':>8} {'follows':>8}")
+    print(f"{'':18} {'held out: base':>15} {'own':>7} {'fleet':>7}   {'before':>7} {'goes on':>8} {'follows':>8}")
     table = []
     for name, own in rows.items():
         pod, judged, rest = pods[name], own[held_out[own]], own[~half[own]]
@@ -132,7 +146,7 @@ def loop(file: str) -> None:
 
 def show(name: str, figures: Sequence[float]) -> None:
     base, own, fleet, before, goes_on, follows = figures
-    print(f"{name[:14]:14} {base:15.3f} {own:7.3f} {fleet:7.3f}   {before:7.3f} {goes_on:8.3f} {follows:8.3f}")
+    print(f"{name[:18]:18} {base:15.3f} {own:7.3f} {fleet:7.3f}   {before:7.3f} {goes_on:8.3f} {follows:8.3f}")
 
 
 def sample(file: str, seeds: int) -> None:
@@ -166,29 +180,62 @@ def sample(file: str, seeds: int) -> None:
         print(f"{name:10} {share:6.0%} {most:7.0f} {of_rare:11.3f} {others:7.3f}")
 
 
-def speed(directory: Path, n_pairs: int, n_pods: int) -> None:
+def make(directory: Path, n_pairs: int, n_pods: int) -> None:
     example, each = read_pairs([EXAMPLE]), n_pairs // n_pods
-    for pod in range(n_pods):
-        rng = np.random.default_rng(pod)
+    form = '-%d", "codec": "%s", "features": [' + ", ".join(["%.7g"] * 80) + '], "true_score": %.4f}'
+    for kind in range(min(KINDS, n_pods)):
+        rng = np.random.default_rng(kind)
         rows = rng.integers(0, len(example), each)
         features = example.features[rows] * (1 + 0.02 * rng.normal(size=(each, 80)))
         scores = np.clip(example.true_score[rows] + rng.normal(size=each), 0, 100)
-        write_journal(directory / f"pod-{pod}", [
-            json.dumps({"group": f"{pod}-{row // 600}", "features": [float(f"{x:.7g}") for x in values], "true_score": score})
-            .encode() for row, (values, score) in enumerate(zip(features.tolist(), scores.tolist(), strict=True))
-        ])  # fmt: skip
-    for workers in (1, 2):
-        before, started = cpu_seconds(), time.perf_counter()
-        found = read([f"{directory}/pod-*"], workers, Limits(2_000_000, 1000))
-        seconds, count = time.perf_counter() - started, sum(found.read)
-        while multiprocessing.active_children():
-            time.sleep(0.1)
-        here, there = (now - then for now, then in zip(cpu_seconds(), before, strict=True))
-        memory = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        print(
-            f"{workers} workers: {count:,} pairs in {seconds:.1f} s, {count / seconds:,.0f} a second; seconds of CPU: "
-            f"{there:.1f} in workers, {here:.1f} in the main process; memory: {memory[1]:.0f} and {memory[0]:.0f} MB at most"
-        )
+        encode = np.arange(each) * ENCODES // each
+        ends = [
+            (form % (number, CODECS[number % len(CODECS)], *values, score)).encode()
+            for number, values, score in zip(encode.tolist(), features, scores.tolist(), strict=True)
+        ]
+        for pod in range(kind, n_pods, KINDS):
+            start = b'{"group": "%d' % pod
+            write_journal(directory / f"pod-{pod}", [start + end for end in ends])
+
+
+def speed(directory: Path, count: int, limits: Limits) -> None:
+    before, peaks = cpu_seconds(), [0.0, 0.0]
+    here = 0.0
+
+    def look(pairs: int = 0, loss: float = 0.0) -> None:
+        for place, found in enumerate([[os.getpid()], [each.pid for each in multiprocessing.active_children()]]):
+            peaks[place] = max([peaks[place], *map(peak_megabytes, found)])
+
+    def is_read(total: int) -> Progress:
+        nonlocal here
+        here = cpu_seconds()[0] - before[0]
+        look()
+        return look
+
+    with tempfile.TemporaryDirectory() as output:
+        with processes(count) as workers:
+            sampling, pods = Sampling(workers, limits), [f"{directory}/pod-*"]
+            done = train_offline(pods, Path(output), Recipe(epochs=1), sampling=sampling, progress=is_read)
+            look()
+        digest = hashlib.sha256(done.checkpoint.model.read_bytes()).hexdigest()[:16]
+    while multiprocessing.active_children():
+        time.sleep(0.1)
+    assert done.read is not None
+    seconds, n_pairs, there = done.read.seconds, sum(done.read.read), cpu_seconds()[1] - before[1]
+    print(
+        f"{done.read.workers}: {n_pairs:,} pairs in {seconds:.1f} s, {n_pairs / seconds:,.0f} a second; seconds of CPU: "
+        f"{there:.1f} in workers, {here:.1f} in the main process, {n_pairs / (here + there):,.0f} pairs a second of both; "
+        f"memory with training: {peaks[1]:.0f} and {peaks[0]:.0f} MB at most; {len(done.read.pairs):,} pairs kept; {digest}"
+    )
+
+
+def peak_megabytes(process: int) -> float:
+    """The most memory that a process of this machine has had, 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
 def cpu_seconds() -> tuple[float, float]:
@@ -199,18 +246,22 @@ def cpu_seconds() -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["loop", "sample", "read"])
+    parser.add_argument("what", choices=["loop", "sample", "make", "read"])
     parser.add_argument("path")
     parser.add_argument("--pairs", type=int, default=2_000_000)
     parser.add_argument("--pods", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--sample", type=int, default=2_000_000)
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
     if asked.what == "loop":
         loop(asked.path)
     elif asked.what == "sample":
         sample(asked.path, asked.seeds)
+    elif asked.what == "make":
+        make(Path(asked.path), asked.pairs, asked.pods)
     else:
-        speed(Path(asked.path), asked.pairs, asked.pods)
+        speed(Path(asked.path), asked.workers, Limits(asked.sample, 1000))
 
 
 if __name__ == "__main__":
