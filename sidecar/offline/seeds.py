@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import NamedTuple
 
 from onnx_builder.network import Array, Network
@@ -35,26 +36,33 @@ class Seeds:
         self,
         features: Array,
         scores: Array,
-        parts: Sequence[Rows],
+        parts: Iterable[Rows],
         recipe: Recipe,
         progress: Progress = no_progress,
         base: Network | None = None,
         observe: Observe | None = None,
     ) -> list[list[Fitted]]:
-        """For each part of the pairs, what training on it gives with each seed. observe: told of the first training."""
+        """For each part of the pairs, what training on it gives with each seed.
+
+        parts: as many as are trained on at a time are taken, since many parts of many pairs are large. observe: told of the
+        first training.
+        """
         recipes = [dataclasses.replace(recipe, seed=recipe.seed + number) for number in range(self.count)]
-        jobs = [Job(rows, each) for rows in parts for each in recipes]
+        jobs: Iterable[Job] = (Job(rows, each) for rows in parts for each in recipes)
+        first = [*islice(jobs, 2)]
+        several = len(first) > 1
+        jobs = chain(first, jobs)
         if self.device is not None:
+            jobs = [*jobs]
             trained = fit_stacked(features, scores, jobs, self.device(len(jobs)), progress, base, observe)
-        elif self.workers is not None and len(jobs) > 1 and observe is None:
+        elif self.workers is not None and several and observe is None:
             trained = _fit_by_workers(*self.workers, scores, jobs, progress, base)
         else:
-            observers = [observe, *[None] * (len(jobs) - 1)]
             trained = [
-                fit(features, scores, job.rows, job.recipe, progress, base, observer)
-                for job, observer in zip(jobs, observers, strict=True)
+                fit(features, scores, job.rows, job.recipe, progress, base, None if number else observe)
+                for number, job in enumerate(jobs)
             ]
-        return [trained[start : start + self.count] for start in range(0, len(jobs), self.count)]
+        return [trained[start : start + self.count] for start in range(0, len(trained), self.count)]
 
     def result(self, trained: Sequence[Fitted]) -> Fitted:
         """What is published of one part's trainings. Raises TrainingError if they have no average."""
@@ -77,14 +85,14 @@ class _Trained(NamedTuple):
 
 
 def _fit_by_workers(
-    workers: Workers, features: SharedArray, scores: Array, jobs: Sequence[Job], progress: Progress, base: Network | None
+    workers: Workers, features: SharedArray, scores: Array, jobs: Iterable[Job], progress: Progress, base: Network | None
 ) -> list[Fitted]:
     shared = workers.share(features, len(scores))
     trained: dict[int, Fitted] = {}
-    for number, done in workers.run(_fit, [(shared, scores, job, base) for job in jobs]):
+    for number, done in workers.run(_fit, ((shared, scores, job, base) for job in jobs)):
         trained[number] = Fitted(Head(done.live), Head(done.ema), done.steps)
         progress(done.pairs, done.loss)
-    return [trained[number] for number in range(len(jobs))]
+    return [trained[number] for number in sorted(trained)]
 
 
 def _fit(features: Shared, scores: Array, job: Job, base: Network | None) -> _Trained:

@@ -74,14 +74,13 @@ def leave_one_group_out(
     """
     if pairs.group is None or len(pairs.group_names) < 2:
         raise TrainingError(f"leaving out one group at a time needs at least two groups, got {pairs.group_names}")
-    left_out = [pairs.group == index for index in range(len(pairs.group_names))]
-    parts = [np.flatnonzero(~is_left_out & usual) for is_left_out in left_out]
+    parts = (np.flatnonzero((pairs.group != index) & usual) for index in range(len(pairs.group_names)))
     trained = seeds.fit(pairs.features, pairs.true_score, parts, recipe, progress, base)
     predicted = np.full(len(pairs), np.nan, dtype=np.float32)
     by_seed = np.empty((seeds.count, len(pairs)), dtype=np.float32)
     folds = []
-    for name, is_left_out, with_each_seed in zip(pairs.group_names, left_out, trained, strict=True):
-        held_out = np.flatnonzero(is_left_out & usual)
+    for index, (name, with_each_seed) in enumerate(zip(pairs.group_names, trained, strict=True)):
+        held_out = np.flatnonzero((pairs.group == index) & usual)
         head = seeds.result(with_each_seed).ema
         predicted[held_out] = predict(head, pairs, held_out)
         folds.append(Fold(name, metrics(predicted[held_out], pairs.true_score[held_out]), held_out, head))
