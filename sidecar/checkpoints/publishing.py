@@ -15,13 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from onnx_builder.network import Array, Network, NetworkError
 from onnx_builder.parity import parity
 from onnx_builder.write import to_bytes
 from sidecar.checkpoints.description import description_of_inputs, inputs_of_checkpoint, metadata_of
 from sidecar.checkpoints.directory import Checkpoint, publish
 from sidecar.checkpoints.judging.compatibility import differences, interface_of
-from sidecar.checkpoints.judging.gate import Evidence, Gate, judge_on_each
+from sidecar.checkpoints.judging.gate import Evidence, Gate, comparison, judge_on_each
 from sidecar.checkpoints.judging.references import references, stable_model
 from sidecar.checkpoints.libvmaf import refused_by_libvmaf
 from sidecar.learning.head import Head
@@ -31,6 +33,7 @@ from sidecar.models.base_model import BaseModel, ExportIo
 if TYPE_CHECKING:
     from onnx_builder.runtime import Scorer
 
+_MOST_SHOWN = 200
 _log = logging.getLogger(__name__)
 PARITY_TOLERANCE = 1e-4
 """Largest difference between the graph and the trainer's forward pass, as a share of the score range."""
@@ -118,20 +121,23 @@ def publish_network(
     stable = stable_model(terms.directory)
     other = differences(interface_of(scorer, description | fed), stable.interface, stable.name) if stable else ""
     if other:
-        gate = Gate("incompatible", other)
+        gate, compared = Gate("incompatible", other), []
     else:
         predicted = [predict(evidence.features) for evidence in sets]
         base = (f"base model {terms.base.path.name}", terms.base_scorer) if terms.base else None
-        compared = references(base, stable, sets)
-        gate = judge_on_each(predicted, sets, compared, plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio)
-    measured = metrics(head.predict(sets[0].features), sets[0].true) if len(sets[0].true) else None
+        others = references(base, stable, sets)
+        gate = judge_on_each(predicted, sets, others, plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio)
+        compared = comparison(predicted, sets, others)
+    held_out = head.predict(sets[0].features)
+    measured = metrics(held_out, sets[0].true) if len(sets[0].true) else None
     created_at = datetime.now(UTC).replace(microsecond=0)
     about = {
         **fed,
         "created_at": created_at.isoformat(),
         "base_model": terms.base.as_json() if terms.base else None,
         "metrics": measured.as_json() if measured else {"pairs": 0},
-        "gate": gate._asdict(),
+        "gate": gate._asdict() | ({"compared": compared} if compared else {}),
+        "held_out": _thinned(held_out, sets[0].true),
         "parity_max_abs_diff": difference,
         **{key: value for key, value in description.items() if key not in fed},
     }
@@ -143,3 +149,10 @@ def publish_network(
     seconds = time.monotonic() - started
     digest = hashlib.sha256(model).hexdigest()
     return Published(checkpoint, digest, created_at, gate, measured, difference, seconds, refused)
+
+
+def _thinned(predicted: Array, true: Array) -> list[list[float]]:
+    """Predicted and true scores (n,) of some pairs, evenly spread over the true scores, for people to look at."""
+    order = np.argsort(true, kind="stable")
+    some = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), _MOST_SHOWN)).astype(int))] if len(order) else order
+    return [[round(float(predicted[place]), 2), round(float(true[place]), 2)] for place in some]

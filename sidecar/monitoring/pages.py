@@ -15,16 +15,18 @@ from functools import cache, partial
 from http import HTTPStatus
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 
+from sidecar import __version__
 from sidecar.checkpoints.directory import LATEST, STABLE, Checkpoint, checkpoints, linked
 from sidecar.checkpoints.rollbacks import read_rollbacks
 from sidecar.models.description import DescriptionError, read_description
-from sidecar.monitoring.history import COLUMNS, EVERY_S, History
+from sidecar.monitoring.history import COLUMNS, EVERY_S, TIERS, History
 from sidecar.monitoring.model_files import FOLDER, ModelFiles
 from sidecar.monitoring.prometheus import metric_families
 from sidecar.monitoring.status import Status, one_line
@@ -49,9 +51,17 @@ _DESCRIPTION = {  # name in the answer: where the value is in a checkpoint's JSO
     "sha256": ("sha256",),
 }
 _FRESH_S = 1.0
+_ONE = "/api/checkpoints/"
+_CHECKPOINT = re.compile(r"model_v[0-9]{6,18}")
+_NO_CHECKPOINT = b"no such checkpoint, or its JSON file cannot be read\n"
+_FIGURES = ("model", "on", "pairs", "plcc", "rmse", "winsorized_rmse")
+_MOST_COMPARED = 12
 _SINCE = re.compile(r"(?:.*&)?since=(\d{1,12})(?:&.*)?")
 _ASSETS = {
     "/": ("live.html", "text/html; charset=utf-8"),
+    "/checkpoint": ("checkpoint.html", "text/html; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/checkpoint.js": ("checkpoint.js", "text/javascript; charset=utf-8"),
     "/live.js": ("live.js", "text/javascript; charset=utf-8"),
     "/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
     "/plot.js": ("plot.js", "text/javascript; charset=utf-8"),
@@ -68,7 +78,7 @@ _NOT_HERE = b"not found; available: /, /status, /metrics, /healthz, /readyz, /ap
 class Pages:
     """A sidecar's answers. read_status, read_history: called for each request that needs them, on the HTTP thread.
 
-    models: the checkpoints can be fetched.
+    models: the checkpoints can be fetched. limits: above which values of figures there is an alert.
     """
 
     def __init__(
@@ -78,9 +88,10 @@ class Pages:
         checkpoint_directory: Path,
         settings: Mapping[str, Any],
         models: bool = False,
+        limits: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self._status, self._history, self._directory = read_status, read_history, checkpoint_directory
-        self._settings = dict(settings)
+        self._settings, self._limits = dict(settings), dict(limits)
         self._registry = CollectorRegistry()
         self._registry.register(_Collector(read_status))
         self._present = _Fresh(self._make_present)
@@ -100,6 +111,8 @@ class Pages:
             return _json_page(self._make_history(int(since[1])) if since else self._all_history())
         if path == "/api/checkpoints":
             return lambda: _json_page(self._checkpoints())
+        if path.startswith(_ONE):
+            return partial(self._describe, path.removeprefix(_ONE))
         if self._models is not None and path.startswith(FOLDER):
             return partial(self._models.look_up, path.removeprefix(FOLDER), headers)
         if path == "/status":
@@ -124,7 +137,10 @@ class Pages:
         now = {name: value for name, value in told.items() if value is not None} | status_document(status)
         now["findings"] = [finding_document(each) for each in status.findings]
         lost = {"what": DOWN.what, "do": DOWN.do}
-        about = {"now": now, "lost": lost, "settings": self._settings, "every_seconds": EVERY_S, "columns": COLUMNS}
+        about = {
+            "now": now, "version": __version__, "limits": self._limits, "lost": lost, "settings": self._settings,
+            "every_seconds": EVERY_S, "tiers": TIERS, "columns": COLUMNS,
+        }  # fmt: skip
         return _encode(about).removesuffix(b"}")
 
     def _make_history(self, since: int) -> bytes:
@@ -136,8 +152,7 @@ class Pages:
         latest, stable = linked(self._directory, LATEST), linked(self._directory, STABLE)
         if stable is not None and stable not in found:
             found.append(stable)
-        with contextlib.suppress(OSError):  # else as it was before
-            self._rolled_back = read_rollbacks(self._directory).rolled_back
+        self._read_rollbacks()
         # The JSON of a version never changes: each is read once.
         described = {each: self._described.get(each) or _described(each) for each in found}
         self._described = {each: text for each, text in described.items() if text}
@@ -145,10 +160,28 @@ class Pages:
         links = _encode({"latest": latest.name if latest else None, "stable": stable.name if stable else None})
         return links.removesuffix(b"}") + b', "checkpoints": [' + b",\n".join(rows) + b"]}\n"
 
+    def _describe(self, name: str) -> Page:
+        """All that the JSON of a checkpoint says."""
+        try:
+            about = read_description(self._directory / f"{name}.onnx") if _CHECKPOINT.fullmatch(name) else None
+            self._read_rollbacks()
+            body = None if about is None else _encode({**about, "name": name, "rolled_back": self._why_rolled_back(name)})
+        except (DescriptionError, ValueError):  # ValueError: numbers that JSON has none of
+            body = None
+        return Page(_NO_CHECKPOINT, TEXT, HTTPStatus.NOT_FOUND) if body is None else _json_page(body)
+
+    def _read_rollbacks(self) -> None:
+        with contextlib.suppress(OSError):  # else as it was before
+            self._rolled_back = read_rollbacks(self._directory).rolled_back
+
     def _mark(self, checkpoint: Checkpoint) -> dict[str, str]:
         """What is told of a checkpoint that was taken back, in the place of what the gate said."""
-        why = self._rolled_back.get(checkpoint.name)
-        return {} if why is None else {"gate": "rolled_back", "reason": one_line(str(why.get("reason", "")))}
+        why = self._why_rolled_back(checkpoint.name)
+        return {} if why is None else {"gate": "rolled_back", "reason": why}
+
+    def _why_rolled_back(self, name: str) -> str | None:
+        why = self._rolled_back.get(name)
+        return None if why is None else one_line(str(why.get("reason", "")))
 
 
 class _Fresh:
@@ -219,7 +252,24 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any]:
             told[name] = one_line(value)
         elif isinstance(value, int | float) and abs(value) <= _LARGEST:
             told[name] = value
+    if compared := _compared(about):
+        told["compared"] = compared
     return told
+
+
+def _compared(about: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The figures that the gate compared, as far as they are well formed."""
+    gate = (about or {}).get("gate")
+    rows = gate.get("compared") if isinstance(gate, dict) else None
+    found = [row for row in rows[:_MOST_COMPARED] if isinstance(row, dict)] if isinstance(rows, list) else []
+    return [
+        {name: one_line(value) if isinstance(value, str) else value for name in _FIGURES if _is_plain(value := row.get(name))}
+        for row in found
+    ]
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, int | float) and abs(value) <= _LARGEST)
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

@@ -15,11 +15,13 @@ _NONE: Mapping[str, int] = MappingProxyType({})
 class Finding(NamedTuple):
     """Something that is wrong.
 
-    what: in words, a clause; detail: more, of what only this sidecar knows, or empty; do: what it means and what to do. since:
-    when it began; firing: it has lasted long enough for an alert, which is at `alert_at`. Both in seconds since the epoch.
+    figure: the field of a `Status` that it is about. what: in words, a clause; detail: more, of what only this sidecar knows,
+    or empty; do: what it means and what to do. since: when it began; firing: it has lasted long enough for an alert, which is
+    at `alert_at`. Both in seconds since the epoch.
     """
 
     alert: str
+    figure: str
     severity: Literal["critical", "warning", "info"]
     what: str
     detail: str
@@ -52,6 +54,7 @@ class Status:
     phase: Phase = "initializing"
     findings: tuple[Finding, ...] = ()
     host: str = ""
+    started: float | None = None  # seconds since the epoch
     reason: str = ""
     accepting: bool = False
     progress: float = 0.0
@@ -77,6 +80,7 @@ class Status:
     held_out_capacity: int = 0
     connections: int = 0
     journal_bytes: int = 0
+    disk_free_bytes: int | None = None  # of the disk that the state is on
     journal_errors: int = 0
     skipped_steps: int = 0
     outliers: int = 0

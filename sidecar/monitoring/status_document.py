@@ -30,6 +30,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "last_checkpoint_time": _rfc3339(status.checkpoint_time),
         "model_version": _model_name(status.version),
         "host": one_line(status.host)[:80] or None,
+        "started": _rfc3339(status.started),
         "reason": one_line(status.reason) or None,
         "accepting": status.accepting,
         "degraded": [one_line(each)[:80] for each in status.degraded[:_MOST_DEGRADED]] or None,
@@ -57,6 +58,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "checkpoint_failures": counts(STAGES, status.checkpoint_failures),
         "rollbacks": status.rollbacks or None,
         "journal_bytes": status.journal_bytes,
+        "disk_free_bytes": status.disk_free_bytes,
         "journal_errors": status.journal_errors,
         "connections": status.connections,
         "step_seconds": finite(status.step_seconds),
@@ -110,7 +112,7 @@ def _worst(status: Status) -> list[dict[str, Any]] | None:
 def finding_document(finding: Finding) -> dict[str, Any]:
     """A finding as JSON; `alert_at` only if it has not lasted long enough for an alert."""
     times = {"since": _rfc3339(finding.since), "alert_at": None if finding.firing else _rfc3339(finding.alert_at)}
-    told = {name: getattr(finding, name) for name in ("alert", "severity", "what", "detail", "do")}
+    told = {name: getattr(finding, name) for name in ("alert", "figure", "severity", "what", "detail", "do")}
     return {name: value for name, value in (told | times).items() if value}
 
 

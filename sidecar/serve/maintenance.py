@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import time
 from concurrent.futures import Executor, Future
+from typing import Any
 
 from sidecar.journal.retention import Retention, compress_closed
 from sidecar.journal.writer import SEGMENT_BYTES
@@ -52,6 +54,7 @@ class Maintenance:
         self._writing: Future[object] | None = None
         self._each_sync, self._each_housekeeping = Every(SYNC_S), Every(HOUSEKEEPING_S)
         self._each_snapshot = Every(settings.snapshot_interval)
+        self._disk_free: int | None = None
         self._retention = Retention(settings.state, settings.journal_retention_days, settings.journal_max_bytes)
 
     def turn(self, now: float) -> None:
@@ -66,6 +69,10 @@ class Maintenance:
             self._writing = self._worker.submit(self._keep_house)
             with contextlib.suppress(OSError):  # the next pair tries again
                 self._online.journal.roll_daily(time.time())
+
+    def as_status(self) -> dict[str, Any]:
+        """The field of a `Status` that is about the disk."""
+        return {"disk_free_bytes": self._disk_free}
 
     def finish(self) -> None:
         """Write the state and the history, and wait for that."""
@@ -108,6 +115,7 @@ class Maintenance:
     def _keep_house(self) -> None:
         """Delete what retention asks for, then compress: that needs room, and must not stand before what makes room."""
         settings, journal = self._settings, self._online.journal
+        self._disk_free = shutil.disk_usage(settings.state).free
         for segment in self._retention.prune(self._online.needed_from(), time.time(), time.monotonic()):
             event(_log, "journal segment deleted by retention", segment=segment.name)
         compress_closed(settings.state, spare_bytes=SEGMENT_BYTES)

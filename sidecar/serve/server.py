@@ -115,12 +115,14 @@ class Server:
 
     def _start_http(self, address: str, connections: int) -> Any:
         from sidecar.monitoring.pages import Pages  # imported here, since a sidecar without HTTP does not need them
+        from sidecar.monitoring.verdict.rules import limits
         from sidecar.network import http
         from sidecar.network.http_server import start_http
 
         settings, board = self._settings, self._board
         pages = Pages(
-            lambda: board.status, lambda: board.history, settings.checkpoint_dir, _told(settings), settings.http_models
+            lambda: board.status, lambda: board.history, settings.checkpoint_dir, _told(settings), settings.http_models,
+            limits(settings),
         )  # fmt: skip
         try:
             return start_http(address, pages.look_up, replace(http.BOUNDS, connections=connections)).close
@@ -244,7 +246,10 @@ class Server:
             connections=len(self._loop),
             rejected=self._refusals.counts,
             step_seconds=self._timer.seconds,
-            checkpoints=self._checkpointing.as_status() | self._trials.as_status() | self._base_watch.as_status(),
+            others=self._checkpointing.as_status()
+            | self._trials.as_status()
+            | self._base_watch.as_status()
+            | self._maintenance.as_status(),
         )
 
 

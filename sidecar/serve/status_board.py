@@ -29,7 +29,7 @@ class StatusBoard:
 
     def __init__(self, settings: Settings) -> None:
         host = os.environ.get("POD_NAME") or socket.gethostname()  # a pod may have its machine's host name
-        self.status = Status(phase="initializing", host=host, progress=time.monotonic())
+        self.status = Status(phase="initializing", host=host, started=time.time(), progress=time.monotonic())
         self.history = History()
         self._findings, self._each_look = Findings(settings), Every(1.0)
 
@@ -46,12 +46,12 @@ class StatusBoard:
         connections: int,
         rejected: Mapping[str, int],
         step_seconds: float | None,
-        checkpoints: Mapping[str, Any],
+        others: Mapping[str, Any],
     ) -> None:
         """Update the status from `online`.
 
         failed: why the base model cannot be used, or empty. rejected: refused lines by kind. step_seconds: mean of the last
-        steps. checkpoints: the fields of a `Status` that are about checkpoints and base models.
+        steps. others: the fields of a `Status` that are about checkpoints, base models and the disk.
         """
         learner, trainer, counts = online.learner, online.learner.trainer, online.counts
         failed = failed or online.backlog.failed
@@ -98,7 +98,7 @@ class StatusBoard:
             degraded=tuple(online.damages.names) or tuple(online.damages.counts),
             damage=dict(online.damages.counts),
             log_dropped=log.dropped(),
-            **checkpoints,
+            **others,
         )  # fmt: skip
         clock, wall = time.monotonic(), time.time()
         if self._each_look.is_due(clock):

@@ -7,6 +7,7 @@ const Charts = (() => {
   const COLOURS = [1, 2, 3, 4, 5, 6, 7].map((n) => `var(--series-${n})`);
   const SYMBOLS = ["circle", "triangle", "square", "diamond2", "star", "times", "plus"];
   const DASHES = ["none", "6 3", "2 2", "8 3 2 3"];
+  const EVENTS = {quiet: "plus", good: "circle", bad: "times"};
   const MARKERS = 14; // on each line, so that it can be told from the others
   const TIP = {format: {stroke: false, fill: false, symbol: false}};
   const STYLE = {background: "none", color: "inherit", fontSize: "12px", overflow: "visible"};
@@ -74,7 +75,8 @@ const Charts = (() => {
 
   // Values over time. series: [{name, points: [{x, y}]}]; null as y leaves a gap, and so does a value that has no logarithm.
   // zero: the axis begins at 0; most: no value can be higher; from: where the time axis begins at the latest.
-  function lines(width, series, {x, y, log = false, time = false, zero = false, most = Infinity, from}) {
+  // events: [{x, name, gate, kind}], marked at the top; kind: good, bad or quiet.
+  function lines(width, series, {x, y, log = false, time = false, zero = false, most = Infinity, from, events = []}) {
     const has = (point) => point && point.y !== null && (!log || point.y > 0);
     const drawn = series.filter(({points}) => points.some(has))
       .map(({name, points}) => ({name, points: points.map((point) => (has(point) ? point : {...point, y: null}))}));
@@ -93,6 +95,15 @@ const Charts = (() => {
       x: {label: x, ticks: ticks(width), type: time ? "time" : "linear", domain: times && [times[0], times.at(-1)]},
       y: {label: y, grid: true, ...(log && values.length ? logAxis(low, high) : linearAxis(low, high, {zero, most}))},
       marks: [
+        ...Object.entries(EVENTS).flatMap(([kind, symbol]) => {
+          const some = events.filter((event) => event.kind === kind), stroke = `var(--${kind})`;
+          return [
+            Plot.ruleX(some, {x: "x", stroke, strokeOpacity: 0.35}),
+            Plot.dot(some, {
+              x: "x", frameAnchor: "top", stroke, fill: "var(--background)", symbol, r: 4, channels: {checkpoint: "name", gate: "gate"}, tip: TIP,
+            }),
+          ];
+        }),
         ...drawn.map(({points}, i) => Plot.line(points, {
           x: "x", y: "y", stroke: COLOURS[i % COLOURS.length], strokeWidth: 1.75, strokeDasharray: DASHES[i % DASHES.length],
         })),

@@ -1,31 +1,74 @@
-// The live page: asks the sidecar for news every two seconds and shows them. Whatever the sidecar sends is shown only as text.
+// The live page: asks the sidecar for news every two seconds and shows them.
 "use strict";
 
-const POLL_MS = 2000, PATIENCE_MS = 5000, SHOWN_S = 6 * 3600, LEAST_SHOWN_S = 300;
-const $ = (id) => document.getElementById(id);
-const number = (value, digits = 4) =>
-  value === null || value === undefined ? "–" : value.toLocaleString("en", {maximumSignificantDigits: digits});
-const count = (value) => (value ?? 0).toLocaleString("en");
-const capital = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
-const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString();
+const POLL_MS = 2000, LEAST_SHOWN_S = 300;
+const RANGES = {"15 min": 900, "1 h": 3600, "6 h": 21600, "24 h": 86400, "7 days": 604800};
+const LONGEST_S = RANGES["7 days"], FAR_S = 365 * 86400;
 
-// What each tile shows: a text and, if there is a limit, the value and the limit.
+// What each tile shows: the field that findings are about, a text, notes below it, and if there is a limit, value and limit.
 const TILES = {
-  "RMSE, score points": (now) => [number(now.prequential_rmse)],
-  "PLCC": (now) => [number(now.prequential_plcc, 5)],
-  "Loss, score points²": (now) => [number(now.loss)],
-  "Pairs per second": (now) => [number(now.pairs_per_second)],
-  "Pairs in the journal": (now) => [count(now.current_samples)],
-  "Feature drift, deviations": (now) => [[number(now.feature_drift, 3), now.drifting_feature].filter(Boolean).join(" ")],
-  "Replay buffer": (now) => [count(now.replay_size), now.replay_size, now.replay_capacity],
-  "Held out": (now) => [count(now.held_out_size), now.held_out_size, now.held_out_capacity],
+  "RMSE, score points": (now) => ({
+    of: "prequential_rmse", text: number(now.prequential_rmse), notes: [
+      known(now.prequential_winsorized_rmse) && `winsorized: ${number(now.prequential_winsorized_rmse)}`,
+      known(now.prequential_constant_rmse) && `of a constant: ${number(now.prequential_constant_rmse)}`,
+      ...references("rmse"), alertAbove(now, "prequential_rmse"),
+    ],
+  }),
+  "PLCC": (now) => ({
+    of: "prequential_plcc",
+    text: known(now.prequential_plcc) ? number(now.prequential_plcc, 5) : known(now.prequential_rmse) ? "undefined" : "–",
+    notes: [
+      now.prequential_plcc === 0 && "all predictions are the same",
+      !known(now.prequential_plcc) && known(now.prequential_rmse) && "all scores are the same",
+      ...references("plcc"),
+    ],
+  }),
+  "Feature drift, deviations": (now) => ({
+    of: "feature_drift", text: number(now.feature_drift, 3),
+    notes: [now.drifting_feature && `most: ${now.drifting_feature}`, alertAbove(now, "feature_drift")],
+  }),
+  "Loss, score points²": (now) => ({of: "loss", text: number(now.loss), notes: ["of the last batch"]}),
+  "Pairs per second": (now) => ({
+    of: "pairs", text: number(now.pairs_per_second), notes: [`${count(now.current_samples)} in the journal`],
+  }),
+  "Outliers, not trained on": (now) => ({of: "outliers", text: count(now.outliers), notes: [now.unusual_features]}),
+  "Weights diverged": (now) => ({
+    of: "divergences", text: count(now.divergences),
+    notes: [known(now.learning_rate_share) && `learning rate: ${number(now.learning_rate_share)} of what is set`],
+  }),
+  "Scores changed meaning": (now) => ({of: "shifts", text: count(now.shifts), notes: []}),
+  "Journal": (now) => {
+    const limit = Number(latest.settings.journal_max_bytes) || 0;
+    return {
+      of: ["journal_errors", "journal_bytes"], text: bytes(now.journal_bytes ?? 0), size: now.journal_bytes, limit, limitText: bytes(limit),
+      notes: [limit && full(limit - now.journal_bytes, "at its limit"), alertAbove(now, "journal_bytes", bytes)],
+    };
+  },
+  "Disk": (now) => ({
+    of: "disk_free_bytes", text: known(now.disk_free_bytes) ? `${bytes(now.disk_free_bytes)} free` : "–",
+    notes: [known(now.disk_free_bytes) && full(now.disk_free_bytes, "full")],
+  }),
+  "Replay buffer": (now) => ({
+    of: "replay_size", text: count(now.replay_size), size: now.replay_size, limit: now.replay_capacity,
+    notes: [known(now.replay_evictions) && `${count(now.replay_evictions)} evicted`],
+  }),
+  "Held out": (now) => ({
+    of: "held_out_size", text: count(now.held_out_size), size: now.held_out_size, limit: now.held_out_capacity, notes: [],
+  }),
 };
 const CHARTS = [
   {
     column: "prequential_rmse", title: "RMSE", about: "on the last 1,000 pairs, each predicted before training",
-    y: "score points",
+    y: "score points", log: true, more: () => [
+      {name: "winsorized", points: points("prequential_winsorized_rmse")},
+      {name: "of a constant", points: points("prequential_constant_rmse")}, ...flat("rmse"),
+    ],
   },
   {column: "prequential_plcc", title: "PLCC", about: "on the same pairs", y: "correlation", most: 1},
+  {
+    column: "feature_drift", title: "Feature drift", about: "of the feature that has moved most", y: "standard deviations",
+    zero: true, more: () => known(latest.limits?.feature_drift) ? [level("alert", latest.limits.feature_drift)] : [],
+  },
   {column: "loss", title: "Loss", about: "of the last batch before its first step", y: "score points²", log: true},
   {column: "pairs_per_second", title: "Pairs per second", about: "received", y: "pairs per second", zero: true},
 ];
@@ -33,35 +76,11 @@ const CHARTS = [
 let rows = []; // [{time, prequential_rmse, …}], oldest first
 let latest = null; // the last answer
 let redraw = []; // a function for each chart, once it has something to show
-let checkpoints = {latest: null, stable: null}; // as shown
-
-function element(name, text, ...classes) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  made.classList.add(...classes);
-  return made;
-}
-
-// head and each element of lines are the cells of a row.
-function fill(table, head, lines) {
-  const row = (cells) => {
-    const made = document.createElement("tr");
-    made.append(...cells);
-    return made;
-  };
-  table.replaceChildren();
-  if (lines.length && head.length) table.createTHead().append(row(head));
-  table.createTBody().append(...lines.map(row));
-}
+let checkpoints = {latest: null, stable: null, checkpoints: []}; // as shown
+let range = RANGES["6 h"];
 
 const fillCounts = (table, counts) =>
   fill(table, [], counts.map(([name, n]) => [element("th", name), element("td", count(n), "number")]));
-
-async function ask(path) {
-  const answer = await fetch(path, {signal: AbortSignal.timeout(PATIENCE_MS), cache: "no-store"});
-  if (!answer.ok) throw new Error(`answered ${answer.status}`);
-  return answer.json();
-}
 
 async function poll() {
   if (document.hidden) return;
@@ -80,11 +99,11 @@ async function poll() {
 function take(answer) {
   const {now, columns} = answer;
   const fresh = answer.rows.map((row) => Object.fromEntries(columns.map((name, i) => [name, row[i]])));
-  rows = [...rows, ...fresh].filter(({time}) => time > now.time - SHOWN_S && time <= now.time);
   latest = answer;
+  rows = thinned([...rows, ...fresh].filter(({time}) => time > now.time - LONGEST_S && time <= now.time));
   showState(now);
-  $("tiles").replaceChildren(...Object.entries(TILES).map(([name, of]) => tile(name, ...of(now))));
-  showCharts();
+  showTiles(now);
+  if (range <= RANGES["1 h"] || fresh.length || !redraw.length) showCharts();
   fillCounts($("pairs"), Object.entries(now.pairs).map(([name, n]) => [name.replace("_", " "), n]));
   const rejected = Object.entries(now.rejected ?? {}).sort((a, b) => b[1] - a[1]);
   $("no-rejected").hidden = rejected.length > 0;
@@ -94,16 +113,64 @@ function take(answer) {
   $("live").hidden = false;
 }
 
-function tile(name, text, size, limit) {
+// How many seconds rows of a time are apart.
+const apart = (time) => latest.tiers?.find(([age]) => latest.now.time - time <= age)?.[1] ?? latest.every_seconds;
+// As the sidecar thins them, since this page may be open for long: the last row of each span of time.
+const thinned = (all) => all.filter(({time}, i) => {
+  const every = apart(time), after = all[i + 1];
+  return !after || Math.floor(time / every) < Math.floor(after.time / every);
+});
+
+function showTiles(now) {
+  const wrong = new Map((now.findings ?? []).map((each) => [each.figure, each.alert_at ? "pending" : each.severity]).reverse());
+  $("tiles").replaceChildren(...Object.entries(TILES).map(([name, of]) => tile(name, of(now), wrong)));
+}
+
+// wrong: by field, `pending` or the severity of the worst finding that is about it.
+function tile(name, {of, text, notes, size, limit, limitText = count(limit)}, wrong) {
   const made = document.createElement("div"), value = element("dd", text);
+  made.className = [of].flat().map((field) => wrong.get(field)).find(Boolean) ?? "";
   made.append(element("dt", name), value);
   if (limit) {
     const meter = document.createElement("meter");
     meter.max = limit;
     meter.value = size;
-    value.append(element("small", ` of ${count(limit)}`, "quiet"), meter);
+    meter.setAttribute("aria-label", name);
+    value.append(element("small", ` of ${limitText}`, "quiet"), meter);
   }
+  for (const note of notes.filter(Boolean)) made.append(element("dd", note, "note"));
   return made;
+}
+
+// The limit of a field, as the alert has it; of some it is a share of another field.
+function alertAbove(now, field, inWords = number) {
+  for (const [name, limit] of Object.entries(latest.limits ?? {})) {
+    const [above, below] = name.split("/");
+    if (above === field && (!below || known(now[below]))) return `alert above ${inWords(below ? limit * now[below] : limit)}`;
+  }
+  return "";
+}
+
+// What the stable and the base model had on held-out pairs, when the gate compared them last.
+function compared(figure) {
+  const newest = checkpoints.checkpoints.find((each) => each.compared) ?? {};
+  const rows = (newest.compared ?? []).filter(({on, model}) => on === newest.compared[0].on && model !== "this model");
+  const stable = checkpoints.checkpoints.find(({name}) => name === checkpoints.stable);
+  const others = rows.filter(({model}) => !checkpoints.checkpoints.some(({name}) => name === model));
+  return [
+    ...(stable ? [{name: `stable, ${stable.name}`, value: stable[figure]}] : []),
+    ...others.map((row) => ({name: row.model, value: row[figure]})),
+  ].filter(({value}) => known(value));
+}
+const references = (figure) => compared(figure).map(({name, value}) => `${name}, held out: ${number(value)}`);
+const flat = (figure) => compared(figure).map(({name, value}) => level(`${name}, held out`, value));
+const level = (name, y) => ({name, points: [shownFrom(), latest.now.time].map((time) => ({x: new Date(1000 * time), y}))});
+
+// When so many more bytes will have come, at the rate of the last hours.
+function full(left, what) {
+  const since = rows.find(({time}) => time > latest.now.time - RANGES["6 h"]), {now} = latest;
+  const rate = since ? (now.journal_bytes - since.journal_bytes) / Math.max(1, now.time - since.time) : 0;
+  return rate > 0 && left > 0 && left / rate < FAR_S ? `${what} in about ${duration(left / rate)}` : "";
 }
 
 // The first line: the phase, and what is wrong. Below it, each finding with its time and what to do. A finding that has not lasted
@@ -119,7 +186,10 @@ function showState(now) {
   $("state").replaceChildren(...words);
   $("findings").replaceChildren(...findings.map((each) => finding(each, now.time, each === firing[0])));
   const connections = `${count(now.connections)} connection${now.connections === 1 ? "" : "s"}`;
-  $("about").textContent = [now.host, connections, clock(now.time)].filter(Boolean).join(" · ");
+  const up = now.started ? `up for ${duration(now.time - new Date(now.started) / 1000)}` : "";
+  const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const program = latest.version ? `version ${latest.version}` : "";
+  $("about").textContent = [now.host, program, up, connections, `${clock(now.time)} (${zone})`].filter(Boolean).join(" · ");
 }
 
 const inWords = ({what, detail}) => (detail ? `${what}: ${detail}` : what);
@@ -130,14 +200,8 @@ function finding(told, now, isInFirstLine) {
   const alert = told.alert_at ? `, alert at ${clock(new Date(told.alert_at) / 1000)}` : "";
   const time = `Since ${clock(since)}, ${duration(now - since)}${alert}. `;
   if (!isInFirstLine) made.append(element("strong", `${capital(inWords(told))}. `));
-  made.append(element("span", time), ...told.do.split("`").map((part, i) => element(i % 2 ? "code" : "span", part)));
+  made.append(element("span", time), ...(told.do ?? "").split("`").map((part, i) => element(i % 2 ? "code" : "span", part)));
   return made;
-}
-
-function duration(seconds) {
-  const [size, unit] = [[86400, "day"], [3600, "hour"], [60, "minute"], [0, "second"]].find(([least]) => seconds >= least) ?? [0, "second"];
-  const many = Math.max(0, Math.floor(seconds / (size || 1)));
-  return `${many} ${unit}${many === 1 ? "" : "s"}`;
 }
 
 function showLoss(error) {
@@ -148,20 +212,28 @@ function showLoss(error) {
   document.body.classList.add("lost");
 }
 
+// The seconds since the epoch from which on the charts show something.
+const shownFrom = () => Math.max(latest.now.time - range, Math.min(rows[0]?.time ?? Infinity, latest.now.time - LEAST_SHOWN_S));
+
 // A chart's points up to now. Where the sidecar was down, a point without a value leaves a gap in the line.
 function points(column) {
-  const made = [];
-  for (const row of [...rows, latest.now]) {
+  const made = [], from = shownFrom();
+  for (const row of [...rows.filter(({time}) => time >= from), latest.now]) {
     const before = made.at(-1);
     const x = new Date(1000 * row.time);
-    if (before && x - before.x > 3000 * latest.every_seconds) made.push({x, y: null});
+    if (before && x - before.x > 3000 * apart(before.x / 1000)) made.push({x, y: null});
     made.push({x, y: row[column] ?? null});
   }
   return made;
 }
 
+// The checkpoints that were published in the time that is shown.
+const events = () => checkpoints.checkpoints
+  .map(({name, gate, created_at}) => ({name, gate: gate ?? "–", kind: gateClass(gate), x: new Date(created_at)}))
+  .filter(({x}) => x >= 1000 * shownFrom() && x <= 1000 * latest.now.time);
+
 function showCharts() {
-  CHARTS.forEach(({column, title, about, ...axis}, i) => {
+  CHARTS.forEach(({column, title, about, more = () => [], ...axis}, i) => {
     if (redraw[i]) {
       if (!$(column).matches(":hover")) redraw[i](); // redrawing would remove the tip under the pointer
     } else if (points(column).some((point) => point.y !== null)) {
@@ -174,11 +246,25 @@ function showCharts() {
       figure.style.order = i;
       $("charts").append(figure);
       $("no-charts").hidden = true;
-      const series = () => [{name: title, points: points(column)}];
-      const axes = () => ({x: null, ...axis, time: true, from: new Date(1000 * (latest.now.time - LEAST_SHOWN_S))});
-      redraw[i] = Charts.show(chart, `${title} over the last hours`, (width) => Charts.lines(width, series(), axes()));
+      $("ranges").hidden = false;
+      const series = () => [{name: title, points: points(column)}, ...more()];
+      const axes = () => ({x: null, ...axis, time: true, from: new Date(1000 * shownFrom()), events: events()});
+      redraw[i] = Charts.show(chart, `${title} over time`, (width) => Charts.lines(width, series(), axes()));
     }
   });
+}
+
+for (const [name, seconds] of Object.entries(RANGES)) {
+  const label = document.createElement("label"), input = document.createElement("input");
+  input.type = "radio";
+  input.name = "range";
+  input.checked = seconds === range;
+  input.addEventListener("change", () => {
+    range = seconds;
+    redraw.forEach((draw) => draw?.());
+  });
+  label.append(input, ` ${name}`);
+  $("ranges").append(label);
 }
 
 function showCheckpoints(told) {
@@ -191,17 +277,21 @@ function showCheckpoints(told) {
     told.checkpoints.flatMap((each) => checkpointRows(each, ["latest", "stable"].filter((mark) => told[mark] === each.name))),
   );
   checkpoints = told;
+  showTiles(latest.now);
+  showCharts();
 }
 
 // A checkpoint's row and, if it did not pass the gate or was taken back, a second row with the reason.
 function checkpointRows(each, marks) {
-  const name = element("th", each.name), published = new Date(each.created_at);
+  const name = element("th", ""), link = element("a", each.name), published = new Date(each.created_at);
+  link.href = `checkpoint?${encodeURIComponent(each.name)}`;
+  name.append(link);
   for (const mark of marks) name.append(" ", element("span", mark, "mark"));
   const digest = element("td", String(each.sha256 ?? "–").slice(0, 16), "digest");
   digest.title = each.sha256 ?? "";
   const row = [
     name,
-    element("td", each.gate?.replace("_", " ") ?? "–", each.gate === "stable" ? "good" : ["unstable", "incompatible", "rolled_back"].includes(each.gate) ? "bad" : "quiet"),
+    element("td", each.gate?.replace("_", " ") ?? "–", gateClass(each.gate)),
     ...[each.rmse, each.plcc, each.srocc].map((figure) => element("td", number(figure, 5), "number")),
     ...[each.held_out, each.pairs_seen].map((pairs) => element("td", count(pairs), "number")),
     element("td", Number.isNaN(published.getTime()) ? each.created_at ?? "–" : published.toLocaleString()),

@@ -108,7 +108,7 @@ class Bench:
         _snapshot(online)
         write_anchor(self.state, online.learner.held_out.rows())
         write_published_pairs(self.state, 100)
-        write_history(self.state, History(((1, b"[1,2,3,4,5,6,7]"), (11, b"[11,2,3,4,5,6,7]"))))
+        write_history(self.state, History(((1, b"[1,2,3,4,5,6,7,8,9]"), (11, b"[11,2,3,4,5,6,7,8,9]"))))
         online.close()
         online = OnlineTraining(self.state, where_to_start(replace(settings, learning_rate=_LAST_RATE)).run, BASE)
         online.accept(lines[120:150])

@@ -7,6 +7,7 @@ from sidecar.monitoring.status import Status
 FULL = Status(
     phase="running",
     host="node-0",
+    started=1767225600.0,
     accepting=True,
     n_features=2,
     features=("adm2", "motion2"),
@@ -30,6 +31,7 @@ FULL = Status(
     held_out_capacity=1000,
     connections=2,
     journal_bytes=12_345_678,
+    disk_free_bytes=3_200_000_000,
     journal_errors=4,
     skipped_steps=5,
     degraded=("000001-snapshot_000000000042.npz",),

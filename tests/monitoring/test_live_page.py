@@ -7,7 +7,9 @@ import json
 import re
 import signal
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -19,10 +21,10 @@ from sidecar.network.http import Page
 from sidecar.network.http_server import start_http
 from sidecar.state.checked import read_checked
 from tests.conftest import EXAMPLE, ROOT, run
-from tests.monitoring.live import MARKUP, ask, ask_json, write_checkpoint
+from tests.monitoring.live import GOOD, MARKUP, ask, ask_json, write_checkpoint
 from tests.running import free_address, wait_until
 
-PARTS = ["/", "/live.js", "/charts.js", "/plot.js", "/style.css"]
+PARTS = ["/", "/live.js", "/checkpoint", "/checkpoint.js", "/page.js", "/charts.js", "/plot.js", "/style.css"]
 
 
 # What is served
@@ -58,7 +60,7 @@ def test_a_part_that_the_browser_has_is_not_sent_again(served):
 
 def test_the_page_loads_nothing_from_anywhere_else():
     web = ROOT / "sidecar" / "web"
-    for name in ("live.html", "live.js", "charts.js", "style.css"):
+    for name in ("live.html", "live.js", "checkpoint.html", "checkpoint.js", "page.js", "charts.js", "style.css"):
         assert "//" not in (web / name).read_text().replace("// ", ""), name
         assert "innerHTML" not in (web / name).read_text()
 
@@ -76,7 +78,7 @@ def test_the_history_outlives_the_process(live, serve, base_path):
     sidecar, address = live
     wait_until(lambda: ask_json(address, "/api/history")["rows"])
     assert sidecar.stop() == 0
-    kept = read_checked(sidecar.checkpoint_dir / "state" / HISTORY, "history").splitlines()
+    kept = read_checked(sidecar.checkpoint_dir / "state" / HISTORY, "history").splitlines()[1:]
     wait_until(lambda: time.time() >= json.loads(kept[-1])[0] + 1, "the next second: there is one row a second at most")
     sidecar = serve(base_model=base_path, http=address).connect()
     wait_until(lambda: len(ask_json(address, "/api/history")["rows"]) > len(kept))
@@ -115,7 +117,17 @@ def lost(page):
 def test_the_page_follows_a_replay_shows_a_checkpoint_and_the_loss_of_the_sidecar(page, serve, base_path, tmp_path):
     address, options = free_address(), {"base_model": base_path, "checkpoint_interval": 0, "min_samples": 800}
     (tmp_path / "checkpoints" / "state").mkdir(parents=True)
-    earlier = [int(time.time()) - 40, None, 2.5, 0.9, 6.25, 7, 3]  # so that there is a line before ten seconds are over
+    earlier = [
+        int(time.time()) - 40,
+        None,
+        2.5,
+        2,
+        20,
+        0.9,
+        6.25,
+        0.1,
+        300,
+    ]  # so that there is a line before ten seconds are over
     write_history(tmp_path / "checkpoints" / "state", History(((earlier[0], json.dumps(earlier).encode()),)))
     sidecar = serve(**options, http=address).connect()
     page.open(f"http://{address}/")
@@ -171,12 +183,13 @@ def show(page, tmp_path):
     """Opens the page of a sidecar that is made up of rows and the fields of a status; gives its address, and its server."""
     servers = []
 
-    def start(rows, address="127.0.0.1:0", settings=None, **fields):
+    def start(rows, address="127.0.0.1:0", settings=None, limits=None, **fields):
         history = History(tuple((row[0], json.dumps(row).encode()) for row in rows))
         status = Status(**{"phase": "running", "replay_capacity": 10, "held_out_capacity": 10, "n_features": 5, **fields})
         pages = Pages(
-            lambda: dataclasses.replace(status, progress=time.monotonic()), lambda: history, tmp_path, settings or {"seed": 3}
-        )
+            lambda: dataclasses.replace(status, progress=time.monotonic()), lambda: history, tmp_path, settings or {"seed": 3},
+            limits=limits or {},
+        )  # fmt: skip
         servers.append(start_http(address, pages.look_up))
         page.open(f"http://{servers[-1].address}/")
         wait_until(lambda: text_of(page, "#tiles"), "the first answer")
@@ -203,9 +216,17 @@ def labels(page, chart, axis="y"):
 def test_the_first_line_says_what_is_wrong_and_below_it_what_to_do(page, show):
     now = time.time()
     drift = Finding(
-        "A", "warning", "the features do not look right", "vif_scale0", "Compare `nFeatures`.", now - 600, now, True
+        "A",
+        "feature_drift",
+        "warning",
+        "the features do not look right",
+        "vif_scale0",
+        "Compare `nFeatures`.",
+        now - 600,
+        now,
+        True,
     )
-    idle = Finding("B", "warning", "no pairs arrive", "", "Look at the log.", now - 60, now + 3000, False)
+    idle = Finding("B", "pairs", "warning", "no pairs arrive", "", "Look at the log.", now - 60, now + 3000, False)
     show([], findings=(drift, idle))
     assert text_of(page, "header :nth-child(2)") == "running, but the features do not look right: vif_scale0"
     first, second = page.ask("[...document.querySelectorAll('#findings li')].map(each => [each.className, each.innerText])")
@@ -217,6 +238,141 @@ def test_the_first_line_says_what_is_wrong_and_below_it_what_to_do(page, show):
     assert text_of(page, "#state") == "running, and nothing is wrong"
     show([], phase="paused", reason="journal: no space")
     assert text_of(page, "#state") == "paused: journal: no space"
+
+
+def tiles(page):
+    """By name: its class and its lines."""
+    parts = "[each.querySelector('dt').innerText, each.className, ...[...each.querySelectorAll('dd')].map(dd => dd.innerText)]"
+    return {name: rest for name, *rest in page.ask(f"[...document.querySelectorAll('#tiles > div')].map(each => {parts})")}
+
+
+def test_each_figure_has_its_limit_and_what_it_is_compared_with(page, show, tmp_path):
+    compared = [
+        {"model": model, "on": on, "pairs": 40, "plcc": plcc, "rmse": rmse, "winsorized_rmse": 1}
+        for model, plcc, rmse in (("this model", 0.9, 9), ("model_v000001", 0.99, 1.5), ("base model m.onnx", 0.98, 2.5))
+        for on in ("held-out pairs", "anchor")
+    ]
+    write_checkpoint(tmp_path, 1, GOOD)
+    write_checkpoint(tmp_path, 2, {**GOOD, "gate": {"verdict": "unstable", "reason": "bad", "compared": compared}})
+    (tmp_path / "latest.onnx").symlink_to("model_v000002.onnx")
+    (tmp_path / "stable.onnx").symlink_to("model_v000001.onnx")
+    now = time.time()
+    far_off = Finding("A", "prequential_rmse", "warning", "far off", "", "", now, now, True)
+    moved = Finding("B", "feature_drift", "warning", "moved", "", "", now, now + 60, False)
+    show(
+        rows_of(lambda i: 2, journal_bytes=lambda i: i * 10**6), findings=(far_off, moved), latest_version=2, stable_version=1,
+        prequential_rmse=12.0, prequential_winsorized_rmse=3.0, prequential_constant_rmse=20.0, prequential_plcc=0.99998,
+        feature_drift=4.0, drifting_feature="adm2", outliers=3, divergences=1, rate_share=0.25, shifts=2,
+        journal_bytes=30 * 10**6, disk_free_bytes=60 * 10**6, settings={"journal_max_bytes": 10**8},
+        limits={"feature_drift": 3, "prequential_rmse/prequential_constant_rmse": 0.5, "journal_bytes": 9 * 10**7},
+    )  # fmt: skip
+    wait_until(lambda: "model_v000001" in text_of(page, "#tiles"), "the models' figures")
+    told = tiles(page)
+    assert told["RMSE, score points"] == [
+        "warning", "12", "winsorized: 3", "of a constant: 20", "stable, model_v000001, held out: 1.5",
+        "base model m.onnx, held out: 2.5", "alert above 10",
+    ]  # fmt: skip
+    assert told["PLCC"][1:3] == ["0.999980", "stable, model_v000001, held out: 0.99"]
+    assert told["Feature drift, deviations"] == ["pending", "4", "most: adm2", "alert above 3"]
+    assert told["Outliers, not trained on"][1] == "3"
+    assert told["Weights diverged"][1:] == ["1", "learning rate: 0.25 of what is set"]
+    assert told["Scores changed meaning"][1] == "2"
+    assert told["Journal"][1:] == ["30 MB of 100 MB", "at its limit in about 11 minutes", "alert above 90 MB"]
+    assert told["Disk"][1:] == ["60 MB free", "full in about 10 minutes"]
+    wait_until(lambda: "base model m.onnx, held out" in text_of(page, "#prequential_rmse"), "the base model's line")
+    assert "stable, model_v000001, held out" in text_of(page, "#prequential_rmse")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"prequential_rmse": 20.0, "prequential_plcc": 0.0}, ["0", "all predictions are the same"]),
+        ({"prequential_rmse": 20.0}, ["undefined", "all scores are the same"]),
+        ({}, ["–"]),
+    ],
+)
+def test_a_correlation_of_what_never_changes_is_said_to_be_none(page, show, fields, told):
+    show([], **fields)
+    assert tiles(page)["PLCC"][1:] == told
+
+
+def test_ranges_show_as_much_of_the_past(page, show):
+    now = int(time.time())
+    ages = (6 * 86400, 86000, 43200, 7200, 3000, 600, 10)
+    show([[now - age, *[i + 1.0] * (len(COLUMNS) - 1)] for i, age in enumerate(ages)])
+    labels(page, "loss")
+
+    def shown():
+        return page.ask("document.querySelectorAll('#loss [aria-label=dot] path').length")
+
+    for name, points in (("15 min", 3), ("1 h", 4), ("24 h", 7), ("7 days", 8)):
+        page.ask(f"[...document.querySelectorAll('#ranges label')].find(each => each.innerText.trim() === '{name}').click()")
+        wait_until(lambda points=points: shown() in (points, points - 1), name)  # the last has no loss
+    assert page.console() == []
+
+
+def test_checkpoints_are_marked_on_the_charts(page, show, tmp_path):
+    for version, verdict in ((1, "stable"), (2, "unstable")):
+        created = datetime.fromtimestamp(time.time() - 100 * version, UTC).isoformat()
+        write_checkpoint(tmp_path, version, {**GOOD, "created_at": created, "gate": {"verdict": verdict, "reason": ""}})
+    (tmp_path / "latest.onnx").symlink_to("model_v000002.onnx")
+    show(rows_of(lambda i: 2), latest_version=2)
+    wait_until(lambda: page.ask("document.querySelectorAll('#loss [aria-label=rule] line').length") == 2, "two marks")
+
+
+# The page of a checkpoint
+
+
+def test_a_checkpoint_has_a_page_beside_its_parent_or_another_one(page, serve, base_path, lines):
+    address = free_address()
+    sidecar = serve(base_model=base_path, http=address, checkpoint_interval=0, min_samples=300, holdout_fraction=0.2).connect()
+    directory = sidecar.checkpoint_dir
+    for version, part in ((1, lines[:600]), (2, lines[600:1200])):
+        sidecar.send(part)
+        wait_until(lambda version=version: (directory / f"model_v{version:06d}.onnx").exists())
+    assert sidecar.stop() == 0
+    sidecar = serve(base_model=base_path, http=address).connect()
+    about = json.loads((directory / "model_v000002.json").read_text())
+    assert ask_json(address, "/api/checkpoints/model_v000002") == {**about, "rolled_back": None}
+    page.open(f"http://{address}/checkpoint?model_v000002", 400)
+    wait_until(lambda: "this model" in text_of(page, "#compared"), "the figures")
+    assert text_of(page, "#verdict").startswith(about["gate"]["verdict"])
+    rows = page.ask(
+        "[...document.querySelectorAll('#compared tbody tr')].map(row => [...row.cells].map(cell => cell.innerText))"
+    )
+    assert [row[:3] for row in rows] == [
+        [each["model"], each["on"], f"{each['pairs']:,}"] for each in about["gate"]["compared"]
+    ]
+    assert {row[0] for row in rows} >= {"this model", f"base model {base_path.name}"}
+    wait_until(lambda: page.ask("document.querySelectorAll('#held-out svg').length") == 2, "two charts")
+    assert page.ask("document.querySelectorAll('#held-out svg')[0].querySelectorAll('[aria-label=dot] *').length") == len(
+        about["held_out"]
+    )
+    assert "model_v000001, its parent" in text_of(page, "#other")
+    assert "pairs_seen" in text_of(page, "#differences")
+    assert "seed" not in text_of(page, "#differences")
+    assert page.ask("document.documentElement.scrollWidth") == 400
+    assert not [message for message in page.console() if address in message]
+
+
+@pytest.mark.parametrize("query", ["", "?model_v000009", f"?{quote(MARKUP)}", "?../../etc/passwd&x"])
+def test_a_checkpoint_that_is_not_there_is_said_to_be_none(page, served, query):
+    page.open(f"http://{served[1]}/checkpoint{query}")
+    wait_until(lambda: "cannot be shown: answered 404" in text_of(page, "#verdict"), "the answer")
+    assert page.ask("document.querySelectorAll('header img, header script').length") == 0
+
+
+def test_what_a_hostile_json_says_is_text(page, show, tmp_path):
+    hostile = {"gate": {"verdict": MARKUP, "reason": MARKUP, "compared": [{"model": MARKUP, "on": [MARKUP]}, 3, None]}}
+    write_checkpoint(
+        tmp_path, 7, {**hostile, "held_out": [[1, 2], MARKUP, None], "settings": {MARKUP: MARKUP}, "parent": MARKUP}
+    )
+    write_checkpoint(tmp_path, 8, GOOD)
+    server = show([])
+    page.open(f"http://{server.address}/checkpoint?model_v000007")
+    wait_until(lambda: MARKUP in text_of(page, "#verdict"), "the verdict")
+    assert page.ask("document.querySelectorAll('main img, main script, header img').length") == 0
+    assert page.ask("document.title") == "vmafx-sidecar: model_v000007"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +417,8 @@ def test_what_has_no_value_has_no_chart_and_a_gap_is_a_gap(page, show):
     def nothing(i):
         return None
 
-    early, late = (rows_of(lambda i: 2 + i, 10, end, prequential_rmse=nothing, prequential_plcc=nothing) for end in (600, 0))
+    without = dict.fromkeys(("prequential_rmse", "prequential_plcc", "feature_drift"), nothing)
+    early, late = (rows_of(lambda i: 2 + i, 10, end, **without) for end in (600, 0))
     show(early + late)
     labels(page, "loss")
     assert "No charts yet" not in text_of(page, "#live")

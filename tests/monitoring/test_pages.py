@@ -35,7 +35,7 @@ def look_up(pages, target, **headers):
 
 def test_the_history_tells_the_present_the_settings_and_the_rows(pages):
     told = strict_json(look_up(pages[0], "/api/history").body)
-    assert list(told) == ["now", "lost", "settings", "every_seconds", "columns", "rows"]
+    assert list(told) == ["now", "version", "limits", "lost", "settings", "every_seconds", "tiers", "columns", "rows"]
     assert told["now"]["phase"] == "initializing"
     assert told["now"]["making_progress"] is True
     assert abs(told["now"]["time"] - time.time()) < 60

@@ -48,7 +48,9 @@ def test_status_of_a_fresh_sidecar_leaves_out_what_has_no_value():
 
 
 def test_the_status_tells_all():
-    wrong = Finding("VmafxTrainingPaused", "critical", "pairs are refused", "no space", "make room", 1e9, 1e9 + 60, True)
+    wrong = Finding(
+        "VmafxTrainingPaused", "phase", "critical", "pairs are refused", "no space", "make room", 1e9, 1e9 + 60, True
+    )
     worse = wrong._replace(alert="VmafxTrainingNoPairs", firing=False)
     status = dataclasses.replace(FULL, phase="paused", reason="journal: no space left on device", findings=(wrong, worse))
     document = encoded(status)
@@ -58,6 +60,7 @@ def test_the_status_tells_all():
         "last_checkpoint_time": "2025-12-31T23:59:59Z",
         "model_version": "model_v000042",
         "host": "node-0",
+        "started": "2026-01-01T00:00:00Z",
         "reason": "journal: no space left on device",
         "accepting": True,
         "degraded": ["000001-snapshot_000000000042.npz"],
@@ -85,6 +88,7 @@ def test_the_status_tells_all():
         "checkpoint_failures": {"build": 0, "parity": 1, "write": 0, "lock": 0},
         "rollbacks": 9,
         "journal_bytes": 12_345_678,
+        "disk_free_bytes": 3_200_000_000,
         "journal_errors": 4,
         "connections": 2,
         "step_seconds": 29e-6,
@@ -101,6 +105,7 @@ def test_the_status_tells_all():
         "findings": [
             {
                 "alert": "VmafxTrainingPaused",
+                "figure": "phase",
                 "severity": "critical",
                 "what": "pairs are refused",
                 "detail": "no space",

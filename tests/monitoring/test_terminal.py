@@ -32,8 +32,8 @@ def start_watching(address, **options):
 
 
 NO_SPACE = Finding(
-    "VmafxTrainingPaused", "critical", "pairs are refused, because the journal cannot be written", "journal: no space left",
-    "Usually the models volume is full: make room.", 1e9, 1e9 + 60, True,
+    "VmafxTrainingPaused", "phase", "critical", "pairs are refused, because the journal cannot be written",
+    "journal: no space left", "Usually the models volume is full: make room.", 1e9, 1e9 + 60, True,
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def test_status_for_a_person():
         "last checkpoint           2025-12-31T23:59:59Z",
         "last model                model_v000042",
         "host                      node-0",
+        "running since             2026-01-01T00:00:00Z",
         "reason                    no space left on device, so nothing is accepted until",
         "                          a restart",
         "accepts pairs             yes",
@@ -76,6 +77,7 @@ def test_status_for_a_person():
         "failed checkpoints        build 0, parity 1, write 0, lock 0",
         "stable taken back         9 times",
         "journal                   12.35 MB",
+        "room on its disk          3200 MB",
         "journal errors            4",
         "connections               2",
         "time per step             29 µs",
@@ -202,7 +204,7 @@ HISTORY_TOLD = {
         "prequential_rmse": 1.5,
     },
     "settings": {"seed": 3}, "every_seconds": 10, "columns": list(COLUMNS),
-    "rows": [[1000, None, None, None, None, 0, 0], [1010, 0.3, 2.5, 0.9, 7, 3, 0]],
+    "rows": [[1000, *[None] * 7, 0], [1010, 0.3, 2.5, 2, 20, 0.9, 7, 0.1, 300]],
 }  # fmt: skip
 CHECKPOINTS_TOLD = {"latest": None, "stable": None, "checkpoints": [{"name": "model_v000001", "version": 1}]}
 
@@ -291,8 +293,8 @@ def test_watch_looks_at_the_checkpoints_document_too(impostor, name):
     "told",
     [
         changed(HISTORY_TOLD, rows=[]),
-        changed(HISTORY_TOLD, rows=[[1000, *[None] * 6]], prequential_rmse=None),
-        changed(HISTORY_TOLD, rows=[[5000, *[1] * 6], [10, *[1e100] * 6], [1020, *[-1e100] * 6]]),
+        changed(HISTORY_TOLD, rows=[[1000, *[None] * 8]], prequential_rmse=None),
+        changed(HISTORY_TOLD, rows=[[5000, *[1] * 8], [10, *[1e100] * 8], [1020, *[-1e100] * 8]]),
         changed(HISTORY_TOLD, columns=["time", "another"], rows=[[1000, 3]]),
         changed(HISTORY_TOLD, settings={"\x1b[31m": "\x1b[32m\n" * 500}, phase="\x1b[2J" * 100, every_seconds=-1),
     ],

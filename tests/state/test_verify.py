@@ -10,7 +10,7 @@ from sidecar.journal.retention import compress_closed
 from sidecar.journal.run import Run
 from sidecar.journal.segments import journal_segments
 from sidecar.learning.training_settings import TrainingSettings
-from sidecar.monitoring.history import History, write_history
+from sidecar.monitoring.history import COLUMNS, History, write_history
 from sidecar.online.training import OnlineTraining
 from sidecar.state.anchor import write_anchor
 from sidecar.state.base_models import digest_of
@@ -34,7 +34,7 @@ def state(tmp_path_factory, lines, base):
     online.close()
     compress_closed(directory, 0)
     write_published_pairs(directory, 200)
-    write_history(directory, History(((1, b"[1,null,null,null,null,null,null]"),)))
+    write_history(directory, History(((1, json.dumps([1, *[None] * (len(COLUMNS) - 1)]).encode()),)))
     return directory
 
 

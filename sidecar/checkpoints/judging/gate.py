@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -90,6 +90,20 @@ class Evidence(NamedTuple):
     features: Array
     true: Array
     rmse_ratio: float = math.inf
+
+
+def comparison(
+    own: Sequence[Array], sets: Sequence[Evidence], references: Sequence[tuple[str, Sequence[Array]]]
+) -> list[dict[str, Any]]:
+    """The figures that were compared, as JSON: a row for each model and set, this model's first. PLCC is null if undefined."""
+    rows = []
+    for name, scores in [("this model", own), *references]:
+        for evidence, predicted in zip(sets, scores, strict=True):
+            figures = {"plcc": plcc, "rmse": rmse, "winsorized_rmse": winsorized_rmse}
+            values = {figure: of(predicted, evidence.true) for figure, of in figures.items()}
+            known = {figure: None if math.isnan(value) else value for figure, value in values.items()}
+            rows.append({"model": name, "on": evidence.name, "pairs": len(evidence.true), **known})
+    return rows
 
 
 def judge_on_each(

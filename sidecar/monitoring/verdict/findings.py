@@ -53,7 +53,7 @@ class Findings:
 def _finding(rule: Rule, status: Status, value: float, since: float, firing: bool) -> Finding:
     what = rule.what.format(value=_in_words(rule, value))
     detail = one_line(rule.detail(status))[:_DETAIL_CHARACTERS]
-    return Finding(rule.alert, rule.severity, what, detail, rule.do, since, since + rule.lasting, firing)
+    return Finding(rule.alert, rule.figure, rule.severity, what, detail, rule.do, since, since + rule.lasting, firing)
 
 
 def _in_words(rule: Rule, value: float) -> str:

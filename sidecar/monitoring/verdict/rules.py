@@ -22,6 +22,7 @@ from sidecar.monitoring.verdict.expressions import (
     Ratio,
     number,
 )
+from sidecar.settings import Settings
 
 Severity = Literal["critical", "warning", "info"]
 """critical: pairs are being lost, or may be, so look now. warning: training or publishing does not do what it should."""
@@ -55,6 +56,11 @@ class Rule:
     @property
     def alert(self) -> str:
         return f"VmafxTraining{self.name}"
+
+    @property
+    def figure(self) -> str:
+        """The field of a `Status` that it is about, empty if it is none."""
+        return _figure(self.when)
 
 
 def _grown(counts: Mapping[str, int]) -> str:
@@ -264,6 +270,33 @@ RULES = (
     ),
 )
 DOWN = next(rule for rule in RULES if rule.name == "Down")
+
+
+def limits(settings: Settings) -> dict[str, float]:
+    """Above which values of figures there is an alert, for those that have such a limit. `a/b`: that of a, as a share of b."""
+    found = {}
+    for rule in RULES:
+        condition = rule.when.one if isinstance(rule.when, Combined) else rule.when
+        if isinstance(condition, Compare) and condition.sign == ">" and (name := _gauge(condition.quantity)):
+            found[name] = condition.limit.of(settings)
+    return {name: limit for name, limit in found.items() if math.isfinite(limit)}
+
+
+def _gauge(quantity: Expression) -> str:
+    if isinstance(quantity, Ratio) and (below := _gauge(quantity.below)):
+        return f"{_gauge(quantity.above)}/{below}"
+    return quantity.field if isinstance(quantity, Gauge) else ""
+
+
+def _figure(expression: Expression) -> str:
+    match expression:
+        case Gauge(field):
+            return field
+        case Increase(counter):
+            return counter
+        case Combined(part) | Compare(part) | Ratio(part):
+            return _figure(part)
+    return ""
 
 
 def _errors(status: Status) -> str:
