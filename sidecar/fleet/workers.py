@@ -6,6 +6,7 @@ import contextlib
 import functools
 import ipaddress
 import logging
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -133,10 +134,9 @@ class _Processes(Executor):
     def __init__(self, count: int) -> None:
         self._executors = [self._new() for _ in range(count)]
         self._taken: list[deque[int]] = [deque() for _ in range(count)]  # descriptors of results that are here
-        self._unfinished: list[list[Future[Any]]] = [[] for _ in range(count)]
+        self._unfinished: list[set[Future[Any]]] = [set() for _ in range(count)]
 
     def submit(self, function: Callable[..., Result], /, *arguments: Any, **named: Any) -> Future[Result]:
-        self._unfinished = [[each for each in futures if not each.done()] for futures in self._unfinished]
         place = min(range(len(self._executors)), key=lambda place: len(self._unfinished[place]))
         call = functools.partial(function, *arguments, **named)
         taken = self._taken[place]
@@ -147,9 +147,11 @@ class _Processes(Executor):
             self._executors[place], taken = self._new(), deque()
             self._taken[place] = taken
             answer = self._executors[place].submit(_answer, call, [])
-        future: Future[Result] = Future()
+        future = _Handed()
+        unfinished = self._unfinished[place]
+        unfinished.add(future)
+        future.add_done_callback(unfinished.discard)
         answer.add_done_callback(lambda answer: _take(answer, future, taken))
-        self._unfinished[place].append(future)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
@@ -172,18 +174,26 @@ def _answer(call: Callable[[], object], taken: Sequence[int]) -> tuple[int, int]
     return os.getpid(), descriptor
 
 
-def _take(answer: Future[tuple[int, int]], future: Future[Result], taken: deque[int]) -> None:
+class _Handed(Future[Any]):
+    """A result that is loaded when it is asked for, which is done once: one that waits takes no memory of this process."""
+
+    def result(self, timeout: float | None = None) -> Any:
+        with super().result(timeout) as memory:
+            return pickle.loads(memory)
+
+
+def _take(answer: Future[tuple[int, int]], future: _Handed, taken: deque[int]) -> None:
     try:
         process, descriptor = answer.result()
         with open(f"/proc/{process}/fd/{descriptor}", "rb") as stream:
-            result = pickle.load(stream)
-    except (OSError, EOFError, pickle.UnpicklingError):
+            memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError:
         future.set_exception(BrokenExecutor("the process died with its result"))
     except BaseException as error:
         future.set_exception(error)
     else:
         taken.append(descriptor)
-        future.set_result(result)
+        future.set_result(memory)
 
 
 def _begin() -> None:
