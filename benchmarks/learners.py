@@ -8,13 +8,19 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 from fine_tuning import HOLDOUT
 from river import compose, linear_model, optim, preprocessing
 
-from sidecar.learning.online.trainer import FIRST_PAIRS, Trainer
+from onnx_builder.network import Network
+from sidecar.journal.run import Run
+from sidecar.learning.online.fits import FIRST_PAIRS
+from sidecar.learning.training_settings import TrainingSettings
+from sidecar.online import learner as online
+from sidecar.pairs.pair import PairBlock
 from sidecar.pairs.recorded import RecordedPairs
 
 Row = np.ndarray
@@ -24,23 +30,38 @@ class Learner(Protocol):
     def predict(self, features: Row) -> float | None: ...
     def learn(self, features: Row, score: float) -> None: ...
 
+    def hold_out(self, features: Row, score: float) -> None:
+        """A pair that is not to be trained on."""
+
 
 Make = Callable[[int, int], Learner]
 """Makes a learner, given the number of features and a seed."""
 
 
-class Ours:
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+class Ours(Learner):
+    def __init__(self, n_features: int, settings: TrainingSettings, base: Network | None = None) -> None:
+        self.run, self.base = Run(n_features, settings, HOLDOUT, base="base" if base else None), base
+        self.learner = online.Learner(self.run, base)
 
     def predict(self, features: Row) -> float | None:
-        return float(self.trainer.ema.predict(features[None])[0]) if self.trainer.ema else None
+        ema = self.learner.trainer.ema
+        return float(ema.predict(features[None])[0]) if ema else None
 
     def learn(self, features: Row, score: float) -> None:
-        self.trainer.add(features[None], np.array([score], dtype=np.float32))
+        self._take(features, score, 1.0)
+
+    def hold_out(self, features: Row, score: float) -> None:
+        self._take(features, score, 0.0)
+
+    def configure(self, settings: TrainingSettings) -> None:
+        self.run = replace(self.run, settings=settings)
+        self.learner.begin(self.run, self.base)
+
+    def _take(self, features: Row, score: float, position: float) -> None:
+        self.learner.take(PairBlock(features[None], np.array([score], dtype=np.float32), [position]))
 
 
-class River:
+class River(Learner):
     def __init__(self, *steps: object) -> None:
         self.model = compose.Pipeline(*steps)
 
@@ -51,7 +72,7 @@ class River:
         self.model.learn_one(dict(enumerate(features.tolist())), score)
 
 
-class RecursiveLeastSquares:
+class RecursiveLeastSquares(Learner):
     """Recursive least squares with forgetting (Haykin, Adaptive Filter Theory, chapter 10), linear in features and more.
 
     Besides the standardised features themselves, it has random Fourier features of them, which approximate a Gaussian kernel
@@ -140,8 +161,8 @@ def prequential(pairs: RecordedPairs, learner: Learner) -> np.ndarray:
         prediction = learner.predict(features)
         if prediction is not None:
             predicted[row] = np.clip(np.nan_to_num(prediction), 0, 100)
-        if pairs.position[row] >= HOLDOUT:
-            learner.learn(features, score)
+        give = learner.learn if pairs.position[row] >= HOLDOUT else learner.hold_out
+        give(features, score)
     return predicted
 
 

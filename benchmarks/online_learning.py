@@ -181,8 +181,7 @@ def our_figures(stream: Stream, settings: TrainingSettings, seeds: int) -> tuple
     """Figures (seeds, parts, 2), and the parts: each thousand, the last tenth and all, of the pairs that are predicted."""
     pairs, results = stream.pairs, []
     for seed in range(seeds):
-        trainer = Trainer(pairs.features.shape[1], replace(settings, seed=seed), stream.base)
-        predicted = prequential(pairs, Ours(trainer))
+        predicted = prequential(pairs, Ours(pairs.features.shape[1], replace(settings, seed=seed), stream.base))
         scored = np.flatnonzero(~np.isnan(predicted))
         parts = [scored[scored // 1000 == thousand] for thousand in range(-(-len(pairs) // 1000))]
         parts += [scored[scored >= int(0.9 * len(pairs))], scored]

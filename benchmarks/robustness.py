@@ -44,7 +44,7 @@ from sklearn.svm import SVR
 
 from onnx_builder.network import Network
 from sidecar.learning.metrics import rmse
-from sidecar.learning.online.trainer import FIRST_PAIRS, Trainer
+from sidecar.learning.online.fits import FIRST_PAIRS
 from sidecar.learning.recipe import Recipe
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import load
@@ -118,8 +118,11 @@ def predictions(learner: Learner, pairs: RecordedPairs, rows: Rows) -> Rows:
 
 
 def learn(learner: Learner, pairs: RecordedPairs, rows: Rows) -> None:
-    for features, score in zip(pairs.features[rows], pairs.true_score[rows].tolist(), strict=True):
-        learner.learn(features, score)
+    """Train on pairs, but for every twentieth encode's."""
+    held_out = (pairs.position[rows] >= TEST) & (pairs.position[rows] < TEST + HOLDOUT)
+    for row, is_held_out in zip(rows, held_out, strict=True):
+        give = learner.hold_out if is_held_out else learner.learn
+        give(pairs.features[row], float(pairs.true_score[row]))
 
 
 def unseen(data: Data, pairs: RecordedPairs, make: Make, seed: int) -> float:
@@ -127,14 +130,14 @@ def unseen(data: Data, pairs: RecordedPairs, make: Make, seed: int) -> float:
     predicted = np.empty(len(pairs))
     for rows, others in data.folds():
         learner = make(pairs.features.shape[1], seed)
-        learn(learner, pairs, rows[pairs.position[rows] >= HOLDOUT])
+        learn(learner, pairs, rows)
         predicted[others] = predictions(learner, data.pairs, others)
     return rmse(predicted, data.pairs.true_score)
 
 
 def unseen_from_base(pairs: RecordedPairs, base: Network, settings: TrainingSettings, seed: int) -> float:
     data = Data(pairs, pairs.group, pairs.group, {})
-    return unseen(data, pairs, lambda n_features, seed: Ours(Trainer(n_features, replace(settings, seed=seed), base)), seed)
+    return unseen(data, pairs, lambda n_features, seed: Ours(n_features, replace(settings, seed=seed), base), seed)
 
 
 def unseen_offline(data: Data, pairs: RecordedPairs, train: Train, seed: int) -> float:
@@ -207,7 +210,7 @@ def large_first_pair(data: Data, make: Make, seed: int) -> list[float]:
 
 
 def large_first_pairs_of_base(data: Data, settings: TrainingSettings, seed: int) -> list[float]:
-    learner = Ours(Trainer(data.pairs.features.shape[1], replace(settings, seed=seed), data.base))
+    learner = Ours(data.pairs.features.shape[1], replace(settings, seed=seed), data.base)
     learn(learner, replace(data.pairs, features=data.pairs.features * np.float32(1e4)), data.stream(128, seed))
     return recovery(learner, data, seed)
 
@@ -216,9 +219,9 @@ def wrong_rate(factor: float) -> Callable[[Data, TrainingSettings, int], list[fl
     def run(data: Data, settings: TrainingSettings, seed: int) -> list[float]:
         settings = replace(settings, seed=seed)
         high = replace(settings, learning_rate=factor * settings.learning_rate)
-        learner = Ours(Trainer(data.pairs.features.shape[1], high))
+        learner = Ours(data.pairs.features.shape[1], high)
         learn(learner, data.pairs, data.stream(5000, seed))
-        learner.trainer = learner.trainer.configured(settings)
+        learner.configure(settings)
         return recovery(learner, data, seed)
 
     return run
@@ -247,8 +250,10 @@ def burst(data: Data, make: Make, seed: int) -> list[float]:
         rows = generator.choice(clip, 1000)
         features = pairs.features[rows] * generator.normal(1, 1e-3, (1000, pairs.features.shape[1]))
         scores = np.minimum(pairs.true_score[rows] + generator.normal(0, 0.1, 1000), 100)
-        for each, score in zip(features.astype(np.float32), scores.tolist(), strict=True):
-            learner.learn(each, score)
+        made = replace(
+            pairs, features=features.astype(np.float32), true_score=scores.astype(np.float32), position=pairs.position[rows]
+        )
+        learn(learner, made, np.arange(1000))
         errors.append(error(learner, pairs, low))
     return [errors[0], max(errors[1:]), errors[-1]]
 
@@ -325,7 +330,7 @@ ROWS = [
 
 
 def online(settings: TrainingSettings) -> Make:
-    return lambda n_features, seed: Ours(Trainer(n_features, replace(settings, seed=seed)))
+    return lambda n_features, seed: Ours(n_features, replace(settings, seed=seed))
 
 
 def learners(kind: str, pairs: RecordedPairs) -> tuple[dict[str, list[object]], dict[str, list[object]]]:

@@ -57,6 +57,12 @@ def rmse(predicted: Array, true: Array) -> float:
     return math.sqrt(float(difference @ difference) / len(difference)) if len(difference) else math.nan
 
 
+def mean_absolute_error(predicted: Array, true: Array) -> float:
+    """Mean of the absolute differences of two vectors (n,), NaN if they are empty."""
+    difference = np.asarray(predicted, dtype=np.float64) - np.asarray(true, dtype=np.float64)
+    return float(np.abs(difference).mean()) if len(difference) else math.nan
+
+
 def winsorized_rmse(predicted: Array, true: Array) -> float:
     """RMSE with each error counted as at most twenty times the median error, NaN if there is none.
 

@@ -156,8 +156,9 @@ class Outliers:
         return outliers
 
     def _unusual(self, features: Array) -> NDArray[np.bool_]:
-        low, high = self.usual
-        return np.asarray((features < low) | (features > high))
+        unusual: NDArray[np.bool_] = features < self.usual[0]
+        unusual |= features > self.usual[1]
+        return unusual
 
 
 def usual_range(features: Array) -> Array:

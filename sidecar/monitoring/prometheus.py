@@ -8,7 +8,7 @@ from typing import get_args
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.monitoring.status import Phase, Status
-from sidecar.monitoring.status_document import DAMAGED, FOLLOWED, GATES, RESULTS, STAGES, counts, finite
+from sidecar.monitoring.status_document import DAMAGED, FOLLOWED, GATES, REFITS, RESULTS, STAGES, counts, finite
 
 
 def metric_families(status: Status) -> list[Metric]:
@@ -53,6 +53,12 @@ def metric_families(status: Status) -> list[Metric]:
             "learning_rate_share", "What the learning rate is multiplied by; less than 1 after a divergence.", status.rate_share
         ),
         _counter("shifts", "Times that earlier pairs were given up for replay, because scores had shifted.", status.shifts),
+        _counter(
+            "refits",
+            "Fits to the pairs in the replay buffer behind the current weights, by whether they took the average's place.",
+            counts(REFITS, status.refits),
+            "result",
+        ),
         _gauge("phase", "1 for the current phase, 0 for the others.", phases, "phase"),
         _gauge("replay_size", "Pairs in the replay buffer.", status.replay_size),
         _counter("replay_evictions", "Pairs that have left the replay buffer.", status.replay_evictions),

@@ -47,7 +47,8 @@ class Status:
     moving mean of a standardised feature, in standard deviations; drifting_feature: which. outliers: pairs of the state that
     were left out of training; unusual_features: in what, in words. divergences: how often the weights went back; rate_share:
     what the learning rate is multiplied by. shifts: how often earlier pairs were given up because scores had come to mean
-    something else. features: their names in the model's order, empty if they have none. target: what the scores are, empty if
+    something else. refits: how many fits to the replay buffer took the place of the average, or did not. features: their names
+    in the model's order, empty if they have none. target: what the scores are, empty if
     that is not known. step_seconds: mean time of the last steps, including all work on their pairs. None: no value yet.
     """
 
@@ -88,6 +89,7 @@ class Status:
     divergences: int = 0
     rate_share: float = 1.0
     shifts: int = 0
+    refits: Mapping[str, int] = field(default_factory=lambda: _NONE)  # adopted, rejected
     degraded: tuple[str, ...] = ()  # what was damaged in the state directory
     damage: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by kind of file
     log_dropped: int = 0

@@ -19,6 +19,7 @@ RESULTS = ("accepted", "held_out", "duplicate", "rejected")
 GATES = ("stable", "unstable", "unverified", "incompatible")
 DAMAGED = ("journal", "snapshot", "base", "anchor", "published", "history")
 FOLLOWED = ("followed", "refused")
+REFITS = ("adopted", "rejected")
 STAGES = ("build", "parity", "write", "lock")
 
 
@@ -68,6 +69,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "divergences": status.divergences or None,
         "shifts": status.shifts or None,
         "learning_rate_share": status.rate_share if status.rate_share < 1 else None,
+        "refits": dict(status.refits) if any(status.refits.values()) else None,
         "log_dropped": status.log_dropped or None,
         "checkpoint_directory_lost": status.checkpoint_directory_lost or None,
         "damage": dict(status.damage) or None,

@@ -1,14 +1,15 @@
 """Journalled pairs on their way to the learner: which are trained on before they are answered, and which wait.
 
-Two kinds of pairs wait: those that do not complete a group, for others that do; and those that arrive while a new model is
-fitted to its first pairs, which takes about a second and runs on a worker.
+Two kinds of pairs wait: those that do not complete a group, for others that do; and those that come while a fit runs on a
+worker, which takes up to a second.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 
 from sidecar.learning.online.trainer import Group
 from sidecar.learning.recipe import TrainingError
@@ -16,7 +17,7 @@ from sidecar.online.learner import Learner
 from sidecar.pairs.pair import Pair, PairBlock
 
 MOST_WAITING = 100_000
-"""Pairs that may wait while a new model is fitted. If there are more, the next one waits for the fit to end."""
+"""Pairs that may wait for a fit. If there are more, the next one waits for its end."""
 _TOGETHER = 128
 """Pairs that arrive a few at a time are trained on in blocks of about this size."""
 
@@ -24,7 +25,7 @@ _TOGETHER = 128
 class Backlog:
     """Trains a learner on pairs in the order of the journal.
 
-    worker: where a new model is fitted; None fits it at once, on the calling thread.
+    worker: where fits run; None runs them on the calling thread.
 
     loss: that of the last group before its first step, in score points squared; None before the first group. failed: why
     no pair is trained on any more, else empty.
@@ -32,27 +33,35 @@ class Backlog:
 
     def __init__(self, learner: Learner, worker: Executor | None) -> None:
         self._learner, self._worker = learner, worker
-        self._fitting: Future[list[Group]] | None = None
         self._blocks: deque[list[Pair]] = deque()
-        self._fitting_pairs = self._waiting_pairs = 0
+        self._waiting_pairs = 0
         self.failed = ""
         self.loss: float | None = None
 
     @property
     def busy(self) -> bool:
-        """A new model is being fitted on the worker: the learner must not be read now."""
-        return self._fitting is not None
+        """A fit runs on the worker, for whose result the learner would wait."""
+        fit = self._learner.trainer.fit
+        return fit is not None and fit.is_running
 
     @property
     def waiting(self) -> int:
-        """Pairs that wait, including those that a new model is being fitted to."""
-        return self._waiting_pairs + self._fitting_pairs
+        """Pairs that wait to be trained on."""
+        return self._waiting_pairs
+
+    @property
+    def is_behind(self) -> bool:
+        """A fit is not taken over yet, or pairs wait behind one that was."""
+        trainer = self._learner.trainer
+        return trainer.fit is not None or self._waiting_pairs >= trainer.missing
 
     @property
     def has_work(self) -> bool:
-        """`catch_up` has steps to run, or enough pairs for the next ones."""
+        """`catch_up` has steps to run, a fit to take over, or enough pairs for the next steps."""
         trainer = self._learner.trainer
-        return not self.busy and (trainer.steps_left > 0 or bool(self._blocks and self._waiting_pairs >= trainer.missing))
+        if trainer.steps_left or self.busy or self.failed:
+            return trainer.steps_left > 0 and not self.failed
+        return self.is_behind
 
     def take(self, pairs: list[Pair]) -> list[Group]:
         """Train on pairs that complete a group, up to the loss of the last group; keep others for `catch_up`."""
@@ -60,42 +69,32 @@ class Backlog:
             return []
         if not self.busy and self._waiting_pairs + len(pairs) >= self._learner.trainer.missing:
             for _ in range(2):  # more than arrive, so that the pairs that waited for a fit become fewer
-                if self._blocks:
+                if self._blocks and not self.busy:
                     self._train(self._next())
             if self.failed:
                 return []
-            if not self._blocks:
-                fitted = self._learner.until_fit(pairs) if self._worker else None
-                if fitted is not None:
-                    self._fit(pairs[:fitted])
-                    pairs = pairs[fitted:]
-                elif len(pairs) >= self._learner.trainer.missing:
-                    return self._train(pairs, finish=False)
+            if not self._blocks and len(pairs) >= self._learner.trainer.missing:
+                return self._train(pairs)
         self._keep(pairs)
         return []
 
     def catch_up(self) -> None:
-        """Run one of the remaining steps, or train on one block of the waiting pairs."""
-        if self._fitting is not None and self._fitting.done():
-            error, self._fitting, self._fitting_pairs = self._fitting.exception(), None, 0
-            if error is not None:
-                self.fail(error)
-        if not self.busy:
-            if self._learner.trainer.steps_left:
-                self._learner.trainer.advance()
-            elif self._blocks:
-                self._train(self._next())
+        """Run one of the remaining steps, take over a fit, or train on one block of the waiting pairs."""
+        trainer = self._learner.trainer
+        if self.failed or (self.busy and not trainer.steps_left):
+            return
+        if trainer.steps_left or trainer.fit is not None:
+            with self._failing():
+                trainer.advance()
+        elif self._blocks:
+            self._train(self._next())
 
     def wait(self) -> None:
         """Train on all waiting pairs."""
         while self.busy or self.has_work or self._blocks:
-            self.wait_for_fit()
+            if (fit := self._learner.trainer.fit) is not None:
+                fit.wait()
             self.catch_up()
-
-    def wait_for_fit(self) -> None:
-        """Wait until the worker no longer uses the learner."""
-        if self._fitting is not None:
-            self._fitting.exception()
 
     def fail(self, error: BaseException) -> None:
         """Stop training because a new model could not be fitted. Errors that mean something else are raised."""
@@ -114,11 +113,6 @@ class Backlog:
         self._waiting_pairs -= len(pairs)
         return pairs
 
-    def _fit(self, pairs: list[Pair]) -> None:
-        assert self._worker is not None
-        self._fitting_pairs = len(pairs)
-        self._fitting = self._worker.submit(self._learner.take, PairBlock.of(pairs))
-
     def _keep(self, pairs: Sequence[Pair]) -> None:
         self._waiting_pairs += len(pairs)
         if pairs and self._blocks and len(self._blocks[-1]) < _TOGETHER:
@@ -128,12 +122,26 @@ class Backlog:
         if self.waiting > MOST_WAITING:
             self.wait()
 
-    def _train(self, pairs: list[Pair], finish: bool = True) -> list[Group]:
-        try:
-            groups = self._learner.take(PairBlock.of(pairs), finish)
-        except TrainingError as error:
-            self.fail(error)
-            return []
+    def _train(self, pairs: list[Pair]) -> list[Group]:
+        """Train on pairs, up to one with which a fit begins that runs on the worker; those after it wait, before all others."""
+        stop = self._learner.until_fit([pair.holdout for pair in pairs]) if self._worker else None
+        if stop is not None and stop < len(pairs):
+            self._blocks.appendleft(pairs[stop:])
+            self._waiting_pairs += len(pairs) - stop
+        groups = list[Group]()
+        with self._failing():
+            groups = self._learner.take(PairBlock.of(pairs[:stop]), finish=False)
+        fit = self._learner.trainer.fit
+        if fit is not None and self._worker is not None:
+            fit.start(self._worker)
         if groups:
             self.loss = groups[-1].loss
         return groups
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """If a new model cannot be fitted, no pair is trained on any more."""
+        try:
+            yield
+        except (TrainingError, MemoryError) as error:
+            self.fail(error)

@@ -18,7 +18,7 @@ from sidecar.learning.device.stacked import Device
 from sidecar.learning.online.trainer import Group, Trainer
 from sidecar.learning.replay.ring import ReplayBuffer
 from sidecar.pairs.holdout import is_held_out
-from sidecar.pairs.pair import Pair, PairBlock
+from sidecar.pairs.pair import PairBlock
 
 HELD_OUT_PAIRS = 1000
 
@@ -43,30 +43,42 @@ class Learner:
         finish: as in `Trainer.add`.
         """
         features, scores, holdout = block
+        groups, done = list[Group](), 0
+        while (until := self.until_fit(holdout[done:])) is not None:  # a fit is judged by held-out pairs before it begins
+            stop = done + until
+            groups += self._take(features[done:stop], scores[done:stop], holdout[done:stop], False, done)
+            done = stop
+        return groups + self._take(features[done:], scores[done:], holdout[done:], finish, done)
+
+    def _take(self, features: Array, scores: Array, holdout: list[float], finish: bool, start: int) -> list[Group]:
+        """Take some pairs of a block, from the place `start` on."""
         self.position += len(holdout)
         fraction = self.run.holdout_fraction
         held = [is_held_out(position, fraction) for position in holdout]
-        if not any(held):
-            return self.trainer.add(features, scores, finish)
         held_out = [place for place, is_held in enumerate(held) if is_held]
         train = [place for place, is_held in enumerate(held) if not is_held]
-        rows = np.column_stack([features[held_out], scores[held_out], [holdout[place] for place in held_out]])
-        self.held_out.add(rows)
-        groups = self.trainer.add(features[train], scores[train], finish)
-        return [group._replace(place=train[group.place]) for group in groups]
+        if held_out:
+            rows = np.column_stack([features[held_out], scores[held_out], [holdout[place] for place in held_out]])
+            self.held_out.add(rows)
+            features, scores = features[train], scores[train]
+        groups = self.trainer.add(features, scores, finish, self.evidence)
+        return [group._replace(place=start + train[group.place]) for group in groups]
 
     def evidence(self) -> Array:
         """The rows of `held_out` that are no outliers, by which models are judged."""
         rows = self.held_out.rows()
         return rows[~self.trainer.outliers.among(rows[:, : self.run.n_features])]
 
-    def until_fit(self, pairs: Sequence[Pair]) -> int | None:
-        """How many of the next pairs it takes until a new model is fitted; None if it is not fitted within them."""
-        wanted = self.trainer.missing
-        if self.trainer.live is not None or wanted > len(pairs):
+    def until_fit(self, holdout: Sequence[float]) -> int | None:
+        """How many of the next pairs it takes until a fit begins, at least; None if more than these.
+
+        holdout: their hold-out positions.
+        """
+        wanted = self.trainer.until_fit
+        if wanted > len(holdout):
             return None
         fraction = self.run.holdout_fraction
-        train = (place for place, pair in enumerate(pairs, 1) if not is_held_out(pair.holdout, fraction))
+        train = (place for place, position in enumerate(holdout, 1) if not is_held_out(position, fraction))
         return next(itertools.islice(train, wanted - 1, None), None)
 
     def begin(self, run: Run, base: Network | None) -> None:

@@ -70,8 +70,8 @@ class OnlineTraining:
     state_directory: made if it is missing, and locked. run, base: what pairs are trained with from now on; `run.base` is
     `digest_of(base)`, or None for a new head. A run that is not the last one of the journal is recorded there.
 
-    train: False only records; nothing is recovered then, and `learner` stays as it was made. worker: where a new head is
-    fitted, which takes about a second; None fits at once. progress: told of pairs that are trained again, as they are. device:
+    train: False only records; nothing is recovered then, and `learner` stays as it was made. worker: where fits run, which
+    take up to a second; None runs them at once. progress: told of pairs that are trained again, as they are. device:
     where steps run, None in numpy.
 
     `accept` leaves to `catch_up` what answers need not wait for: see `Backlog`.
@@ -179,13 +179,13 @@ class OnlineTraining:
 
     @property
     def steps(self) -> int:
-        """Gradient steps that were run; 0 while a new head is fitted."""
-        return 0 if self.backlog.busy else self.learner.trainer.step
+        """Gradient steps that were run."""
+        return self.learner.trainer.step
 
     @property
     def step_when_answered(self) -> int:
         """As answers tell it: with those of the last group that are still to be run."""
-        return 0 if self.backlog.busy else self.steps + self.learner.trainer.steps_left
+        return self.steps + self.learner.trainer.steps_left
 
     def snapshot(self) -> Callable[[], object] | None:
         """What writes the present state down, to be called once, on any thread; None where the last snapshot holds it.
@@ -217,8 +217,6 @@ class OnlineTraining:
 
     def close(self) -> None:
         """Let go of the directory, as it is."""
-        if hasattr(self, "backlog"):
-            self.backlog.wait_for_fit()
         if hasattr(self, "journal"):
             self.journal.close()
         self._lock.close()

@@ -91,7 +91,12 @@ class Checkpointing:
         if self._job is None and self._schedule.requested and not self._has_model:
             self._schedule.requested = False
             _log.warning("a checkpoint was requested, but there is no model to publish yet")
-        if self._job is None and self._has_model and self._schedule.is_due(self._new_pairs):
+        if (
+            self._job is None
+            and self._has_model
+            and not self._online.backlog.is_behind
+            and self._schedule.is_due(self._new_pairs)
+        ):
             self._job = self._begin()
         return path
 
@@ -124,8 +129,7 @@ class Checkpointing:
 
     @property
     def _has_model(self) -> bool:
-        backlog = self._online.backlog
-        return not backlog.busy and not backlog.failed and self._online.learner.trainer.ema is not None
+        return not self._online.backlog.failed and self._online.learner.trainer.ema is not None
 
     @property
     def _new_pairs(self) -> int:

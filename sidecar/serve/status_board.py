@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -14,6 +15,7 @@ import numpy as np
 
 from onnx_builder.network import Array
 from sidecar import log
+from sidecar.log import event
 from sidecar.features.names import name_of
 from sidecar.learning.metrics import plcc, rmse, winsorized_rmse
 from sidecar.monitoring.history import History
@@ -22,6 +24,8 @@ from sidecar.monitoring.verdict.findings import Findings
 from sidecar.online.training import OnlineTraining
 from sidecar.serve.maintenance import Every
 from sidecar.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 
 class StatusBoard:
@@ -54,6 +58,8 @@ class StatusBoard:
         steps. others: the fields of a `Status` that are about checkpoints, base models and the disk.
         """
         learner, trainer, counts = online.learner, online.learner.trainer, online.counts
+        if self.status.refits not in ({}, trainer.refits):
+            event(_log, "the model was fitted again to its replay buffer", pairs=trainer.trained, **trainer.refits)
         failed = failed or online.backlog.failed
         seen = trainer.prequential.rows()
         drift = trainer.drift.largest if trainer.drift and trainer.trained else None
@@ -95,6 +101,7 @@ class StatusBoard:
             divergences=trainer.divergence.count,
             rate_share=trainer.divergence.share,
             shifts=trainer.shifts,
+            refits=dict(trainer.refits),
             degraded=tuple(online.damages.names) or tuple(online.damages.counts),
             damage=dict(online.damages.counts),
             log_dropped=log.dropped(),
@@ -119,6 +126,6 @@ def _phase(online: OnlineTraining, failed: str) -> Phase:
         return "failed"
     if online.journal.error:
         return "paused"
-    if online.backlog.busy or online.learner.trainer.ema is None:
+    if online.learner.trainer.ema is None:
         return "initializing"
     return "running"

@@ -34,6 +34,7 @@ FULL = Status(
     disk_free_bytes=3_200_000_000,
     journal_errors=4,
     skipped_steps=5,
+    refits={"adopted": 7, "rejected": 1},
     degraded=("000001-snapshot_000000000042.npz",),
     damage={"snapshot": 1},
     log_dropped=6,

@@ -46,6 +46,8 @@ METRICS = {
     "vmafx_training_divergences_total": 2,
     "vmafx_training_learning_rate_share": 0.25,
     "vmafx_training_shifts_total": 3,
+    'vmafx_training_refits_total{result="adopted"}': 7,
+    'vmafx_training_refits_total{result="rejected"}': 1,
     'vmafx_training_state_damage_total{file="journal"}': 0,
     'vmafx_training_state_damage_total{file="snapshot"}': 1,
     'vmafx_training_state_damage_total{file="base"}': 0,

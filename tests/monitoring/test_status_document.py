@@ -93,6 +93,7 @@ def test_the_status_tells_all():
         "connections": 2,
         "step_seconds": 29e-6,
         "skipped_steps": 5,
+        "refits": {"adopted": 7, "rejected": 1},
         "outliers": 7,
         "unusual_features": "adm2",
         "divergences": 2,

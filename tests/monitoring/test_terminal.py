@@ -87,6 +87,7 @@ def test_status_for_a_person():
         "weights diverged          2 times, and went back to earlier ones",
         "scores changed meaning    3 times",
         "learning rate             0.25 of what is set",
+        "fits to the replay buffer adopted 7, rejected 1",
         "log lines dropped         6",
         "directory disappeared     8 times",
         "damage, by kind of file   snapshot 1",

@@ -14,7 +14,7 @@ import pytest
 
 import sidecar.journal.run as run_module
 import sidecar.journal.writer as journal_module
-import sidecar.learning.online.trainer as trainer_module
+import sidecar.learning.online.fits as fits_module
 import sidecar.online.backlog as backlog_module
 from sidecar.journal.blocks import encode_block
 from sidecar.journal.repair import replace_segment
@@ -91,7 +91,8 @@ def test_a_group_is_answered_with_its_loss_and_the_steps_after_it(tmp_path, run,
 
 
 @pytest.mark.parametrize("with_base", [True, False])
-def test_how_pairs_were_grouped_into_reads_does_not_matter(tmp_path, run, base, lines, with_base, start):
+def test_how_pairs_were_grouped_into_reads_does_not_matter(tmp_path, run, base, lines, with_base, start, monkeypatch):
+    monkeypatch.setattr(fits_module, "JUDGED_PAIRS", 1)
     run, base = (run, base) if with_base else (replace(run, base=None), None)
     one, other = (start(tmp_path / name, run, base) for name in ("one", "other"))
     at_once = said(one.accept(lines[:500]))
@@ -396,6 +397,32 @@ def test_a_fresh_head_is_fitted_on_the_worker_while_pairs_are_journalled_and_ans
     assert_same_counts(online, at_once, 20)
 
 
+@pytest.mark.usefixtures("quick_fits")
+def test_a_model_that_learns_is_fitted_again_on_the_worker_with_the_same_result(tmp_path, run, base, lines, start, monkeypatch):
+    monkeypatch.setattr(fits_module, "JUDGED_PAIRS", 1)
+    with ThreadPoolExecutor(1) as worker:
+        hold = threading.Event()
+        worker.submit(hold.wait)  # so that the fit cannot begin
+        online = start(tmp_path / "worker", run, base, "everysec", True, worker)
+        answers = []
+        for at in range(0, 400, 50):
+            answers += said(online.accept(lines[at : at + 50]))
+        assert online.backlog.busy
+        assert online.snapshot() is None
+        assert all(answer["ok"] for answer in answers)
+        assert [answer["step"] for answer in answers][-1] == 256 // 16 * 4
+        assert online.backlog.waiting > 100
+        hold.set()
+        online.backlog.wait()
+        for at in range(400, 700, 50):
+            online.accept(lines[at : at + 50])
+        online.backlog.wait()
+    at_once = start(tmp_path / "at once", run, base)
+    at_once.accept(lines[:700])
+    assert_same_state(online, at_once)
+    assert sum(online.learner.trainer.refits.values()) == 3  # after 256, 363 and 512 training pairs
+
+
 def assert_same_counts(one, other, more):
     assert one.counts.accepted == other.counts.accepted + more
     assert one.counts.held_out >= other.counts.held_out > 0
@@ -414,12 +441,12 @@ def test_pairs_that_wait_for_a_fit_are_bounded(tmp_path, run, lines, start, monk
 
 
 def test_a_fit_that_fails_leaves_it_recording(tmp_path, run, lines, start, monkeypatch):
-    def diverges(*arguments):
+    def diverges(*arguments, **options):
         raise TrainingError("training diverged at step 1")
 
     run = replace(run, base=None)
     with monkeypatch.context() as patch, ThreadPoolExecutor(1) as worker:
-        patch.setattr(trainer_module, "fit", diverges)
+        patch.setattr(fits_module, "fit", diverges)
         online = start(tmp_path, run, None, "everysec", True, worker)
         online.accept(lines[:400])
         online.backlog.wait()

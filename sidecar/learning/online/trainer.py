@@ -18,23 +18,18 @@ from sidecar.learning.drift import FeatureDrift
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import plcc, rmse
 from sidecar.learning.online.divergence import JUDGED_PAIRS, Divergence, Errors
+from sidecar.learning.online.fits import FIRST_PAIRS, Evidence, Fit, next_fit, no_evidence
 from sidecar.learning.online.weights import Weights
 from sidecar.learning.optim.learning_rate import warmed_up
 from sidecar.learning.outliers import Outliers
-from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.replay.balanced import BalancedReplayBuffer
 from sidecar.learning.replay.ring import ReplayBuffer
 from sidecar.learning.replay.shift import ShiftDetector
 from sidecar.learning.training_settings import TrainingSettings
 
-FIRST_PAIRS = 256
-"""A new model is fitted to this many first pairs; the units of a base model are final after this many training pairs."""
-FIRST_RATE = 0.04
-"""The learning rate of that fit, twice that of `train-offline`: with it, one pass of the recorded pairs has an RMSE of 0.43
-from the first prediction on, and 0.47 without."""
 PREQUENTIAL_PAIRS = 1000
 MEASURED_AT = (64, FIRST_PAIRS)
-"""Training pairs after which a base model's units are measured again."""
+"""Training pairs after which a base model's units are measured again; they are final after the last, or a later fit."""
 OUTLIERS_MEASURED_AT = (64, 256, 512, 1024, 2048)
 """Training pairs after which it is measured again what is usual; pairs in the buffer that are outliers by then leave it."""
 _MEASURED_PAIRS = 1024
@@ -46,6 +41,8 @@ RATE_UNIT = 100.0
 twice as much the live weights are less steady."""
 
 
+WAS_GOOD = 0.2
+"""A base model whose error on its first pairs is under this share of that below was good to begin with."""
 FAR_OFF = 0.1
 """A base model whose error on its first pairs is this share of the range of scores (10 points of 100), or more, has little to
 lose: its learning rate is not warmed up. For a better one, warm-up starts at a proportional share of the rate. Measured in
@@ -54,6 +51,9 @@ lose: its learning rate is not warmed up. For a better one, warm-up starts at a 
 USUAL_ERRORS = 6.0
 """With Huber's loss, an error counts as it is up to so many times the usual one, at least up to a hundredth of the range of
 scores. Measured in `benchmarks/robustness.py`."""
+TRUSTED_ERRORS = 60.0
+"""Later fits leave out pairs whose error is more than so many times the usual one, at least a twentieth of the range of scores.
+Measured in `benchmarks/robustness.py`."""
 _ERROR_HORIZON_PAIRS, _MOST_AT_ONCE = 200, 1.01
 """The usual error falls with this horizon, and rises by no more than this factor a group: where many scores are suddenly far
 off, they may be wrong."""
@@ -80,7 +80,8 @@ class Trainer:
 
     A new model (no base) is fitted to the first 256 pairs by the offline recipe; its units are measured on these. A base model
     learns from the first group on, in units measured on that group and measured again after 64 and 256 training pairs. This
-    changes how its weights learn, not what they compute.
+    changes how its weights learn, not what they compute. From time to time the average is fitted to all pairs in the replay
+    buffer, and takes the place of the live weights and of itself if that is better (see `fits.py`).
 
     base: takes n_features. device: where its steps run, None in numpy; a new model is fitted in numpy. weights: None until a
     new model is fitted. replay: each row is a pair as it arrived (features, score). trained: how many pairs were trained on.
@@ -88,8 +89,9 @@ class Trainer:
     their features are from what the base model's own scaling expects, if it has one, else from the first pairs; None before
     there are any. warmup_start: the share of the learning rate that warm-up begins with; None before a base model's first
     group. step: steps run; steps_left: those of the last group that `finish` would run. skipped_steps: those left out because a
-    number would not have been finite after them. shifts: how often earlier pairs were given up because scores had shifted.
-    outliers: what pairs are left out for; divergence: when weights go back.
+    number would not have been finite after them. shifts: how often earlier pairs were given up because scores had shifted. fit:
+    the one that is due after those steps; refits: how many that were not a new model's first were adopted, and how many were
+    not. outliers: what pairs are left out for; divergence: when weights go back.
     """
 
     def __init__(
@@ -97,6 +99,8 @@ class Trainer:
     ) -> None:
         self.n_features, self.settings, self._device = n_features, settings, device
         self.weights: Weights | None = None
+        self.fit: Fit | None = None
+        self.refits = {"adopted": 0, "rejected": 0}
         self.step = self.skipped_steps = self.trained = self.steps_left = 0
         self.warmup_start: float | None = 0.0 if base is None else None
         self._usual_error = math.inf
@@ -134,10 +138,19 @@ class Trainer:
         """How many more pairs complete the present group, or the first pairs that a new model is fitted to."""
         return len(self._new) - self._waiting
 
-    def add(self, features: Array, scores: Array, finish: bool = True) -> list[Group]:
+    @property
+    def until_fit(self) -> int:
+        """How many more pairs it takes until the next fit begins."""
+        if self.weights is None and self.fit is None:
+            return self.missing
+        size = len(self._new)
+        return -(-(next_fit(self.trained) - self.trained) // size) * size - self._waiting
+
+    def add(self, features: Array, scores: Array, finish: bool = True, evidence: Evidence = no_evidence) -> list[Group]:
         """Take pairs to train on, in order: features (n, n_features), scores (n,) in points. Returns the completed groups.
 
-        finish: False leaves the last group's steps to `advance` and `finish`, or to the next call that needs them.
+        finish: False leaves the last group's steps, and a fit, to `advance` and `finish`, or to the next call that needs them.
+        evidence: gives the pairs that never train, by which a fit is judged that begins with the last pair given.
         """
         groups: list[Group] = []
         start, count = 0, len(scores)
@@ -151,7 +164,7 @@ class Trainer:
             if self._waiting == len(self._new) and self._is_complete():
                 self._waiting = 0
                 self.trained += len(self._new)
-                loss = self._take_group()
+                loss = self._take_group(evidence)
                 if loss is not None:
                     groups.append(Group(stop - 1, self.step + self.steps_left, loss))
         if finish:
@@ -159,17 +172,20 @@ class Trainer:
         return groups
 
     def advance(self) -> None:
-        """Run one of the remaining steps of the last group, if there are any."""
-        if self._steps is not None:
+        """Run one of the remaining steps of the last group, or take over the fit that is due after them."""
+        if self._steps is None:
+            self._take_over()
+        else:
             with np.errstate(over="ignore", invalid="ignore"):
                 self._advance(self._steps)
 
     def finish(self) -> None:
-        """Run the remaining steps of the last group."""
+        """Run the remaining steps of the last group, and take over the fit that is due after them."""
         if self._steps is not None:
             with np.errstate(over="ignore", invalid="ignore"):
                 while self._steps is not None:
                     self._advance(self._steps)
+        self._take_over()
 
     def _advance(self, steps: Iterator[float]) -> None:
         if next(steps, None) is None:
@@ -191,6 +207,7 @@ class Trainer:
             **self.outliers.state(),
             **self.divergence.state(),
             "shifts": np.array([self.shifts, *self._shift.state()]),
+            "refits": np.array([*self.refits.values()]),
             "waiting": self._new[: self._waiting].copy(),
             "replay": self.replay.rows(),
             "replay_places": self.replay.places().astype(np.int32),
@@ -234,6 +251,8 @@ class Trainer:
         trainer.replay.restore(state["replay"], added, state.get("replay_places"))
         trainer._fill_rows()
         trainer.prequential.add(state["prequential"])
+        if "refits" in state:
+            trainer.refits = dict(zip(trainer.refits, state["refits"].tolist(), strict=True))
         if "generator" in state:
             trainer._generator.bit_generator.state = json.loads(state["generator"].tobytes())
         return trainer
@@ -287,9 +306,9 @@ class Trainer:
     def _is_complete(self) -> bool:
         """Whether the waiting pairs are a group: not if there are outliers among them, which leave it."""
         features = self._new[:, : self.n_features]
-        if self.weights is None:
+        if self.weights is None and self.fit is None:
             usual = self.outliers.sort_out(features)
-        elif (outliers := self.outliers.among(features)).any():
+        elif np.count_nonzero(outliers := self.outliers.among(features)):  # a fraction of the time that `any` takes
             self.outliers.leave_out(features[outliers], self.trained)
             usual = ~outliers
         else:
@@ -299,36 +318,46 @@ class Trainer:
         self._new[: self._waiting] = kept
         return self._waiting == len(self._new)
 
-    def _take_group(self) -> float | None:
+    def _take_group(self, evidence: Evidence) -> float | None:
         """Learn from a complete group. Returns the loss before the first step; None if a new model was fitted to the pairs."""
         self.finish()
         if self.weights is None:
-            self._fit_new_head()
+            self.fit = Fit(self.settings, self._new)
+            self.replay.add(self._new)
+            self._new = self._room_for(self.settings.new_pairs)
             return None
         before = self.trained - len(self._new)
         if before < OUTLIERS_MEASURED_AT[-1] or not self.weights.has_units:
             given_up = any(before < count <= self.trained for count in OUTLIERS_MEASURED_AT) and self._measure_outliers()
             if given_up or not self.weights.has_units or any(before < count <= self.trained for count in MEASURED_AT):
                 self._measure_units(self.weights)
+        if next_fit(before) <= self.trained and len(self.replay) + len(self._new) >= FIRST_PAIRS:
+            seen = np.concatenate([self.replay.rows(), self._new])
+            network, trusted = self.weights.network(self.weights.ema), max(TRUSTED_ERRORS * self._usual_error, self._range / 20)
+            was_good = self.warmup_start is not None and 0 < self.warmup_start < WAS_GOOD
+            self.fit = Fit(self.settings, seen, network, trusted, evidence(), careful=was_good)
         with np.errstate(over="ignore", invalid="ignore"):  # a step after which a number is not finite is left out
             self._steps = self._train(self.weights)
             self.steps_left = self.settings.steps_per_batch if self.settings.replay_mix else 1
             return next(self._steps)
 
-    def _fit_new_head(self) -> None:
-        settings, new = self.settings, self._new
-        recipe = Recipe(
-            hidden=settings.hidden, activation=settings.activation, loss=settings.loss, seed=settings.seed,
-            learning_rate=FIRST_RATE,
-            score_min=settings.score_min, score_max=settings.score_max,
-        )  # fmt: skip
-        features = new[:, : self.n_features]
-        fitted = fit(features, new[:, self.n_features], np.arange(len(new)), recipe).ema.network()
-        self.drift = FeatureDrift.of_network(fitted)
-        self.weights = Weights(settings, fitted, fitted, device=self._device).in_units_of(features)
-        self.replay.add(new)
+    def _take_over(self) -> None:
+        """Continue with what the fit gives: a new model, or what is better than the average."""
+        if self.fit is None:
+            return
+        result, self.fit = self.fit.result(), None
+        if result is None:
+            self.refits["rejected"] += 1
+            return
+        units, kept = result.conditioning, None
+        if self.weights is None:
+            self.drift = FeatureDrift.of_network(result.network)
+        else:
+            self.refits["adopted"] += 1
+            kept = units.apply(self.weights.network(self.weights.kept))
+        network = units.apply(result.network)
+        self.weights = Weights(self.settings, network, network, kept, units, device=self._device)
         self._fill_rows()
-        self._new = self._room_for(settings.new_pairs)
 
     def _measure_outliers(self) -> bool:
         """Measure again what is usual, and give up pairs of the replay buffer that are not. Returns whether there were any."""

@@ -36,20 +36,26 @@ class BalancedReplayBuffer(ReplayBuffer):
         return np.argsort(self._arrivals[: self._size], kind="stable")
 
     def _find_places(self, rows: Array) -> Places:
-        bins, sizes, most, places = self._bins, self._sizes, self._most, []
+        bins, sizes, most, size, places = self._bins, self._sizes, self._most, self._size, []
         for own in self._bins_of(rows):
-            if self._size < self.capacity:
-                place = self._size
-                self._size += 1
+            count = sizes[own]
+            if size < self.capacity:
+                place = size
+                size += 1
+                sizes[own] = count + 1
+                most = max(most, count + 1)
+            elif count and count + 1 >= most:
+                place = bins[own].popleft()
             else:
-                fullest = own if sizes[own] and sizes[own] + 1 >= most else sizes.index(most)
+                fullest = sizes.index(most)
                 place = bins[fullest].popleft()
                 sizes[fullest] -= 1
-            sizes[own] += 1
-            if sizes[own] > most or most not in sizes:
-                most = max(sizes)
+                sizes[own] = count + 1
+                if most not in sizes:
+                    most -= 1
             bins[own].append(place)
             places.append(place)
+        self._size = size
         self._most = most
         found = np.array(places, dtype=np.intp)
         self._arrivals[found] = self.added + np.arange(len(rows))

@@ -9,7 +9,8 @@ import pytest
 
 from onnx_builder import Activation, Dense, Elementwise, Network
 from sidecar.learning.metrics import rmse
-from sidecar.learning.online.trainer import FIRST_PAIRS, FIRST_RATE, Trainer
+from sidecar.learning.online.fits import FIRST_PAIRS, FIRST_RATE
+from sidecar.learning.online.trainer import Trainer
 from sidecar.learning.recipe import Recipe, fit
 from sidecar.learning.training_settings import TrainingSettings
 
@@ -97,10 +98,10 @@ def test_equal_pairs_give_equal_weights_and_another_seed_others(example, base, w
 
 
 def test_measuring_the_units_again_changes_no_prediction(example, base):
-    trainer, _ = trained(example, replace(SETTINGS, learning_rate=1e-30, weight_decay=0.0), base, count=400)
+    trainer, _ = trained(example, replace(SETTINGS, learning_rate=1e-30, weight_decay=0.0), base, count=240)
     predicted = trainer.network(trainer.ema).forward(example.features)
     assert np.allclose(predicted, base.forward(example.features), atol=2e-3)
-    assert trainer.replay.added == 400
+    assert trainer.replay.added == 240
 
 
 def test_a_raw_base_of_another_scale_learns_at_the_default_rate(example):
