@@ -48,8 +48,8 @@ class Status:
     were left out of training; unusual_features: in what, in words. divergences: how often the weights went back; rate_share:
     what the learning rate is multiplied by. shifts: how often earlier pairs were given up because scores had come to mean
     something else. refits: how many fits to the replay buffer took the place of the average, or did not. features: their names
-    in the model's order, empty if they have none. target: what the scores are, empty if
-    that is not known. step_seconds: mean time of the last steps, including all work on their pairs. None: no value yet.
+    in the model's order, empty if they have none. target: what the scores are, empty if that is not
+    known. step_seconds: mean time of the last steps, including all work on their pairs. None: no value yet.
     """
 
     phase: Phase = "initializing"

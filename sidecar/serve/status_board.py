@@ -15,7 +15,6 @@ import numpy as np
 
 from onnx_builder.network import Array
 from sidecar import log
-from sidecar.log import event
 from sidecar.features.names import name_of
 from sidecar.learning.metrics import plcc, rmse, winsorized_rmse
 from sidecar.monitoring.history import History
@@ -59,7 +58,7 @@ class StatusBoard:
         """
         learner, trainer, counts = online.learner, online.learner.trainer, online.counts
         if self.status.refits not in ({}, trainer.refits):
-            event(_log, "the model was fitted again to its replay buffer", pairs=trainer.trained, **trainer.refits)
+            log.event(_log, "the model was fitted again to its replay buffer", pairs=trainer.trained, **trainer.refits)
         failed = failed or online.backlog.failed
         seen = trainer.prequential.rows()
         drift = trainer.drift.largest if trainer.drift and trainer.trained else None

@@ -18,7 +18,7 @@ from sidecar.learning.drift import FeatureDrift
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import plcc, rmse
 from sidecar.learning.online.divergence import JUDGED_PAIRS, Divergence, Errors
-from sidecar.learning.online.fits import FIRST_PAIRS, Evidence, Fit, next_fit, no_evidence
+from sidecar.learning.online.fits import FIRST_PAIRS, LEAST_ERROR, Evidence, Fit, next_fit, no_evidence
 from sidecar.learning.online.weights import Weights
 from sidecar.learning.optim.learning_rate import warmed_up
 from sidecar.learning.outliers import Outliers
@@ -333,7 +333,7 @@ class Trainer:
                 self._measure_units(self.weights)
         if next_fit(before) <= self.trained and len(self.replay) + len(self._new) >= FIRST_PAIRS:
             seen = np.concatenate([self.replay.rows(), self._new])
-            network, trusted = self.weights.network(self.weights.ema), max(TRUSTED_ERRORS * self._usual_error, self._range / 20)
+            network, trusted = self.weights.network(self.weights.ema), self._trusted_error
             was_good = self.warmup_start is not None and 0 < self.warmup_start < WAS_GOOD
             self.fit = Fit(self.settings, seen, network, trusted, evidence(), careful=was_good)
         with np.errstate(over="ignore", invalid="ignore"):  # a step after which a number is not finite is left out
@@ -451,6 +451,10 @@ class Trainer:
     @property
     def _range(self) -> float:
         return self.settings.score_max - self.settings.score_min
+
+    @property
+    def _trusted_error(self) -> float:
+        return max(TRUSTED_ERRORS * self._usual_error, LEAST_ERROR * self._range)
 
     def _note_error(self, error: float, pairs: int) -> None:
         """Follow the usual error, the moving average of the median error of each group, in score points."""

@@ -71,6 +71,15 @@ def test_pairs_whose_scores_are_likely_wrong_do_not_count(base, pairs):
     assert Fit(SETTINGS, wrong, base, trusted=0.0).result() is None
 
 
+def test_wrong_scores_among_the_first_pairs_are_not_learned(example):
+    first = np.column_stack([example.features, example.true_score]).astype(np.float32)[:FIRST_PAIRS]
+    wrong = first.copy()
+    wrong[::20, -1] = 100 - wrong[::20, -1]
+    found, best = (Fit(SETTINGS, pairs).result().network for pairs in (wrong, first))
+    others = np.column_stack([example.features, example.true_score])[FIRST_PAIRS:]
+    assert mean_error(found, others) < 1.25 * mean_error(best, others)
+
+
 def test_of_fits_that_diverge_only_a_new_models_is_an_error(base, pairs, monkeypatch):
     def diverges(*arguments, **options):
         raise TrainingError("training diverged at step 1")
