@@ -39,7 +39,7 @@ def dask(tmp_path, certificates):
         "scheduler", "scheduler", "--protocol", "tls", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
         "--scheduler-file", file,
     )  # fmt: skip
-    wait_until(file.exists, "a scheduler")
+    wait_until(lambda: file.exists() and file.stat().st_size > 0, "a scheduler")
     for number in range(2):
         start(f"worker-{number}", "worker", "--scheduler-file", file, "--nthreads", "1", "--no-dashboard", "--no-nanny")
     yield json.loads(file.read_text())["address"], scheduler

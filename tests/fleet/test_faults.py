@@ -97,7 +97,7 @@ def test_cluster_of_which_a_part_is_cut_off_for_ten_seconds_gives_the_same(tmp_p
         file = tmp_path / "scheduler.json"
         start(here, "dask", "scheduler", "--protocol", "tls", "--host", NAMESPACES[here], "--no-dashboard",
               "--scheduler-file", file)  # fmt: skip
-        wait_until(file.exists, "a scheduler")
+        wait_until(lambda: file.exists() and file.stat().st_size > 0, "a scheduler")
         address = json.loads(file.read_text())["address"]
         for namespace in (here, there if cut_off == "worker" else here):
             start(namespace, "dask", "worker", address, "--nthreads", 1, "--no-dashboard", "--no-nanny",
