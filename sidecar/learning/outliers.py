@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnx_builder.network import Array, Network
 from sidecar.features.names import name_of
-from sidecar.learning.drift import FeatureDrift
+from sidecar.learning.drift.moving_mean import FeatureDrift
 
 DEVIATIONS = 10.0
 """So many robust deviations from the median a feature is usual, and at least as far as the median is from 0."""

@@ -30,7 +30,14 @@ from sidecar.monitoring.history import COLUMNS, EVERY_S, TIERS, History
 from sidecar.monitoring.model_files import FOLDER, ModelFiles
 from sidecar.monitoring.prometheus import metric_families
 from sidecar.monitoring.status import Status, one_line
-from sidecar.monitoring.status_document import encode_status, finding_document, health, readiness, status_document
+from sidecar.monitoring.status_document import (
+    drift_document,
+    encode_status,
+    finding_document,
+    health,
+    readiness,
+    status_document,
+)
 from sidecar.monitoring.verdict.rules import DOWN
 from sidecar.network.http import TEXT, Page, Read, unchanged
 
@@ -72,7 +79,7 @@ _DIRECTIVES = (
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _POLICY = ("Content-Security-Policy", _DIRECTIVES)
-_NOT_HERE = b"not found; available: /, /status, /metrics, /healthz, /readyz, /api/history and /api/checkpoints\n"
+_NOT_HERE = b"not found; available: /, /status, /metrics, /healthz, /readyz, /api/history, /api/drift and /api/checkpoints\n"
 
 
 class Pages:
@@ -96,6 +103,7 @@ class Pages:
         self._registry.register(_Collector(read_status))
         self._present = _Fresh(self._make_present)
         self._all_history = _Fresh(lambda: self._make_history(0))
+        self._drift = _Fresh(lambda: _encode(drift_document(read_status())))
         self._checkpoints = _Fresh(self._make_checkpoints)
         self._models = ModelFiles(checkpoint_directory) if models else None
         self._described: dict[Checkpoint, dict[str, Any]] = {}
@@ -109,6 +117,8 @@ class Pages:
         if path == "/api/history":
             since = _SINCE.fullmatch(query)
             return _json_page(self._make_history(int(since[1])) if since else self._all_history())
+        if path == "/api/drift":
+            return _json_page(self._drift())
         if path == "/api/checkpoints":
             return lambda: _json_page(self._checkpoints())
         if path.startswith(_ONE):

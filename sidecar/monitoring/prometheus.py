@@ -43,6 +43,12 @@ def metric_families(status: Status) -> list[Metric]:
             "How far the mean of a feature has moved, in standard deviations; the largest of all features.",
             status.feature_drift,
         ),
+        _gauge(
+            "feature_distance",
+            "Kolmogorov-Smirnov distance between the latest and the first values of a feature; the largest of all features.",
+            status.feature_distance,
+        ),
+        _gauge("shifted_features", "Features whose distance is more than chance allows.", status.shifted_features),
         _counter(
             "outliers",
             "Pairs of the current state that were left out of training, unlike all others.",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+from sidecar.learning.drift.two_samples import Comparison
+
 Phase = Literal["initializing", "running", "paused", "failed"]
 REASON_CHARACTERS = 500
 _NONE: Mapping[str, int] = MappingProxyType({})
@@ -44,12 +46,14 @@ class Status:
     group of new pairs before its first step, in score points squared. prequential_*: on the last 1000 pairs, each predicted
     before it was trained on; rmse in score points; constant_rmse: that of the best constant prediction; plcc: 0 if all
     predictions are the same, None if all scores are. findings: what is wrong, the worst first. feature_drift: the largest
-    moving mean of a standardised feature, in standard deviations; drifting_feature: which. outliers: pairs of the state that
-    were left out of training; unusual_features: in what, in words. divergences: how often the weights went back; rate_share:
-    what the learning rate is multiplied by. shifts: how often earlier pairs were given up because scores had come to mean
-    something else. refits: how many fits to the replay buffer took the place of the average, or did not. features: their names
-    in the model's order, empty if they have none. target: what the scores are, empty if that is not
-    known. step_seconds: mean time of the last steps, including all work on their pairs. None: no value yet.
+    moving mean of a standardised feature, in standard deviations; drifting_feature: which. feature_distance: the largest
+    Kolmogorov–Smirnov distance of a feature's latest values from the first ones; shifted_features: how many are too far to be
+    chance, shifted: which, in words; comparison: all of that. outliers: pairs of the state that were left out of training;
+    unusual_features: in what, in words. divergences: how often the weights went back; rate_share: what the learning rate is
+    multiplied by. shifts: how often earlier pairs were given up because scores had come to mean something else. refits: how
+    many fits to the replay buffer took the place of the average, or did not. features: their names in the model's order, empty
+    if they have none. target: what the scores are, empty if that is not known. step_seconds: mean time of the last steps,
+    including all work on their pairs. None: no value yet.
     """
 
     phase: Phase = "initializing"
@@ -73,6 +77,10 @@ class Status:
     prequential_plcc: float | None = None
     feature_drift: float | None = None
     drifting_feature: str = ""
+    feature_distance: float | None = None
+    shifted_features: int = 0
+    shifted: str = ""
+    comparison: Comparison | None = None
     step_seconds: float | None = None
     replay_size: int = 0
     replay_capacity: int = 0

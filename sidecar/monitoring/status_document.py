@@ -8,12 +8,15 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from sidecar.features.names import name_of
+from sidecar.learning.drift.two_samples import LATEST_GROUPS, QUANTILES, REFERENCE_GROUPS
 from sidecar.monitoring.status import Finding, Status, one_line
 
 STALL_SECONDS = 10.0  # an event loop without a turn for longer than this is stuck
 STATUS_BYTES = 4096
 _MOST_DEGRADED = 6
-_MOST_FINDINGS = 4
+_MOST_FINDINGS = 3
+_MOST_FEATURES = 256
 
 RESULTS = ("accepted", "held_out", "duplicate", "rejected")
 GATES = ("stable", "unstable", "unverified", "incompatible")
@@ -49,6 +52,9 @@ def status_document(status: Status) -> dict[str, Any]:
         "prequential_plcc": finite(status.prequential_plcc),
         "feature_drift": finite(status.feature_drift),
         "drifting_feature": one_line(status.drifting_feature)[:80] or None,
+        "feature_distance": finite(status.feature_distance),
+        "shifted_features": status.shifted_features or None,
+        "shifted": one_line(status.shifted)[:200] or None,
         "pairs": counts(RESULTS, status.pairs),
         "replay_size": status.replay_size,
         "replay_capacity": status.replay_capacity,
@@ -106,7 +112,7 @@ def readiness(status: Status) -> tuple[bool, str]:
 
 def _worst(status: Status) -> list[dict[str, Any]] | None:
     """The worst finding with what to do, and of a few others only what is wrong and since when."""
-    found = [finding_document(each) for each in status.findings[:_MOST_FINDINGS]]
+    found = [finding_document(each._replace(detail=each.detail[:100])) for each in status.findings[:_MOST_FINDINGS]]
     short = ("alert", "severity", "what", "since", "alert_at")
     return found[:1] + [{name: each[name] for name in short if name in each} for each in found[1:]] or None
 
@@ -116,6 +122,23 @@ def finding_document(finding: Finding) -> dict[str, Any]:
     times = {"since": _rfc3339(finding.since), "alert_at": None if finding.firing else _rfc3339(finding.alert_at)}
     told = {name: getattr(finding, name) for name in ("alert", "figure", "severity", "what", "detail", "do")}
     return {name: value for name, value in (told | times).items() if value}
+
+
+def drift_document(status: Status) -> dict[str, Any]:
+    """How the latest values of each feature compare with the first ones, the farthest first; without features before that."""
+    seen = status.comparison
+    told: dict[str, Any] = {
+        "reference_groups": REFERENCE_GROUPS, "latest_groups": LATEST_GROUPS, "quantiles": QUANTILES,
+        "limit": seen.limit if seen else None, "features": [],
+    }  # fmt: skip
+    if seen is None:
+        return told
+    reference, latest = seen.quantiles()
+    for place in (-seen.distance).argsort(kind="stable")[:_MOST_FEATURES].tolist():
+        about = {"name": name_of(status.features, place), "distance": round(float(seen.distance[place]), 4)}
+        since = {"since": int(seen.since[place])} if seen.since[place] >= 0 else {}
+        told["features"].append({**about, **since, "reference": reference[place].tolist(), "latest": latest[place].tolist()})
+    return told
 
 
 def counts(known: Iterable[str], given: Mapping[str, int]) -> dict[str, int]:

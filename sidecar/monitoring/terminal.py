@@ -180,7 +180,8 @@ def _clock(seconds: float) -> str:
 
 
 _WATCHED = (
-    "feature_drift", "drifting_feature", "outliers", "unusual_features", "divergences", "learning_rate_share", "shifts",
+    "feature_drift", "drifting_feature", "shifted_features", "shifted", "outliers",
+    "unusual_features", "divergences", "learning_rate_share", "shifts",
     "pairs", "rejected",
 )  # fmt: skip
 _IN_WORDS = {  # name in the document: label, unit, and the factor that converts the value to this unit
@@ -199,7 +200,7 @@ _IN_WORDS = {  # name in the document: label, unit, and the factor that converts
     "divergences": ("weights diverged", "times, and went back to earlier ones", 1),
     "shifts": ("scores changed meaning", "times", 1),
     "learning_rate_share": ("learning rate", "of what is set", 1),
-    "refits": ("fits to the replay buffer", "", 1),
+    "refits": ("fits to replayed pairs", "", 1),
     "checkpoint_directory_lost": ("directory disappeared", "times", 1),
     "latest_version": ("latest.onnx is", "", 1),
     "stable_version": ("stable.onnx is", "", 1),
@@ -213,6 +214,9 @@ _IN_WORDS = {  # name in the document: label, unit, and the factor that converts
     "prequential_plcc": ("PLCC, last 1000 pairs", "", 1),
     "feature_drift": ("feature drift", "standard deviations", 1),
     "drifting_feature": ("drifting most", "", 1),
+    "feature_distance": ("largest shift", "Kolmogorov–Smirnov distance", 1),
+    "shifted_features": ("shifted features", "", 1),
+    "shifted": ("which", "", 1),
     "pairs": ("pairs since the start", "", 1),
     "replay_size": ("replay buffer", "pairs", 1),
     "replay_capacity": ("room for", "pairs", 1),

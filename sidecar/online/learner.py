@@ -15,6 +15,7 @@ from onnx_builder.network import Array, Network
 from sidecar.features.names import in_order
 from sidecar.journal.run import Run
 from sidecar.learning.device.stacked import Device
+from sidecar.learning.drift.two_samples import TwoSamples
 from sidecar.learning.online.trainer import Group, Trainer
 from sidecar.learning.replay.ring import ReplayBuffer
 from sidecar.pairs.holdout import is_held_out
@@ -27,8 +28,9 @@ class Learner:
     """One run of training: a trainer, and the pairs that are kept out of training.
 
     base: the network that `run.base` names. held_out: raw pairs that never train; each row has the features, the score, and the
-    hold-out position, by which the pair's group is recognised. position: that of the next pair; first: that of the first pair,
-    which is not 0 if retention has deleted earlier ones. device: as for `Trainer`.
+    hold-out position, by which the pair's group is recognised. samples: whether features are distributed as before. position:
+    that of the next pair; first: that of the first pair, which is not 0 if retention has deleted earlier ones. device: as for
+    `Trainer`.
     """
 
     def __init__(self, run: Run, base: Network | None = None, first: int = 0, device: Device | None = None) -> None:
@@ -36,6 +38,7 @@ class Learner:
         self.first = self.position = first
         self.trainer = Trainer(run.n_features, run.settings, base, device)
         self.held_out = ReplayBuffer(HELD_OUT_PAIRS, run.n_features + 2, np.float64)
+        self.samples = TwoSamples(run.n_features)
 
     def take(self, block: PairBlock, finish: bool = True) -> list[Group]:
         """Take the next pairs. Returns the groups that they completed, each with the place of its last pair in the block.
@@ -53,6 +56,7 @@ class Learner:
     def _take(self, features: Array, scores: Array, holdout: list[float], finish: bool, start: int) -> list[Group]:
         """Take some pairs of a block, from the place `start` on."""
         self.position += len(holdout)
+        self.samples.add(features, holdout)
         fraction = self.run.holdout_fraction
         held = [is_held_out(position, fraction) for position in holdout]
         held_out = [place for place, is_held in enumerate(held) if is_held]
@@ -89,6 +93,7 @@ class Learner:
         if run.order != self.run.order and run.order and self.run.order:
             places = in_order(self.run.order, run.order)
             self.trainer.reorder(places)
+            self.samples.reorder(places)
             rows = self.held_out.rows()
             rows[:, : len(places)] = rows[:, places]
             self.held_out.restore(rows, self.held_out.added)
@@ -109,6 +114,7 @@ class Learner:
             "run": np.frombuffer(run, dtype=np.uint8),
             "held_out": self.held_out.rows(),
             "held_out_added": np.array(self.held_out.added),
+            **self.samples.state(),
             **self.trainer.state(),
         }
 
@@ -119,6 +125,8 @@ class Learner:
         learner = cls(cls.run_of(state), first=document["first"])
         learner.position = document["position"]
         learner.trainer = Trainer.from_state(learner.run.n_features, learner.run.settings, state, device)
+        if "samples_counts" in state:
+            learner.samples = TwoSamples.from_state(state)
         learner.held_out.restore(state["held_out"], int(state["held_out_added"]))
         return learner
 

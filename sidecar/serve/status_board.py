@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from onnx_builder.network import Array
 from sidecar import log
 from sidecar.features.names import name_of
+from sidecar.learning.drift.two_samples import Comparison
 from sidecar.learning.metrics import plcc, rmse, winsorized_rmse
 from sidecar.monitoring.history import History
 from sidecar.monitoring.status import Phase, Status
@@ -61,6 +62,7 @@ class StatusBoard:
             log.event(_log, "the model was fitted again to its replay buffer", pairs=trainer.trained, **trainer.refits)
         failed = failed or online.backlog.failed
         seen = trainer.prequential.rows()
+        comparison = learner.samples.comparison
         drift = trainer.drift.largest if trainer.drift and trainer.trained else None
         self.status = replace(
             self.status,
@@ -85,6 +87,10 @@ class StatusBoard:
             prequential_plcc=_correlation(seen[:, 0], seen[:, 1]),
             feature_drift=drift[0] if drift else None,
             drifting_feature=name_of(learner.run.order, drift[1]) if drift else "",
+            feature_distance=float(comparison.distance.max()) if comparison else None,
+            shifted_features=len(comparison.over) if comparison else 0,
+            shifted=_in_words(comparison, learner.run.order) if comparison else "",
+            comparison=comparison,
             step_seconds=step_seconds,
             replay_size=len(trainer.replay),
             replay_capacity=trainer.replay.capacity,
@@ -110,6 +116,15 @@ class StatusBoard:
         if self._each_look.is_due(clock):
             self.status = replace(self.status, findings=self._findings.look(self.status, clock, wall))
         self.history.tell(self.status, clock, wall)
+
+
+def _in_words(comparison: Comparison, names: Sequence[str]) -> str:
+    """The features that are over the limit, the farthest first; the names of no more than three."""
+    over = comparison.over
+    told = ", ".join(name_of(names, place) for place in over[:3])
+    if len(over) > 3:
+        told += f" and {len(over) - 3} others"
+    return f"{told}; most likely their order" if 2 * len(over) > len(comparison.distance) else told
 
 
 def _correlation(predicted: Array, true: Array) -> float | None:

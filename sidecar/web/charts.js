@@ -159,7 +159,8 @@ const Charts = (() => {
 
   // Quantiles of each group in a row: a thin bar from 5 to 95 %, a thick one from 25 to 75 %, a tick at the median.
   // rows: [{name, quantiles: [5 %, 25 %, 50 %, 75 %, 95 %]}].
-  function spreads(width, rows, {x}) {
+  // zero: whether 0 is on the axis.
+  function spreads(width, rows, {x, zero = true}) {
     const at = (n) => (row) => row.quantiles[n];
     const y = (_, i) => i;
     return Plot.plot({
@@ -168,7 +169,7 @@ const Charts = (() => {
       y: {label: null, domain: [...rows.keys()]},
       marks: [
         names(width, rows),
-        Plot.ruleX([0], {stroke: "currentColor", strokeDasharray: "4 3"}),
+        ...(zero ? [Plot.ruleX([0], {stroke: "currentColor", strokeDasharray: "4 3"})] : []),
         Plot.ruleY(rows, {x1: at(0), x2: at(4), y, stroke: COLOURS[0], strokeWidth: 2}),
         Plot.barX(rows, {x1: at(1), x2: at(3), y, fill: COLOURS[0], insetTop: 3, insetBottom: 3}),
         Plot.tickX(rows, {x: at(2), y, stroke: "var(--background)", strokeWidth: 2.5}),

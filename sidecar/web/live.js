@@ -1,7 +1,7 @@
 // The live page: asks the sidecar for news every two seconds and shows them.
 "use strict";
 
-const POLL_MS = 2000, LEAST_SHOWN_S = 300;
+const POLL_MS = 2000, LEAST_SHOWN_S = 300, SHOWN_FEATURES = 12;
 const RANGES = {"15 min": 900, "1 h": 3600, "6 h": 21600, "24 h": 86400, "7 days": 604800};
 const LONGEST_S = RANGES["7 days"], FAR_S = 365 * 86400;
 
@@ -24,8 +24,11 @@ const TILES = {
     ],
   }),
   "Feature drift, deviations": (now) => ({
-    of: "feature_drift", text: number(now.feature_drift, 3),
-    notes: [now.drifting_feature && `most: ${now.drifting_feature}`, alertAbove(now, "feature_drift")],
+    of: ["feature_drift", "shifted_features"], text: number(now.feature_drift, 3),
+    notes: [
+      now.drifting_feature && `most: ${now.drifting_feature}`, alertAbove(now, "feature_drift"),
+      known(now.feature_distance) && `${count(now.shifted_features)} distributed otherwise than before`,
+    ],
   }),
   "Loss, score points²": (now) => ({of: "loss", text: number(now.loss), notes: ["of the last batch"]}),
   "Pairs per second": (now) => ({
@@ -77,6 +80,7 @@ let rows = []; // [{time, prequential_rmse, …}], oldest first
 let latest = null; // the last answer
 let redraw = []; // a function for each chart, once it has something to show
 let checkpoints = {latest: null, stable: null, checkpoints: []}; // as shown
+let drifted = ""; // the figures of the drift that is shown
 let range = RANGES["6 h"];
 
 const fillCounts = (table, counts) =>
@@ -89,6 +93,7 @@ async function poll() {
     const {latest_version = null, stable_version = null} = latest.now;
     const areShown = latest_version === checkpoints.latest && stable_version === checkpoints.stable;
     if (!areShown) showCheckpoints(await ask("api/checkpoints"));
+    if (drifted !== driftOf(latest.now)) showDrift(await ask("api/drift"));
     $("lost").hidden = true;
     document.body.classList.remove("lost");
   } catch (error) {
@@ -265,6 +270,29 @@ for (const [name, seconds] of Object.entries(RANGES)) {
   });
   label.append(input, ` ${name}`);
   $("ranges").append(label);
+}
+
+const driftOf = ({feature_distance, shifted_features, shifted}) => [feature_distance, shifted_features, shifted].join();
+
+// The features that are farthest from what they were: quantiles of the first encodes and of the latest ones.
+function showDrift({reference_groups: first, latest_groups: last, limit, features}) {
+  drifted = driftOf(latest.now);
+  $("about-features").textContent = features.length
+    ? `The latest ${last} encodes beside the first ${first}: thin bars from 5 to 95 %, thick ones from 25 to 75 %. A distance ` +
+      `(Kolmogorov–Smirnov) over ${number(limit, 2)} is more than chance allows.` +
+      (features.length > SHOWN_FEATURES ? ` The farthest ${SHOWN_FEATURES} of ${count(features.length)}.` : "")
+    : `Compared once there are ${count(first + last)} encodes.`;
+  $("features").replaceChildren(...features.slice(0, SHOWN_FEATURES).map((each) => {
+    const figure = document.createElement("figure"), chart = document.createElement("div");
+    const caption = element("figcaption", ""), isFar = known(each.since);
+    caption.append(element("strong", each.name, ...(isFar ? ["bad"] : [])), ` distance ${number(each.distance, 2)}`);
+    if (isFar) caption.append(`, since pair ${count(each.since)}`);
+    chart.className = "chart";
+    figure.append(caption, chart);
+    const parts = [{name: "first", quantiles: each.reference}, {name: "latest", quantiles: each.latest}];
+    Charts.show(chart, `${each.name}, first and latest`, (width) => Charts.spreads(width, parts, {x: null, zero: false}));
+    return figure;
+  }));
 }
 
 function showCheckpoints(told) {

@@ -82,7 +82,7 @@ def test_every_training_option_stands_in_the_table_with_its_default():
 def test_every_metric_is_explained_and_no_other():
     # A value that is not there yet is not exported.
     errors = ("loss", *(f"prequential_{figure}" for figure in ("rmse", "winsorized_rmse", "constant_rmse", "plcc")))
-    gauges = (*errors, "feature_drift", "step_seconds", "checkpoint_time")
+    gauges = (*errors, "feature_drift", "feature_distance", "step_seconds", "checkpoint_time")
     status = Status(version=1, **dict.fromkeys(gauges, 0.5))
     exported = {family.name + ("_total" if family.type == "counter" else "") for family in metric_families(status)}
     assert set(re.findall(r"^\| `(vmafx_training_\w+)", OPERATIONS, flags=re.MULTILINE)) == exported

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from sidecar.learning.drift.two_samples import Comparison
 from sidecar.monitoring.status import Status
 
 FULL = Status(
@@ -23,6 +26,11 @@ FULL = Status(
     prequential_plcc=0.998,
     feature_drift=0.25,
     drifting_feature="adm2",
+    feature_distance=0.125,
+    shifted_features=0,
+    comparison=Comparison(
+        np.array([0.1, 0.125]), np.array([-1, -1]), np.tile(np.arange(128.0), (2, 1)).T, np.tile(np.arange(64.0), (2, 1)).T
+    ),
     step_seconds=29e-6,
     replay_size=9000,
     replay_capacity=10000,
@@ -64,5 +72,6 @@ UNKNOWN_AT_FIRST = (
     "prequential_constant_rmse",
     "prequential_plcc",
     "feature_drift",
+    "feature_distance",
     "step_seconds",
 )

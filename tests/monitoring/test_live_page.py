@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 
+from sidecar.learning.drift.two_samples import Comparison, distances
 from sidecar.monitoring.history import COLUMNS, HISTORY, History, write_history
 from sidecar.monitoring.pages import JSON, Pages
 from sidecar.monitoring.status import Finding, Status
@@ -294,6 +296,23 @@ def test_each_figure_has_its_limit_and_what_it_is_compared_with(page, show, tmp_
 def test_a_correlation_of_what_never_changes_is_said_to_be_none(page, show, fields, told):
     show([], **fields)
     assert tiles(page)["PLCC"][1:] == told
+
+
+def test_features_that_have_changed_are_shown_beside_what_they_were(page, show):
+    rng = np.random.default_rng(0)
+    reference, latest = np.sort(rng.normal(size=(128, 20)), axis=0), rng.normal(size=(64, 20))
+    since = np.full(20, -1)
+    latest[:, 7], since[7] = 5, 4096
+    comparison = Comparison(distances(reference, latest), since, reference, latest)
+    names = tuple(f"feature_{place}" for place in range(20))
+    show([], comparison=comparison, feature_distance=1.0, shifted_features=1, shifted="feature_7", features=names)
+    wait_until(lambda: page.ask("document.querySelectorAll('#features svg').length") == 12, "twelve charts")
+    first, second = page.ask("[...document.querySelectorAll('#features figcaption')].slice(0, 2).map(each => each.innerText)")
+    assert first == "feature_7 distance 1, since pair 4,096"
+    assert "since" not in second
+    assert "The farthest 12 of 20." in text_of(page, "#about-features")
+    assert "1 distributed otherwise than before" in tiles(page)["Feature drift, deviations"]
+    assert page.console() == []
 
 
 def test_ranges_show_as_much_of_the_past(page, show):

@@ -209,7 +209,7 @@ def test_other_paths_are_not_there(server, path):
     code, _, body = ask(server.address, path)
     assert (code, body) == (
         404,
-        b"not found; available: /, /status, /metrics, /healthz, /readyz, /api/history and /api/checkpoints\n",
+        b"not found; available: /, /status, /metrics, /healthz, /readyz, /api/history, /api/drift and /api/checkpoints\n",
     )
 
 

@@ -27,6 +27,8 @@ METRICS = {
     "vmafx_training_prequential_constant_rmse": 20.5,
     "vmafx_training_prequential_plcc": 0.998,
     "vmafx_training_feature_drift": 0.25,
+    "vmafx_training_feature_distance": 0.125,
+    "vmafx_training_shifted_features": 0,
     'vmafx_training_phase{phase="initializing"}': 0,
     'vmafx_training_phase{phase="running"}': 1,
     'vmafx_training_phase{phase="paused"}': 0,

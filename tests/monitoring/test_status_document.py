@@ -6,10 +6,11 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from sidecar.monitoring.status import Finding, Status
-from sidecar.monitoring.status_document import STALL_SECONDS, encode_status, health, readiness, status_document
+from sidecar.monitoring.status_document import STALL_SECONDS, drift_document, encode_status, health, readiness, status_document
 from sidecar.monitoring.verdict.findings import Findings
 from sidecar.settings import Settings
 from tests.monitoring.statuses import FULL, UNKNOWN_AT_FIRST
@@ -78,6 +79,7 @@ def test_the_status_tells_all():
         "prequential_plcc": 0.998,
         "feature_drift": 0.25,
         "drifting_feature": "adm2",
+        "feature_distance": 0.125,
         "pairs": {"accepted": 117000, "held_out": 6456, "duplicate": 3, "rejected": 1},
         "replay_size": 9000,
         "replay_capacity": 10000,
@@ -126,7 +128,9 @@ def test_the_status_tells_all():
         "features": ["adm2", "motion2"],
     }
     # Nothing of the value is forgotten: every field is told, or has its own endpoint.
-    assert len(dataclasses.fields(Status)) == len(document) + len(["progress", "base_models"])
+    assert len(dataclasses.fields(Status)) == len(document) + len(
+        ["progress", "base_models", "shifted_features", "shifted", "comparison"]
+    )
 
 
 LONGEST = {
@@ -199,3 +203,13 @@ def test_health(silent, healthy, line):
 )
 def test_readiness_is_whether_the_socket_accepts(phase, accepting, line):
     assert readiness(Status(phase=phase, accepting=accepting)) == (accepting, line)
+
+
+def test_the_drift_of_each_feature_is_told_the_farthest_first():
+    since = np.array([-1, 4000])
+    told = drift_document(dataclasses.replace(FULL, comparison=dataclasses.replace(FULL.comparison, since=since)))
+    assert [each["name"] for each in told["features"]] == ["motion2", "adm2"]
+    assert [each.get("since") for each in told["features"]] == [4000, None]
+    assert told["features"][0]["latest"] == pytest.approx([3.15, 15.75, 31.5, 47.25, 59.85])
+    assert told["limit"] == FULL.comparison.limit
+    assert drift_document(Status())["features"] == []

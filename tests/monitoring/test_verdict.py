@@ -170,9 +170,9 @@ def test_status_tells_the_worst_and_what_to_do_and_stays_within_its_size():
     assert len(wrong.findings) == 4
     document = status_document(wrong)
     assert [each["alert"] for each in document["findings"]] == [
-        f"VmafxTraining{name}" for name in ("Paused", "FeatureDrift", "Inaccurate", "JournalNearLimit")
+        f"VmafxTraining{name}" for name in ("Paused", "FeatureDrift", "Inaccurate")
     ]
-    assert ["do" in each for each in document["findings"]] == [True, False, False, False]
+    assert ["do" in each for each in document["findings"]] == [True, False, False]
     assert document["findings"][2]["since"] == "2001-09-09T01:46:40Z"
     assert "alert_at" not in document["findings"][2]
     body = encode_status(document)

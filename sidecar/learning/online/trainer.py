@@ -14,7 +14,7 @@ import numpy as np
 
 from onnx_builder.network import Array, Network
 from sidecar.learning.device.stacked import Device
-from sidecar.learning.drift import FeatureDrift
+from sidecar.learning.drift.moving_mean import FeatureDrift
 from sidecar.learning.head import Head
 from sidecar.learning.metrics import plcc, rmse
 from sidecar.learning.online.divergence import JUDGED_PAIRS, Divergence, Errors

@@ -222,6 +222,18 @@ RULES = (
         "score has a constant that is hard to beat.",
     ),
     Rule(
+        "FeaturesShifted",
+        "warning",
+        Compare(Gauge("shifted_features"), ">", _NONE),
+        "{value} features are not distributed as they were",
+        "The latest encodes differ from the first ones by more than chance allows. Many features at once: their order, other "
+        "content, or another codec. A single one: a broken extractor, or another unit. The live page and /api/drift show each. "
+        "If it stays so for 512 encodes, they are what later ones are compared with.",
+        lasting=60,
+        unit="count",
+        detail=lambda status: status.shifted,
+    ),
+    Rule(
         "Outliers",
         "warning",
         Compare(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnx_builder import Activation, Clip, Dense, Elementwise, Network
-from sidecar.learning.drift import HORIZON_PAIRS, FeatureDrift
+from sidecar.learning.drift.moving_mean import HORIZON_PAIRS, FeatureDrift
 from sidecar.learning.online.trainer import Trainer
 from sidecar.learning.training_settings import TrainingSettings
 

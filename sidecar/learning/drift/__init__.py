@@ -1,0 +1,1 @@
+"""Whether the features of arriving pairs are as they were."""
