@@ -83,7 +83,7 @@ def verdict(told: Mapping[str, Any], width: int = 80, paint: Paint = plain, titl
     if not told.get("making_progress", True):
         phase += ", but not making progress"
     if firing:
-        head = f"{phase}, but {_clause(firing[0])}"
+        head = f"{phase}{', but' if phase == 'running' else ':'} {_clause(firing[0])}"
     elif "reason" in told:
         head = f"{phase}: {one_line(str(told['reason']))}"
     else:

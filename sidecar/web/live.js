@@ -185,7 +185,7 @@ function showState(now) {
   const isGood = now.phase === "running" && now.making_progress && calm, isStarting = now.phase === "initializing";
   const words = [element("span", now.phase, isGood ? "good" : isStarting && calm ? "quiet" : "bad")];
   if (!now.making_progress) words.push(element("span", ", but not making progress", "bad"));
-  if (!calm) words.push(element("span", `, but ${inWords(firing[0])}`, "bad"));
+  if (!calm) words.push(element("span", `${now.phase === "running" ? ", but" : ":"} ${inWords(firing[0])}`, "bad"));
   else if (now.reason) words.push(element("span", `: ${now.reason}`));
   else if (isGood) words.push(element("span", ", and nothing is wrong", "good"));
   $("state").replaceChildren(...words);

@@ -230,7 +230,7 @@ def test_the_first_line_says_what_is_wrong_and_below_it_what_to_do(page, show):
     )
     idle = Finding("B", "pairs", "warning", "no pairs arrive", "", "Look at the log.", now - 60, now + 3000, False)
     show([], findings=(drift, idle))
-    assert text_of(page, "header :nth-child(2)") == "running, but the features do not look right: vif_scale0"
+    assert text_of(page, "#state") == "running, but the features do not look right: vif_scale0"
     first, second = page.ask("[...document.querySelectorAll('#findings li')].map(each => [each.className, each.innerText])")
     assert first[0] == "warning"
     assert re.fullmatch(r"Since .+, 10 minutes\. Compare nFeatures\.", first[1])

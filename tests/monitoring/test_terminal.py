@@ -106,8 +106,8 @@ def test_the_verdict_is_what_is_wrong_since_when_and_what_to_do(monkeypatch):
     wrong = dataclasses.replace(FULL, phase="paused", findings=(NO_SPACE, pending))
     lines = verdict(status_document(wrong), paint=lambda text, how: f"{how}:{text}")
     assert lines == [
-        "bad:paused, but pairs are refused, because the journal cannot be written: journal:",
-        "bad:no space left",
+        "bad:paused: pairs are refused, because the journal cannot be written: journal: no",
+        "bad:space left",
         "  since 2001-09-09 01:46. Usually the models volume is full: make room.",
         "quiet:  no pairs arrive, since 2001-09-09 01:46, alert at 2001-09-09 01:47",
     ]

@@ -130,7 +130,7 @@ RULES = (
         "The node sends none, or is not connected. Look at the number of connections, at the rejected pairs, and at the "
         "node's log.",
         lasting=3300,
-        detail=lambda status: f"{status.connections} connections",
+        detail=lambda status: f"connections: {status.connections}",
         why="5 minutes without a pair, for another 55 minutes.",
     ),
     Rule(
@@ -198,34 +198,10 @@ RULES = (
         "features, by 9.",
     ),
     Rule(
-        "Inaccurate",
-        "warning",
-        Combined(
-            Compare(Ratio(Gauge("prequential_rmse"), Gauge("prequential_constant_rmse")), ">", number(0.5)),
-            "and",
-            Compare(
-                Gauge("prequential_rmse"),
-                ">",
-                Number(
-                    "0.05 * ({{ $scoreMax }} - {{ $scoreMin }})",
-                    lambda settings: 0.05 * (settings.score_max - settings.score_min),
-                ),
-            ),
-        ),
-        "predictions are far off: their RMSE is {value} of what a constant would have",
-        "Compare it with the winsorized RMSE: if only the RMSE is high, some scores are wrong. If both are, look at "
-        "feature drift first, then at the scores. stable.onnx does not move to a model that is worse.",
-        lasting=600,
-        unit="share",
-        detail=lambda status: _errors(status),
-        why="The gate's own limit for a model without a reference, and a twentieth of the range: content of nearly one "
-        "score has a constant that is hard to beat.",
-    ),
-    Rule(
         "FeaturesShifted",
         "warning",
         Compare(Gauge("shifted_features"), ">", _NONE),
-        "{value} features are not distributed as they were",
+        "features are not distributed as they were ({value})",
         "The latest encodes differ from the first ones by more than chance allows. Many features at once: their order, other "
         "content, or another codec. A single one: a broken extractor, or another unit. The live page and /api/drift show each. "
         "If it stays so for 512 encodes, they are what later ones are compared with.",
@@ -256,6 +232,30 @@ RULES = (
         "Training goes on from them, with a lower learning rate for a while. If this happens again, lower learningRate. "
         "The log of the start names settings that are higher than what training is steady with.",
         detail=lambda status: f"the learning rate is {status.rate_share:g} times what is set",
+    ),
+    Rule(
+        "Inaccurate",
+        "warning",
+        Combined(
+            Compare(Ratio(Gauge("prequential_rmse"), Gauge("prequential_constant_rmse")), ">", number(0.5)),
+            "and",
+            Compare(
+                Gauge("prequential_rmse"),
+                ">",
+                Number(
+                    "0.05 * ({{ $scoreMax }} - {{ $scoreMin }})",
+                    lambda settings: 0.05 * (settings.score_max - settings.score_min),
+                ),
+            ),
+        ),
+        "predictions are far off: their RMSE is {value} of what a constant would have",
+        "Compare it with the winsorized RMSE: if only the RMSE is high, some scores are wrong. If both are, look at "
+        "feature drift first, then at the scores. stable.onnx does not move to a model that is worse.",
+        lasting=600,
+        unit="share",
+        detail=lambda status: _errors(status),
+        why="The gate's own limit for a model without a reference, and a twentieth of the range: content of nearly one "
+        "score has a constant that is hard to beat.",
     ),
     Rule(
         "Shifted",
