@@ -42,6 +42,9 @@ JUDGED_PAIRS, CAREFUL_SHARE = 30, 0.8
 than a new model, or than a base model that was far off. Where the base model was good from the start, it is not, and later its
 errors must be this share of the present ones. Measured on recorded pairs: of seven fits to the first 2,352 pairs after a base
 model that had been trained on them, all were adopted without this, and the RMSE went from 0.56 to 0.75."""
+NEWEST_JUDGED = 100
+"""So many of the newest of these judge: with more, a model that follows scores which have changed loses to one that does
+not."""
 LEAST_TRUSTED = 0.9
 """If fewer of the pairs count, scores contradict each other, and there is none: it would hold on to what they meant before."""
 
@@ -73,7 +76,8 @@ class Fit:
 
     pairs: (n, n_features + 1), as they arrived (features, score). base: the network to start from; None for a new model.
     trusted: pairs for which `base` is further off than this, in score points, do not count: their scores are likely wrong.
-    judged: pairs that never train, in the same form, with more columns or not: the result must be better on them than `base`,
+    judged: pairs that never train, oldest first, in the same form, with more columns or not: the result must be better on the
+    newest than `base`,
     in mean absolute error, to which a wrong score adds no more than the two differ, and in winsorized RMSE. careful: `base` is
     good, so the result must be clearly better, and is not adopted where there are too few of these.
     """
@@ -153,7 +157,7 @@ class Fit:
     def _is_better(self, network: Network, base: Network) -> bool:
         if self._judged is None or len(self._judged) < JUDGED_PAIRS:
             return not self._careful
-        features, scores = np.split(self._judged, [base.n_features], axis=1)
+        features, scores = np.split(self._judged[-NEWEST_JUDGED:], [base.n_features], axis=1)
         after, before = (Head(each).predict(features) for each in (network, base))
         figures, share = (mean_absolute_error, winsorized_rmse), CAREFUL_SHARE if self._careful else 1.0
         return all(figure(after, scores[:, 0]) < share * figure(before, scores[:, 0]) for figure in figures)

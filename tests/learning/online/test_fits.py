@@ -10,7 +10,7 @@ import pytest
 from sidecar.learning import recipe as offline
 from sidecar.learning.head import Head
 from sidecar.learning.online import fits
-from sidecar.learning.online.fits import FIRST_PAIRS, JUDGED_PAIRS, LATER_SHARE, Fit, next_fit
+from sidecar.learning.online.fits import FIRST_PAIRS, JUDGED_PAIRS, LATER_SHARE, NEWEST_JUDGED, Fit, next_fit
 from sidecar.learning.online.trainer import Trainer
 from sidecar.learning.recipe import Recipe, TrainingError, fit
 from sidecar.learning.training_settings import TrainingSettings
@@ -60,6 +60,8 @@ def test_it_is_taken_if_it_is_better_on_pairs_that_never_train_or_these_are_few(
     assert Fit(SETTINGS, pairs, base, judged=better).result() is not None
     assert Fit(SETTINGS, pairs, base, judged=worse).result() is None
     assert Fit(SETTINGS, pairs, base, judged=worse[: JUDGED_PAIRS - 1]).result() is not None
+    newest = np.concatenate([better] * 4)[:NEWEST_JUDGED]
+    assert Fit(SETTINGS, pairs, base, judged=np.concatenate([worse, newest])).result() is not None
 
 
 def test_pairs_whose_scores_are_likely_wrong_do_not_count(base, pairs):
