@@ -7,6 +7,8 @@ worker, which takes up to a second.
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -89,11 +91,12 @@ class Backlog:
         elif self._blocks:
             self._train(self._next())
 
-    def wait(self) -> None:
-        """Train on all waiting pairs."""
-        while self.busy or self.has_work or self._blocks:
+    def wait(self, patience_s: float = math.inf) -> None:
+        """Train on the waiting pairs: all, or those for which there is time. The others stay in the journal."""
+        until = time.monotonic() + patience_s
+        while (self.busy or self.has_work or self._blocks) and (left := until - time.monotonic()) > 0:
             if (fit := self._learner.trainer.fit) is not None:
-                fit.wait()
+                fit.wait(left)
             self.catch_up()
 
     def fail(self, error: BaseException) -> None:

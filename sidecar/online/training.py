@@ -217,6 +217,8 @@ class OnlineTraining:
 
     def close(self) -> None:
         """Let go of the directory, as it is."""
+        if hasattr(self, "learner") and (fit := self.learner.trainer.fit) is not None:
+            fit.give_up()
         if hasattr(self, "journal"):
             self.journal.close()
         self._lock.close()

@@ -104,7 +104,7 @@ class Checkpointing:
         """Wait for the checkpoint in progress, then publish whatever was trained on since."""
         if self._job is not None:
             self._end(self._job)
-        if self._has_model and self._new_pairs:
+        if self._has_model and self._new_pairs and not self._online.backlog.busy:
             self._end(self._begin())
 
     def as_status(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import gc
 import logging
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from sidecar.online.publication import about_inputs
 from sidecar.online.start import where_to_start
 from sidecar.online.training import OnlineTraining
 from sidecar.pairs.line_protocol import Answer
+from sidecar.serve import process
 from sidecar.serve.base.check import BaseCheck
 from sidecar.serve.base.watch import BaseWatch
 from sidecar.serve.checkpointing import Checkpointing
@@ -47,6 +48,8 @@ _log = logging.getLogger(__name__)
 _TICK_S = 0.2
 _LOOK_S = 0.01
 """Looked no more often than this at what is done besides serving; a turn for one line takes less than a tenth of it."""
+_TRAINING_SHARE = 0.4
+"""Of the time there is after the signal to stop, for pairs that wait to be trained on."""
 HTTP_CONNECTIONS = 64
 
 
@@ -86,13 +89,14 @@ class Server:
             stack.enter_context(self._signals.handled())
             stack.enter_context(quick_switches())
             worker = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker"))
+            fitter = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="fit"))
             looker = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="look"))
             syncer = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="fsync"))
             connections, http_connections = places(BOUNDS.connections, HTTP_CONNECTIONS)
             if settings.http:
                 stack.callback(self._start_http(settings.http, http_connections))
             try:
-                online, base = self._recover(worker)
+                online, base = self._recover(worker, fitter)
             except _StoppedError:
                 event(_log, "stopped", phase="initializing")
                 return
@@ -129,7 +133,7 @@ class Server:
         except (ValueError, OSError) as error:
             raise SettingsError(f"{env_of('http')}={address!r}: {error}") from error
 
-    def _recover(self, worker: ThreadPoolExecutor) -> tuple[OnlineTraining, BaseModel | None]:
+    def _recover(self, worker: Executor, fitter: Executor) -> tuple[OnlineTraining, BaseModel | None]:
         settings, started = self._settings, time.monotonic()
         device = _device() if settings.cuda else None
         base, begins_with, run, self._failed = where_to_start(settings, device)
@@ -146,7 +150,7 @@ class Server:
                 raise _StoppedError
 
         fsync, train = settings.journal_fsync, not self._failed
-        online = OnlineTraining(settings.state, run, begins_with, fsync, train, worker, progress, device)
+        online = OnlineTraining(settings.state, run, begins_with, fsync, train, fitter, progress, device)
         self._board.history = read_history(settings.state)
         event(
             _log, "recovered", position=online.journal.position, trained_again=online.recovered,
@@ -207,6 +211,12 @@ class Server:
         self._bound = identity_of(settings.socket)
         event(_log, "the socket was removed or replaced; it is bound again", logging.WARNING, socket=str(settings.socket))
 
+    def _train_the_last_pairs(self) -> None:
+        backlog = self._online.backlog
+        backlog.wait(_TRAINING_SHARE * process.END_S)
+        if backlog.is_behind and not backlog.failed:
+            event(_log, "the last pairs are left to the next start, which trains on them", pairs=backlog.waiting)
+
     def _finish(self) -> None:
         """Answer what was read, publish what was trained on since the last checkpoint, write the state."""
         event(_log, "stopping")
@@ -214,7 +224,7 @@ class Server:
         for doing, finish in (
             ("answering", self._loop.finish),
             ("bringing the journal to disk", self._maintenance.sync),
-            ("training", self._online.backlog.wait),
+            ("training", self._train_the_last_pairs),
             ("deciding on the stable checkpoint", self._trials.finish),
             ("publishing a checkpoint", self._checkpointing.finish),
             ("writing a snapshot", self._maintenance.finish),

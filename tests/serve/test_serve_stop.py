@@ -66,17 +66,17 @@ def test_a_disk_that_never_answers_holds_up_no_answer_and_not_the_end(
     changed = HANGS.format(call=call, where=where, trigger=str(trigger))
     end_s = LONGER_S if doing == "waiting for the disk" else END_S
     sidecar = serve(base_model=base_path, changed=changed, end_s=end_s, **settings).connect()
-    sidecar.send(lines[:100])
+    sidecar.send(lines[:80])
     trigger.touch()
-    answers = sidecar.send(lines[100:200])
+    answers = sidecar.send(lines[80:160])
     sidecar.logged("it hangs")
-    answers += sidecar.send(lines[200:300])
-    assert [answer["ok"] for answer in answers] == [True] * 200
+    answers += sidecar.send(lines[160:240])
+    assert [answer["ok"] for answer in answers] == [True] * 160
     assert sidecar.stop() == 1
     sidecar.logged(f'ended without having finished seconds={end_s:g} doing="{doing}"')
-    assert journalled(tmp_path) == lines[:300]
+    assert journalled(tmp_path) == lines[:240]
     sidecar = serve(base_model=base_path).connect()
-    assert sidecar.send(lines[299:300])[0]["duplicate"] is True
+    assert sidecar.send(lines[239:240])[0]["duplicate"] is True
     assert sidecar.stop() == 0
 
 
@@ -93,13 +93,13 @@ def test_it_ends_though_the_disk_does_not_answer_at_the_end(serve, base_path, li
     trigger = tmp_path / "hang"
     changed = HANGS.format(call=call, where=where, trigger=str(trigger))
     sidecar = serve(base_model=base_path, changed=changed, end_s=END_S).connect()
-    sidecar.send(lines[:300])
+    sidecar.send(lines[:240])
     wait_until((tmp_path / "checkpoints" / "state" / "history.jsonl").exists)  # the first housekeeping is done
     trigger.touch()
     assert sidecar.stop() == 1
     sidecar.logged("it hangs")
     sidecar.logged(f'ended without having finished seconds=3.5 doing="{doing}"')
-    assert journalled(tmp_path) == lines[:300]
+    assert journalled(tmp_path) == lines[:240]
 
 
 @pytest.mark.parametrize("where", ["_append", "journal_segments"])
@@ -115,6 +115,21 @@ def test_it_ends_though_the_thread_that_answers_waits_for_the_disk(serve, base_p
     assert sidecar.stop() == 1
     sidecar.logged(f"ended without having finished seconds=3.5 doing={'serving' if where == '_append' else 'starting'}")
     assert journalled(tmp_path)[:100] == lines[:100]
+
+
+def test_a_fit_that_takes_long_does_not_hold_up_the_end(serve, base_path, lines, tmp_path):
+    endless = "import sidecar.learning.online.fits as fits\nfits.LATER_SHARE = 1e-6"
+    sidecar = serve(base_model=base_path, changed=endless, end_s=10.0).connect()
+    sidecar.send(lines[:300])
+    assert sidecar.stop() == 0
+    sidecar.logged("the last pairs are left to the next start, which trains on them pairs=")
+    assert not checkpoints(tmp_path / "checkpoints")
+    assert journalled(tmp_path) == lines[:300]
+    sidecar = serve(base_model=base_path).connect()
+    assert sidecar.send(lines[:300])[-1]["duplicate"] is True
+    assert sidecar.stop() == 0
+    (published,) = checkpoints(tmp_path / "checkpoints")
+    assert json.loads(published.description.read_text())["journal"]["last"] == 299
 
 
 def test_another_process_that_holds_the_lock_holds_up_nothing_but_publishing(serve, base_path, lines, tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Executor, Future
 from typing import NamedTuple
 
@@ -77,9 +78,8 @@ class Fit:
     pairs: (n, n_features + 1), as they arrived (features, score). base: the network to start from; None for a new model.
     trusted: pairs for which `base` is further off than this, in score points, do not count: their scores are likely wrong.
     judged: pairs that never train, oldest first, in the same form, with more columns or not: the result must be better on the
-    newest than `base`,
-    in mean absolute error, to which a wrong score adds no more than the two differ, and in winsorized RMSE. careful: `base` is
-    good, so the result must be clearly better, and is not adopted where there are too few of these.
+    newest than `base`, in mean absolute error, to which a wrong score adds no more than the two differ, and in winsorized RMSE.
+    careful: `base` is good, so the result must be clearly better, and is not adopted where there are too few of these.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Fit:
         self.pairs = pairs
         self._settings, self._base, self._trusted, self._judged, self._careful = settings, base, trusted, judged, careful
         self._running: Future[Result | None] | None = None
+        self._is_wanted = True
 
     def start(self, worker: Executor) -> None:
         """Run it on a worker, if none has it."""
@@ -105,10 +106,14 @@ class Fit:
         """Whether a worker has it and is not done."""
         return self._running is not None and not self._running.done()
 
-    def wait(self) -> None:
-        """Wait for the worker, if one has it."""
+    def wait(self, patience_s: float = math.inf) -> None:
+        """Wait for the worker, if one has it, for so long at most."""
         if self._running is not None:
-            self._running.exception()
+            futures.wait([self._running], None if patience_s == math.inf else patience_s)
+
+    def give_up(self) -> None:
+        """Let a worker that has it end soon: nobody will ask for the result."""
+        self._is_wanted = self._running is None
 
     def result(self) -> Result | None:
         """What it gives; None if that is no better than `base`, or too few pairs count.
@@ -149,7 +154,11 @@ class Fit:
             hidden=settings.hidden, activation=settings.activation, loss=settings.loss,
             score_min=settings.score_min, score_max=settings.score_max,
         )  # fmt: skip
-        return fit(self.pairs[:, :-1], self.pairs[:, -1], rows, recipe, base=base).ema.network()
+        return fit(self.pairs[:, :-1], self.pairs[:, -1], rows, recipe, self._look, base).ema.network()
+
+    def _look(self, pairs: int, loss: float) -> None:
+        if not self._is_wanted:
+            raise futures.CancelledError
 
     def _errors(self, network: Network) -> Array:
         return np.abs(Head(network).predict(self.pairs[:, :-1]) - self.pairs[:, -1])
