@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -42,6 +43,15 @@ class Browser:
         from selenium.webdriver.support.ui import WebDriverWait
 
         return WebDriverWait(self.driver, PATIENCE_S, 0.05).until(lambda _: self.ask(script))
+
+    def violations(self) -> list[tuple[str, list[str]]]:
+        """What axe-core finds wrong for people with disabilities, everything unfolded: rule and elements. Skips without it."""
+        axe = pytest.importorskip("axe_core_python", reason="axe-core is not here: pip install axe-core-python")
+        self.driver.execute_script("for (const each of document.querySelectorAll('details')) each.open = true")
+        self.driver.execute_script(files(axe).joinpath("axe.min.js").read_text())
+        found = self.driver.execute_async_script("axe.run().then(arguments[0])")
+        assert len(found["passes"]) > 10
+        return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]]
 
     def console(self) -> list[str]:
         """What it has said since the page was opened, warnings and refusals of the page's own policy among it."""

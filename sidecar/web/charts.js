@@ -21,6 +21,7 @@ const Charts = (() => {
       const svg = chart.localName === "svg" ? chart : chart.querySelector(":scope > svg");
       svg.setAttribute("role", "img");
       svg.setAttribute("aria-label", label);
+      for (const part of svg.querySelectorAll("g[aria-label]")) part.setAttribute("role", "group"); // else it may have no name
       for (const style of chart.querySelectorAll("style")) style.remove(); // style.css has these; the live page allows no others
       element.replaceChildren(chart);
     };

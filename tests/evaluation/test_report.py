@@ -356,6 +356,12 @@ def test_it_opens_without_a_word_on_the_console_or_a_request(chromium, trained, 
     assert chromium.ask("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
+def test_axe_finds_nothing(chromium, trained, width, dark):
+    drawn(chromium, trained[0] / "report.html", width=width, dark=dark)
+    assert chromium.violations() == []
+
+
 def test_charts_have_marks_and_texts_in_their_place(chromium, trained):
     directory, said = trained
     drawn(chromium, directory / "report.html")
