@@ -66,6 +66,10 @@ held-out pairs from the time when the current stable checkpoint passed. On both 
 higher reference, and RMSE at most the ratio times the lower one. Winsorized RMSE, which a few wrong scores do not change, may
 be at most 1.15 times the ratio times the lower one.
 """,
+    "Tenants": """\
+Tenants that share a node share what most of a model is, and may each have an output layer of its own, which learns from its own
+pairs. [tenants.md](tenants.md) says when that pays. Without this, what pairs say of a tenant is not looked at.
+""",
     "Journal": """\
 A pair that was answered survives a crash of the process. `journalFsync` decides what survives a power cut: with `always`,
 every answered pair; with `everysec`, the pairs up to the last fsync, which begins every second; with `never`, the pairs that

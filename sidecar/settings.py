@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from sidecar.models.base_model import ExportIo
     from sidecar.models.json_scaling import BaseScaler
 
+TENANT_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+TENANT_ALLOWED = "1 to 64 letters, digits, dots, underscores and hyphens, the first a letter or a digit"
+"""What the name of a tenant may be, which names a directory, too."""
+MOST_TENANTS = 256
 Fsync = Literal["always", "everysec", "never"]
 LogFormat = Literal["text", "json"]
 
@@ -125,10 +129,18 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _tenants(text: str) -> tuple[str, ...]:
+    names = _names(text)
+    if names != ("*",) and not (len(names) <= MOST_TENANTS and all(re.fullmatch(TENANT_PATTERN, name) for name in names)):
+        raise ValueError
+    return names
+
+
 SCORE = number(-3.4e38, 3.4e38)  # float32 goes no further
 FLAG = Kind(lambda text: {"0": False, "1": True, "false": False, "true": True}[text.lower()], "0 or 1", "0|1")
 PATH = Kind(_path, "a path", "PATH")
 NAMES = Kind(_names, "names that differ, separated by commas", "NAMES")
+TENANTS = Kind(_tenants, f"*, or up to {MOST_TENANTS} names of {TENANT_ALLOWED}, separated by commas", "NAMES|*")
 TEXT = Kind(str, "text", "TEXT")
 MODE = Kind(_mode, "an octal file mode such as 0600", "MODE")
 
@@ -292,6 +304,19 @@ class Settings:
         "Share by which a stable checkpoint's error may be above its predecessor's on later pairs; a worse one is taken back. "
         "0: never.",
     )  # fmt: skip
+    tenants: tuple[str, ...] | None = setting(
+        None, "VMAFX_SIDECAR_TENANTS", "tenants", TENANTS,
+        "Tenants that get heads of their own: their names, comma-separated, or * for the first 256 that come.",
+        otherwise="none",
+    )  # fmt: skip
+    tenant_rank: int = setting(
+        0, "VMAFX_SIDECAR_TENANT_RANK", "tenantRank", whole(0, 64),
+        "Rank of each tenant's adapter on the hidden layer; 0: an output layer of its own and nothing else.",
+    )  # fmt: skip
+    tenant_share: float = setting(
+        0.5, "VMAFX_SIDECAR_TENANT_SHARE", "tenantShare", number(0, 1),
+        "Share of any thousand steps of the shared weights that one tenant may drive.",
+    )  # fmt: skip
     snapshot_interval: float = setting(
         60.0, "VMAFX_SIDECAR_SNAPSHOT_INTERVAL_S", "snapshotIntervalSeconds", duration("s", over=True),
         "Seconds between snapshots, which limit how much a crash makes it retrain.",
@@ -364,6 +389,7 @@ SECTIONS = {
     "replay_capacity replay_policy replay_mix ema_decay ema_warmup seed cuda",
     "Checkpoints and the gate": "checkpoint_interval min_samples keep_checkpoints holdout_fraction stability_plcc_delta "
     "stability_rmse_ratio rollback_threshold",
+    "Tenants": "tenants tenant_rank tenant_share",
     "Journal": "journal_fsync journal_retention_days journal_max_bytes snapshot_interval",
     "Log": "log_format log_level",
 }

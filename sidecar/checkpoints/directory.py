@@ -6,6 +6,7 @@
     latest.onnx, latest.json    symbolic links to the newest
     stable.onnx, stable.json    symbolic links to the newest that passed the gate and was not taken back
     rollbacks.json              which were, and which may still be: see `rollbacks.py`
+    tenants/NAME/               the same of a tenant; its stable links may point to the shared ones instead
 
 Every change is made under one lock on the directory, so that several writers can share it. The next version number is
 written down durably before anything else and is never used again. Then the JSON, the digest and the model are each
@@ -22,6 +23,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -39,6 +41,9 @@ _log = logging.getLogger(__name__)
 LATEST, STABLE = "latest.onnx", "stable.onnx"
 _LINKS = {LATEST: "latest.json", STABLE: "stable.json"}
 """The link to the JSON that belongs to each link to a model."""
+TENANTS = "tenants"
+_SHARED = Path("..", "..")
+"""The shared directory, from a tenant's."""
 _LOCK, _NEXT_VERSION = ".lock", ".next_version"
 MOST_DIGEST_BYTES = 4096
 _MODEL = re.compile(r"model_v(\d{6,})\.onnx")
@@ -121,7 +126,8 @@ def named(directory: Path, name: str) -> Checkpoint | None:
 def trained_after(checkpoint_directory: Path, state_directory: Path, position: int) -> list[str]:
     """Names of the checkpoints that a state published after it had trained on the pair at a position."""
     names = []
-    for checkpoint in checkpoints(checkpoint_directory):
+    own = sorted(each for each in (checkpoint_directory / TENANTS).glob("*") if each.is_dir())
+    for checkpoint in itertools.chain.from_iterable(map(checkpoints, [checkpoint_directory, *own])):
         try:
             journal = (read_description(checkpoint.model) or {}).get("journal")
         except DescriptionError:
@@ -130,7 +136,7 @@ def trained_after(checkpoint_directory: Path, state_directory: Path, position: i
             continue
         last = journal.get("last")
         if isinstance(last, int) and last >= position:
-            names.append(checkpoint.name)
+            names.append(str(checkpoint.directory.relative_to(checkpoint_directory) / checkpoint.name))
     return names
 
 
@@ -173,7 +179,7 @@ def publish(
                 write_whole(checkpoint.description, about)
                 write_whole(checkpoint.digest, f"{digest}\n".encode())
                 for link in links:  # made before the model, so that a full disk is noticed before anything is published
-                    _prepare_links(checkpoint, link)
+                    _prepare_links(directory, _targets(checkpoint, link))
                 if stable:
                     before = linked(directory, STABLE)
                     record = read_rollbacks(directory).published(checkpoint.name, before.name if before else None, on_trial)
@@ -218,6 +224,29 @@ def promote(directory: Path, version: int) -> Checkpoint:
     return checkpoint
 
 
+def tenant_directory(directory: Path, tenant: str) -> Path:
+    """Where a tenant's checkpoints are."""
+    return directory / TENANTS / tenant
+
+
+def share_stable(directory: Path, lock_s: float = 60.0) -> None:
+    """Let a tenant's `stable.onnx` and `stable.json` be the shared ones, whatever these point to. Raises CheckpointError."""
+    targets = {name: str(_SHARED / name) for name in (STABLE, _LINKS[STABLE])}
+    try:
+        make_directories(directory)
+        with _locked(directory, lock_s):
+            if not all(_target(directory / name) == target for name, target in targets.items()):
+                _prepare_links(directory, targets)
+                _move_links(directory, STABLE)
+                sync_directory(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: {error.strerror or error}") from error
+
+
+def _target(link: Path) -> str | None:
+    return os.readlink(link) if link.is_symlink() else None
+
+
 def end_trial(checkpoint: Checkpoint, why: dict[str, Any] | None, lock_s: float = 60.0) -> bool:
     """End the trial of the stable checkpoint.
 
@@ -245,7 +274,7 @@ def _make_stable(checkpoint: Checkpoint, record: Rollbacks) -> None:
     """Write the record, then point `stable.onnx` and `stable.json` at a checkpoint. Raises OSError."""
     directory = checkpoint.directory
     try:
-        _prepare_links(checkpoint, STABLE)
+        _prepare_links(directory, _targets(checkpoint, STABLE))
         write_rollbacks(directory, record)
     except BaseException:
         _remove_leftovers(directory)
@@ -309,10 +338,15 @@ def _take_version(directory: Path) -> tuple[int, dict[str, int]]:
     return version, {"parent": newest} if newest else {}
 
 
-def _prepare_links(checkpoint: Checkpoint, link: str) -> None:
-    """Make a link to a checkpoint's model, and the one to its JSON, under temporary names. Raises OSError."""
-    for name, target in ((link, checkpoint.model.name), (_LINKS[link], checkpoint.description.name)):
-        place, temporary = checkpoint.directory / name, checkpoint.directory / f"{TEMPORARY}{name}"
+def _targets(checkpoint: Checkpoint, link: str) -> dict[str, str]:
+    """What a link to a model, and the one to its JSON, point to."""
+    return {link: checkpoint.model.name, _LINKS[link]: checkpoint.description.name}
+
+
+def _prepare_links(directory: Path, targets: dict[str, str]) -> None:
+    """Make links under temporary names. Raises OSError."""
+    for name, target in targets.items():
+        place, temporary = directory / name, directory / f"{TEMPORARY}{name}"
         if (
             place.is_dir() and not place.is_symlink()
         ):  # nothing can be renamed over it: better to know before the first link moves
@@ -332,12 +366,12 @@ def _mend_links(directory: Path) -> None:
     for link, other in _LINKS.items():
         checkpoint, place = linked(directory, link), directory / other
         try:
-            target = os.readlink(place) if place.is_symlink() else None
+            target = _target(place)
             if checkpoint is None:
                 if target is not None and _PART.fullmatch(target):
                     place.unlink()
             elif target != checkpoint.description.name:
-                _prepare_links(checkpoint, link)
+                _prepare_links(directory, _targets(checkpoint, link))
                 _move_links(directory, link)
         except OSError as error:
             _log.warning("%s: %s", place, error.strerror or error)

@@ -88,13 +88,18 @@ class ParityError(NetworkError):
 
 
 def publish_network(
-    network: Network, terms: Terms, sets: Sequence[Evidence], parity_features: Array, description: dict[str, Any]
+    network: Network,
+    terms: Terms,
+    sets: Sequence[Evidence],
+    parity_features: Array,
+    description: dict[str, Any],
+    gate: Gate | None = None,
 ) -> Published:
     """Publish a trained network. If there is a base model, the network has its architecture.
 
-    sets: what it is judged on, the held-out pairs first. parity_features: (n, n_features), n ≥ 1, raw, from real pairs.
-    description: what the JSON says besides what is known here, the score range among its settings; and of its inputs what
-    `inputs_of_checkpoint` takes.
+    sets: what it is judged on, the held-out pairs first; gate: the verdict, if it was judged before, on other pairs.
+    parity_features: (n, n_features), n ≥ 1, raw, from real pairs. description: what the JSON says besides what is known here,
+    the score range among its settings; and of its inputs what `inputs_of_checkpoint` takes.
 
     A model that does not fit the stable one's consumers is published all the same, but no link moves. Raises ParityError,
     NetworkError (the graph cannot be built) or CheckpointError (it cannot be written); then nothing is published.
@@ -120,9 +125,10 @@ def publish_network(
         )
     stable = stable_model(terms.directory)
     other = differences(interface_of(scorer, description | fed), stable.interface, stable.name) if stable else ""
+    compared: list[dict[str, Any]] = []
     if other:
-        gate, compared = Gate("incompatible", other), []
-    else:
+        gate = Gate("incompatible", other)
+    elif gate is None:
         predicted = [predict(evidence.features) for evidence in sets]
         base = (f"base model {terms.base.path.name}", terms.base_scorer) if terms.base else None
         others = references(base, stable, sets)

@@ -13,10 +13,13 @@ from sidecar.cli.output import print_json
 
 
 @click.command("forget")
-@click.argument("groups", nargs=-1, required=True, metavar="GROUP...")
+@click.argument("names", nargs=-1, required=True, metavar="GROUP...")
+@click.option("--tenant", "of_tenants", is_flag=True, help="Each GROUP is the name of a tenant: delete all its pairs.")
 @directory_options
 @json_option
-def forget_command(groups: tuple[str, ...], checkpoint_dir: Path, state_dir: Path | None, as_json: bool) -> None:
+def forget_command(
+    names: tuple[str, ...], of_tenants: bool, checkpoint_dir: Path, state_dir: Path | None, as_json: bool
+) -> None:
     """Delete all recorded pairs of a GROUP for good. The sidecar must be stopped.
 
     For pairs without a group, GROUP is the job_id. The next start trains again on the remaining pairs, as if the deleted ones
@@ -29,13 +32,13 @@ def forget_command(groups: tuple[str, ...], checkpoint_dir: Path, state_dir: Pat
     from sidecar.state.forget import forget
 
     state = state_dir or checkpoint_dir / "state"
-    forgotten = forget(groups, state)
+    forgotten = forget(names, state, of_tenants)
     learned = [] if forgotten.first is None else trained_after(checkpoint_dir, state, forgotten.first)
     if as_json:
         print_json({**dataclasses.asdict(forgotten), "checkpoints": learned})
         return
-    for group, count in forgotten.pairs.items():
-        click.echo(f"{group}: {count:,} pairs deleted")
+    for name, count in forgotten.pairs.items():
+        click.echo(f"{name}: {count:,} pairs deleted")
     if forgotten.anchor:
         click.echo(f"{forgotten.anchor} of them were also in the gate's anchor, and are deleted from it")
     if forgotten.first is not None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Hashable
 from os import PathLike, fspath
 from pathlib import Path
 
+from sidecar.checkpoints.directory import tenant_directory
 from sidecar.consumer.directory_source import DirectorySource
 from sidecar.consumer.http_source import HttpSource
 from sidecar.consumer.source import Fetched, Source, choose
 from sidecar.consumer.verified import RefusedError, VerifiedModel, verified
+from sidecar.settings import TENANT_ALLOWED, TENANT_PATTERN
 
 
 class Follower:
@@ -18,7 +21,8 @@ class Follower:
 
     source: a checkpoint directory, the path of a link or a model in one, or the URL of a sidecar that gives models out. policy:
     `latest-stable`, `latest`, or `pinned`, with a version; the path of a link is followed as it is. accept: called with each
-    verified model, raises RefusedError for one that does not fit. Raises ValueError for arguments that cannot be used.
+    verified model, raises RefusedError for one that does not fit. tenant: whose model it is, None for the shared one, which a
+    tenant without one of its own has, too. Raises ValueError for arguments that cannot be used.
     """
 
     def __init__(
@@ -27,8 +31,9 @@ class Follower:
         policy: str = "latest-stable",
         version: int | None = None,
         accept: Callable[[VerifiedModel], None] = lambda model: None,
+        tenant: str | None = None,
     ) -> None:
-        self._source = source_of(source, policy, version)
+        self._source = source_of(source, policy, version, tenant)
         self._pinned = version
         self._accept = accept
         self._seen: Hashable = None
@@ -65,16 +70,23 @@ class Follower:
         return model
 
 
-def source_of(source: str | PathLike[str], policy: str, version: int | None) -> Source:
+def source_of(source: str | PathLike[str], policy: str, version: int | None, tenant: str | None = None) -> Source:
     """The source that a path or a URL names. Raises ValueError that names the value and what is allowed."""
     name, where = choose(policy, version), fspath(source)
     if not where:
         raise ValueError("source='': expected a checkpoint directory, the path of a link to a model, or http://HOST:PORT")
+    if tenant is not None and not re.fullmatch(TENANT_PATTERN, tenant):
+        raise ValueError(f"tenant={tenant!r}: expected {TENANT_ALLOWED}")
     if "://" in where:
-        return HttpSource(where, name)
+        return HttpSource(where, name, tenant)
     path = Path(where)
     if path.suffix != ".onnx" or path.is_dir():
+        if tenant:
+            return DirectorySource(
+                tenant_directory(path, tenant) / f"{name}.onnx", path / f"{name}.onnx" if version is None else None
+            )
         return DirectorySource(path / f"{name}.onnx")
-    if policy != "latest-stable":
-        raise ValueError(f"policy={policy!r}: expected a checkpoint directory with it, got {where}")
+    given = f"policy={policy!r}" if policy != "latest-stable" else f"tenant={tenant!r}" if tenant else ""
+    if given:
+        raise ValueError(f"{given}: expected a checkpoint directory with it, got {where}")
     return DirectorySource(path)

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from onnx_builder.constants import MAX_BYTES
+from sidecar.checkpoints.directory import TENANTS
 from sidecar.consumer.source import CHECKPOINT, MOST_DIGEST_BYTES, Fetched, SourceError
 from sidecar.models.description import MOST_WRITTEN
 from sidecar.network.address import parse_url
@@ -43,15 +44,16 @@ class HttpSource:
 
     The model says in a header which version it is, and what lies beside it is then asked for by that version. A file that is
     known is asked for by its ETag, and not sent again; but if it was not found good, only where it is sure that it came as it
-    is. Raises ValueError for another URL.
+    is. A tenant's may be the shared one: then Content-Location says where that is. Raises ValueError for another URL.
     """
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, tenant: str | None = None) -> None:
         self._host, self._port, path, self._tls = parse_url(url)
         if path.endswith(".onnx"):
             raise ValueError(f"{url}: expected the path before /models, if there is one")
         self._url = url.rstrip("/")
-        self._folder = f"{path}/models"
+        self._shared = f"{path}/models"
+        self._folder = f"{self._shared}/{TENANTS}/{tenant}" if tenant else self._shared
         self._model = f"{self._folder}/{name}.onnx"
 
     def fetch(self, seen: Hashable, in_use: bool) -> Fetched | None:
@@ -71,7 +73,9 @@ class HttpSource:
         version = CHECKPOINT.fullmatch(stated)
         if version is None:
             raise SourceError(f"{self._at(self._model)}: X-Vmafx-Model-Version is {stated[:64]!r}; expected model_vNNNNNN")
-        digest_at, description_at = (f"{self._folder}/{stated}{ending}" for ending in (".onnx.sha256", ".json"))
+        is_shared = model.headers.get("content-location") == f"../../{stated}.onnx"
+        folder = self._shared if is_shared else self._folder
+        digest_at, description_at = (f"{folder}/{stated}{ending}" for ending in (".onnx.sha256", ".json"))
         digest = self._get(digest_at, MOST_DIGEST_BYTES, until)
         description = self._get(description_at, MOST_WRITTEN, until)
         files = (
@@ -103,7 +107,7 @@ class HttpSource:
         return answer
 
     def _at(self, target: str) -> str:
-        return self._url + target.removeprefix(self._folder.removesuffix("/models"))
+        return self._url + target.removeprefix(self._shared.removesuffix("/models"))
 
 
 def _file(target: str, most: int, answer: Answer) -> _File:

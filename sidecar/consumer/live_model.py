@@ -63,7 +63,8 @@ class LiveModel:
     (1,)
 
     source: a checkpoint directory, the path of a link in one, or `http://HOST:9091` of a sidecar that runs with
-    `--http-models 1`. policy: `latest-stable`, `latest`, or `pinned` with a version. base: an ONNX file or a PyTorch state-dict
+    `--http-models 1`. policy: `latest-stable`, `latest`, or `pinned` with a version. tenant: whose model it is; a tenant
+    without one of its own has the shared one. base: an ONNX file or a PyTorch state-dict
     to predict with until there is a model; scaling that its JSON leaves outside of its graph is applied. wait_s: how long to
     wait for a model if there is none and no base. poll_s: how often to look. swap_drain_timeout: how long, in seconds, a model
     that was replaced is kept for calls that are still in it; what takes longer keeps it for itself. score_deviation: a new
@@ -91,6 +92,7 @@ class LiveModel:
         *,
         policy: str = "latest-stable",
         version: int | None = None,
+        tenant: str | None = None,
         base: str | os.PathLike[str] | None = None,
         wait_s: float = 0.0,
         poll_s: float = 0.5,
@@ -109,7 +111,7 @@ class LiveModel:
                 raise ValueError(f"{name}={value!r}: expected a number from 0")
         self._source, self._poll_s, self._drain_s = source, poll_s, swap_drain_timeout
         self._deviation, self._threshold = score_deviation, fallback_threshold
-        self._follower = Follower(source, policy, version, self._take)
+        self._follower = Follower(source, policy, version, self._take, tenant)
         self._metrics = Metrics(registry)
         self._swaps: dict[Result, int] = dict.fromkeys(RESULTS, 0)
         self._failure = self._refusal = ""

@@ -61,10 +61,11 @@ class Run:
         if document["format"] > STATE_FORMAT:
             raise FormatError(f"state of format {document['format']}; this program knows up to {STATE_FORMAT}: use a newer one")
         known = {each.name for each in fields(TrainingSettings)}
-        settings = TrainingSettings(**{name: value for name, value in document["settings"].items() if name in known})
+        settings = {name: value for name, value in document["settings"].items() if name in known}
+        settings["tenants"] = tuple(settings.get("tenants") or ()) or None
         return cls(
             document["n_features"],
-            settings,
+            TrainingSettings(**settings),
             document["holdout_fraction"],
             document["base"],
             document["kernel"],

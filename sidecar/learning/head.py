@@ -103,12 +103,16 @@ class Head:
 
     def network(self) -> Network:
         """The present parameters as a float32 network."""
+        return dataclasses.replace(self._network, steps=self.steps())
+
+    def steps(self, shared: bool = False) -> tuple[Step, ...]:
+        """The steps of `network`. shared: those of numpy parameters share their memory, and are not checked."""
         steps: list[Step] = list(self._network.steps)
         views = iter(self._views(self.parameters))
         for position, step in enumerate(self._body, self._first):
             if is_trained(step):
-                steps[position] = with_parameters(step, next(views))
-        return dataclasses.replace(self._network, steps=tuple(steps))
+                steps[position] = with_parameters(step, next(views), shared)
+        return tuple(steps)
 
     def rows(self, features: Array, scores: Array, out: Array | None = None) -> Array:
         """Training rows (n, n_features + 2) of pairs: scaled features, 1, and the score in the units of the loss.

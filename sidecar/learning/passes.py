@@ -144,18 +144,18 @@ def parameters_of(step: Trained) -> Array:
     return np.column_stack([step.weight, step.bias]) if isinstance(step, Dense) else np.stack([step.scale, step.bias])
 
 
-def with_parameters(step: Trained, view: Array) -> Trained:
-    """The step with other parameters, copied and as float32."""
-    view = view.astype(np.float32)
+def with_parameters(step: Trained, view: Array, shared: bool = False) -> Trained:
+    """The step with other parameters, copied and as float32; shared: it takes its numbers from the view itself, at any time."""
+    take = np.asarray if shared else partial(np.array, dtype=np.float32, order="C")
     if isinstance(step, Function):
         constants, start = list(step.constants), 0
         for place in step.slopes:
             end = start + constants[place].size
-            constants[place], start = view[0, start:end].reshape(constants[place].shape).copy(), end
+            constants[place], start = take(view[0, start:end]).reshape(constants[place].shape), end
         return Function(tuple(constants), step.nodes)
     if isinstance(step, Dense):
-        return Dense(view[:, :-1].copy(), view[:, -1].copy())
-    return LayerNormalization(view[0].copy(), view[1].copy(), step.epsilon)
+        return Dense(take(view[:, :-1]), take(view[:, -1]))
+    return LayerNormalization(take(view[0]), take(view[1]), step.epsilon)
 
 
 def _dense(

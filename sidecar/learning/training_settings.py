@@ -32,6 +32,9 @@ class TrainingSettings:
     score_min: float = 0.0
     score_max: float = 100.0
     seed: int = 0
+    tenants: tuple[str, ...] | None = None
+    tenant_rank: int = 0
+    tenant_share: float = 0.5
 
     @property
     def new_pairs(self) -> int:

@@ -1,5 +1,7 @@
 """Checkpoints over HTTP: `/models/stable.onnx`, `latest.onnx`, `model_v000042.onnx`, each also `.json` and `.onnx.sha256`.
 
+The same of a tenant under `/models/tenants/NAME/`; a tenant without a stable one of its own has the shared one there.
+
 A file is read whole before the first byte of it is sent, so that it does not matter if it is pruned meanwhile. What was read is
 looked at: a model that is not what its digest says, or a JSON of another version, is not given out.
 """
@@ -19,11 +21,12 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from onnx_builder.constants import MAX_BYTES
-from sidecar.checkpoints.directory import MOST_DIGEST_BYTES, Checkpoint, linked, read_digest
+from sidecar.checkpoints.directory import MOST_DIGEST_BYTES, TENANTS, Checkpoint, linked, read_digest, tenant_directory
 from sidecar.files import open_regular
 from sidecar.log import Complaints
 from sidecar.models.description import MOST_WRITTEN
 from sidecar.network.http import TEXT, Page, unavailable, unchanged
+from sidecar.settings import TENANT_PATTERN
 
 _log = logging.getLogger(__name__)
 FOLDER = "/models/"
@@ -31,7 +34,7 @@ MOST_SENT_BYTES = 2 * MAX_BYTES
 """Of all files that are being sent. One that is sent to several clients counts once."""
 _MOST_KNOWN = 256
 _LOOKS = 3
-_NAME = re.compile(r"(stable|latest|model_v([0-9]{6,18}))\.(onnx\.sha256|onnx|json)")
+_NAME = re.compile(rf"(?:{TENANTS}/({TENANT_PATTERN})/)?(stable|latest|model_v([0-9]{{6,18}}))\.(onnx\.sha256|onnx|json)")
 _KINDS = {  # ending: the type, and the most bytes
     "onnx": ("application/octet-stream", MAX_BYTES),
     "json": ("application/json", MOST_WRITTEN),
@@ -61,25 +64,31 @@ class ModelFiles:
         asked = _NAME.fullmatch(name)
         if asked is None:
             return _NOT_HERE
-        stem, version, ending = asked.groups()
+        tenant, stem, version, ending = asked.groups()
+        directory = tenant_directory(self._directory, tenant) if tenant else self._directory
         for _ in range(_LOOKS):
-            checkpoint = Checkpoint(self._directory, int(version)) if version else linked(self._directory, f"{stem}.onnx")
+            checkpoint = Checkpoint(directory, int(version)) if version else linked(directory, f"{stem}.onnx")
+            if checkpoint is None and not version:  # a tenant that has none of its own
+                checkpoint = linked(self._directory, f"{stem}.onnx")
             if checkpoint is None or (version and checkpoint.name != stem) or not checkpoint.model.is_file():
                 continue
             try:
-                return self._page(checkpoint, ending, headers)
+                return self._page(checkpoint, ending, headers, is_elsewhere=checkpoint.directory != directory)
             except FileNotFoundError:  # pruned just now; a link names another one
                 continue
             except OSError as error:
                 return self._refused(checkpoint, error.strerror or str(error))
         return _NOT_HERE
 
-    def _page(self, checkpoint: Checkpoint, ending: str, headers: Mapping[str, str]) -> Page:
-        """A file, or that the client has it. Raises OSError."""
+    def _page(self, checkpoint: Checkpoint, ending: str, headers: Mapping[str, str], is_elsewhere: bool) -> Page:
+        """A file, or that the client has it. Raises OSError.
+
+        is_elsewhere: a shared one was found in the place of a tenant's; with it comes where it, and what lies beside it, is.
+        """
         path = checkpoint.directory / f"{checkpoint.name}.{ending}"
         with open_regular(path) as stream:
             about = os.fstat(stream.fileno())
-            state = (path.name, about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+            state = (str(path), is_elsewhere, about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
             etag = self._etags.get(state, "")
             if etag and unchanged(headers, etag):
                 return _not_modified(checkpoint, etag)
@@ -102,7 +111,8 @@ class ModelFiles:
         if unchanged(headers, etag):
             return _not_modified(checkpoint, etag)
         represents = ("Repr-Digest", f"sha-256=:{base64.b64encode(digest.digest()).decode()}:")
-        told = (*_headers(checkpoint, etag), represents, ("Accept-Ranges", "none"))
+        place = (("Content-Location", f"../../{path.name}"),) if is_elsewhere else ()
+        told = (*_headers(checkpoint, etag), *place, represents, ("Accept-Ranges", "none"))
         self._pages[state] = page = Page(body, content_type, headers=told, shared=True)
         return page
 

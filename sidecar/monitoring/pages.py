@@ -151,6 +151,8 @@ class Pages:
             "now": now, "version": __version__, "limits": self._limits, "lost": lost, "settings": self._settings,
             "every_seconds": EVERY_S, "tiers": TIERS, "columns": COLUMNS,
         }  # fmt: skip
+        if status.tenants is not None:
+            about["tenants"] = [each._asdict() for each in status.tenants]
         return _encode(about).removesuffix(b"}")
 
     def _make_history(self, since: int) -> bytes:

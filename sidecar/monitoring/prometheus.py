@@ -65,6 +65,13 @@ def metric_families(status: Status) -> list[Metric]:
             counts(REFITS, status.refits),
             "result",
         ),
+        _gauge("tenants", "Tenants, by whether their heads are in use.", status.heads, "head"),
+        _counter(
+            "tenant_pairs",
+            "Pairs of tenants: those that trained a head, those of them beyond the tenant's share, and those without a head.",
+            status.tenant_pairs,
+            "result",
+        ),
         _gauge("phase", "1 for the current phase, 0 for the others.", phases, "phase"),
         _gauge("replay_size", "Pairs in the replay buffer.", status.replay_size),
         _counter("replay_evictions", "Pairs that have left the replay buffer.", status.replay_evictions),

@@ -33,6 +33,20 @@ class Finding(NamedTuple):
     firing: bool
 
 
+class TenantFigures(NamedTuple):
+    """A tenant. pairs: how many have trained its head; used: whether that is in use.
+
+    rmse_of_shared, rmse: of the shared weights and of its head on its newest pairs, each predicted before it trained, in score
+    points.
+    """
+
+    name: str
+    pairs: int
+    rmse_of_shared: float
+    rmse: float
+    used: bool
+
+
 @dataclass(frozen=True)
 class Status:
     """The state at one moment.
@@ -98,6 +112,8 @@ class Status:
     rate_share: float = 1.0
     shifts: int = 0
     refits: Mapping[str, int] = field(default_factory=lambda: _NONE)  # adopted, rejected
+    tenants: tuple[TenantFigures, ...] | None = None  # None where pairs have no tenants
+    tenant_pairs: Mapping[str, int] = field(default_factory=lambda: _NONE)  # of the state, by what became of them
     degraded: tuple[str, ...] = ()  # what was damaged in the state directory
     damage: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by kind of file
     log_dropped: int = 0
@@ -114,6 +130,14 @@ class Status:
     rollbacks: int = 0
     rolled_back: str = ""  # the last checkpoint that was taken back, and why
     checkpoint_failures: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by stage: build, parity, write, lock
+
+    @property
+    def heads(self) -> Mapping[str, int]:
+        """How many tenants' heads are in use and how many are not; nothing where there are no tenants."""
+        if self.tenants is None:
+            return _NONE
+        used = sum(tenant.used for tenant in self.tenants)
+        return {"used": used, "unused": len(self.tenants) - used}
 
 
 def one_line(text: str) -> str:

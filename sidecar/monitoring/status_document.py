@@ -84,6 +84,8 @@ def status_document(status: Status) -> dict[str, Any]:
         "target": one_line(status.target)[:80] or None,
         "rejected": dict(status.rejected),
         "features": [one_line(name)[:80] for name in status.features] or None,
+        "tenants": dict(status.heads) or None,
+        "tenant_pairs": dict(status.tenant_pairs) or None,
     }
     return {name: value for name, value in document.items() if value is not None}
 

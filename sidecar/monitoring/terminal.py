@@ -200,6 +200,8 @@ _IN_WORDS = {  # name in the document: label, unit, and the factor that converts
     "divergences": ("weights diverged", "times, and went back to earlier ones", 1),
     "shifts": ("scores changed meaning", "times", 1),
     "learning_rate_share": ("learning rate", "of what is set", 1),
+    "tenants": ("heads of tenants", "", 1),
+    "tenant_pairs": ("pairs of tenants", "", 1),
     "refits": ("fits to replayed pairs", "", 1),
     "checkpoint_directory_lost": ("directory disappeared", "times", 1),
     "latest_version": ("latest.onnx is", "", 1),

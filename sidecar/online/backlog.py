@@ -55,7 +55,7 @@ class Backlog:
     def is_behind(self) -> bool:
         """A fit is not taken over yet, or pairs wait behind one that was."""
         trainer = self._learner.trainer
-        return trainer.fit is not None or self._waiting_pairs >= trainer.missing
+        return trainer.fit is not None or self._waiting_pairs >= self._learner.missing
 
     @property
     def has_work(self) -> bool:
@@ -69,13 +69,13 @@ class Backlog:
         """Train on pairs that complete a group, up to the loss of the last group; keep others for `catch_up`."""
         if self.failed:
             return []
-        if not self.busy and self._waiting_pairs + len(pairs) >= self._learner.trainer.missing:
+        if not self.busy and self._waiting_pairs + len(pairs) >= self._learner.missing:
             for _ in range(2):  # more than arrive, so that the pairs that waited for a fit become fewer
                 if self._blocks and not self.busy:
                     self._train(self._next())
             if self.failed:
                 return []
-            if not self._blocks and len(pairs) >= self._learner.trainer.missing:
+            if not self._blocks and len(pairs) >= self._learner.missing:
                 return self._train(pairs)
         self._keep(pairs)
         return []
@@ -127,16 +127,20 @@ class Backlog:
 
     def _train(self, pairs: list[Pair]) -> list[Group]:
         """Train on pairs, up to one with which a fit begins that runs on the worker; those after it wait, before all others."""
-        stop = self._learner.until_fit([pair.holdout for pair in pairs]) if self._worker else None
-        if stop is not None and stop < len(pairs):
-            self._blocks.appendleft(pairs[stop:])
-            self._waiting_pairs += len(pairs) - stop
-        groups = list[Group]()
+        groups, done = list[Group](), 0
         with self._failing():
-            groups = self._learner.take(PairBlock.of(pairs[:stop]), finish=False)
-        fit = self._learner.trainer.fit
-        if fit is not None and self._worker is not None:
-            fit.start(self._worker)
+            while done < len(pairs) and not self.busy:
+                until = self._learner.until_fit([pair.holdout for pair in pairs[done:]]) if self._worker else None
+                stop = len(pairs) if until is None else done + until
+                completed = self._learner.take(PairBlock.of(pairs[done:stop]), finish=False)
+                groups += [group._replace(place=done + group.place) for group in completed]
+                done = stop
+                fit = self._learner.trainer.fit
+                if fit is not None and self._worker is not None:
+                    fit.start(self._worker)
+        if done < len(pairs) and not self.failed:
+            self._blocks.appendleft(pairs[done:])
+            self._waiting_pairs += len(pairs) - done
         if groups:
             self.loss = groups[-1].loss
         return groups

@@ -18,6 +18,8 @@ from sidecar.learning.device.stacked import Device
 from sidecar.learning.drift.two_samples import TwoSamples
 from sidecar.learning.online.trainer import Group, Trainer
 from sidecar.learning.replay.ring import ReplayBuffer
+from sidecar.learning.tenants.tenants import Tenants
+from sidecar.learning.training_settings import TrainingSettings
 from sidecar.pairs.holdout import is_held_out
 from sidecar.pairs.pair import PairBlock
 
@@ -29,7 +31,8 @@ class Learner:
 
     base: the network that `run.base` names. held_out: raw pairs that never train; each row has the features, the score, and the
     hold-out position, by which the pair's group is recognised. samples: whether features are distributed as before. position:
-    that of the next pair; first: that of the first pair, which is not 0 if retention has deleted earlier ones. device: as for
+    that of the next pair; first: that of the first pair, which is not 0 if retention has deleted earlier ones. tenants: their
+    heads, None if pairs have no tenants. device: as for
     `Trainer`.
     """
 
@@ -37,6 +40,7 @@ class Learner:
         self.run = run
         self.first = self.position = first
         self.trainer = Trainer(run.n_features, run.settings, base, device)
+        self.tenants = Tenants(run.n_features, run.settings) if run.settings.tenants else None
         self.held_out = ReplayBuffer(HELD_OUT_PAIRS, run.n_features + 2, np.float64)
         self.samples = TwoSamples(run.n_features)
 
@@ -45,16 +49,16 @@ class Learner:
 
         finish: as in `Trainer.add`.
         """
-        features, scores, holdout = block
         groups, done = list[Group](), 0
-        while (until := self.until_fit(holdout[done:])) is not None:  # a fit is judged by held-out pairs before it begins
+        while (until := self.until_fit(block.holdout[done:])) is not None:  # a fit is judged by held-out pairs before it begins
             stop = done + until
-            groups += self._take(features[done:stop], scores[done:stop], holdout[done:stop], False, done)
+            groups += self._take(block.part(done, stop), False, done)
             done = stop
-        return groups + self._take(features[done:], scores[done:], holdout[done:], finish, done)
+        return groups + self._take(block.part(done, len(block.holdout)), finish, done)
 
-    def _take(self, features: Array, scores: Array, holdout: list[float], finish: bool, start: int) -> list[Group]:
+    def _take(self, block: PairBlock, finish: bool, start: int) -> list[Group]:
         """Take some pairs of a block, from the place `start` on."""
+        features, scores, holdout, tenants = block
         self.position += len(holdout)
         self.samples.add(features, holdout)
         fraction = self.run.holdout_fraction
@@ -64,9 +68,24 @@ class Learner:
         if held_out:
             rows = np.column_stack([features[held_out], scores[held_out], [holdout[place] for place in held_out]])
             self.held_out.add(rows)
-            features, scores = features[train], scores[train]
-        groups = self.trainer.add(features, scores, finish, self.evidence)
+            features, scores, tenants = features[train], scores[train], [tenants[place] for place in train] if tenants else ()
+        groups = self._train(features, scores, tenants, finish)
         return [group._replace(place=start + train[group.place]) for group in groups]
+
+    def _train(self, features: Array, scores: Array, tenants: Sequence[str], finish: bool) -> list[Group]:
+        if self.tenants is None:
+            return self.trainer.add(features, scores, finish, self.evidence)
+        return self.tenants.add(self.trainer, features, scores, tenants or [""] * len(scores), finish, self.evidence)
+
+    @property
+    def missing(self) -> int:
+        """How many more pairs, none of them held out, complete a group, or the first pairs that a new model is fitted to."""
+        return self.trainer.missing if self.tenants is None else self.tenants.missing(self.trainer)
+
+    @property
+    def learned(self) -> int:
+        """How many pairs the weights, or those of a tenant, have been trained on."""
+        return self.trainer.trained + (self.tenants.own if self.tenants is not None else 0)
 
     def evidence(self) -> Array:
         """The rows of `held_out` that are no outliers, by which models are judged."""
@@ -78,7 +97,7 @@ class Learner:
 
         holdout: their hold-out positions.
         """
-        wanted = self.trainer.until_fit
+        wanted = self.trainer.until_fit if self.tenants is None else self.tenants.until_fit(self.trainer)
         if wanted > len(holdout):
             return None
         fraction = self.run.holdout_fraction
@@ -94,6 +113,8 @@ class Learner:
             places = in_order(self.run.order, run.order)
             self.trainer.reorder(places)
             self.samples.reorder(places)
+            if self.tenants is not None:
+                self.tenants.reorder(places)
             rows = self.held_out.rows()
             rows[:, : len(places)] = rows[:, places]
             self.held_out.restore(rows, self.held_out.added)
@@ -101,7 +122,17 @@ class Learner:
             self.trainer = self.trainer.begun_anew(run.settings, base)
         elif run.settings != self.run.settings:
             self.trainer = self.trainer.configured(run.settings)
+        if run.settings != self.run.settings:
+            self._configure_tenants(run.settings)
         self.run = run
+
+    def _configure_tenants(self, settings: TrainingSettings) -> None:
+        before, self.tenants = self.tenants, Tenants(self.run.n_features, settings) if settings.tenants else None
+        if before is not None:
+            continued, rows, names = before.continued(settings)
+            if self.tenants is not None:
+                self.tenants = continued
+            self._train(rows[:, :-1], rows[:, -1], names, finish=True)
 
     def pass_over(self) -> None:
         """Skip the next pair, which was forgotten: only its position counts."""
@@ -116,6 +147,7 @@ class Learner:
             "held_out_added": np.array(self.held_out.added),
             **self.samples.state(),
             **self.trainer.state(),
+            **(self.tenants.state(self.trainer) if self.tenants is not None else {}),
         }
 
     @classmethod
@@ -127,6 +159,8 @@ class Learner:
         learner.trainer = Trainer.from_state(learner.run.n_features, learner.run.settings, state, device)
         if "samples_counts" in state:
             learner.samples = TwoSamples.from_state(state)
+        if learner.tenants is not None:
+            learner.tenants.load(state, learner.trainer)
         learner.held_out.restore(state["held_out"], int(state["held_out_added"]))
         return learner
 

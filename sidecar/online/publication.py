@@ -14,6 +14,7 @@ from sidecar.checkpoints.judging.gate import Evidence
 from sidecar.checkpoints.publishing import Published, Terms, publish_network
 from sidecar.checkpoints.rollbacks import read_rollbacks
 from sidecar.journal.run import Run
+from sidecar.online.heads import publish_heads
 from sidecar.online.learner import Learner
 from sidecar.online.rollback import evidence_of_rollback, try_to_restore_anchor
 from sidecar.state.anchor import read_anchor, write_anchor
@@ -42,6 +43,8 @@ def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callab
     held_out = learner.evidence()
     real = trainer.replay.rows(newest=PARITY_PAIRS)[:, : learner.run.n_features]
     pairs_seen = trainer.trained
+    learned = learner.learned
+    models = learner.tenants.models(trainer) if learner.tenants is not None else []
     description = {
         "step": trainer.step,
         "pairs_seen": pairs_seen,
@@ -65,12 +68,13 @@ def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callab
         if found := evidence_of_rollback(terms.directory, state_directory, {**description, "n_features": network.n_features}):
             sets.append(found)
         published = publish_network(network, terms, sets, real, description)
+        publish_heads(models, terms, published.gate, real, description)
         _trim_memory()
         try:
             if published.gate.verdict == "stable" and readable:
                 on_trial = read_rollbacks(terms.directory).on_trial
                 write_anchor(state_directory, held_out, on_trial.get(published.checkpoint.name, ""))
-            write_published_pairs(state_directory, pairs_seen)
+            write_published_pairs(state_directory, learned)
         except OSError as error:  # the checkpoint is valid; the gate keeps the old anchor
             name = published.checkpoint.name
             _log.warning("%s: the anchor and counter for %s were not written: %s", state_directory, name, error.strerror)

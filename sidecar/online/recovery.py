@@ -117,7 +117,7 @@ def journalled_pairs(
 def reader_of(run: Run, score_min: float = -math.inf, score_max: float = math.inf, target: str = "") -> PairReader:
     """What makes pairs from the lines of a run. The limits and the target are for lines that are not in the journal yet."""
     named = NamedFeatures(run.features, run.order, run.encoder) if run.features else None
-    return PairReader(run.n_features, score_min, score_max, named, target)
+    return PairReader(run.n_features, score_min, score_max, named, target, tenants=bool(run.settings.tenants))
 
 
 def _begin(learner: Learner, run: Run, state_directory: Path, on_damage: OnDamage) -> None:

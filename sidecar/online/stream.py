@@ -20,6 +20,7 @@ from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import BaseModel, ExportIo, require_features
 from sidecar.models.evidence import evidence
 from sidecar.models.inputs import ModelInputs
+from sidecar.online.heads import publish_heads
 from sidecar.online.learner import Learner
 from sidecar.online.publication import PARITY_PAIRS, about_inputs
 from sidecar.online.recovery import rebuild
@@ -78,7 +79,10 @@ def train_stream(
     }
     real = trainer.replay.rows(newest=PARITY_PAIRS)[:, : run.n_features]
     judged = Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2])
-    return publish_network(trainer.network(trainer.ema), terms, [judged], real, description)
+    published = publish_network(trainer.network(trainer.ema), terms, [judged], real, description)
+    if learner.tenants is not None:
+        publish_heads(learner.tenants.models(trainer), terms, published.gate, real, description)
+    return published
 
 
 def _from_journal(state_directory: Path, until: int | None, progress: Callable[[int], object]) -> Learner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,12 +16,14 @@ from sidecar.pairs.errors import PairError
 from sidecar.pairs.holdout import holdout_position
 from sidecar.pairs.named_features import NamedFeatures
 from sidecar.pairs.request import Request, check_named_once, check_other_fields, decode_request
+from sidecar.settings import TENANT_ALLOWED, TENANT_PATTERN
 
 
 class Pair(msgspec.Struct, frozen=True, gc=False):
     """A checked pair.
 
-    features: float32, native bytes; score: in points; holdout: in [0, 1), held out if it is below the fraction.
+    features: float32, native bytes; score: in points; holdout: in [0, 1), held out if it is below the fraction; tenant: empty
+    for none.
     """
 
     features: bytes
@@ -28,6 +31,7 @@ class Pair(msgspec.Struct, frozen=True, gc=False):
     holdout: float
     job_id: str | UnsetType = UNSET
     group: str | UnsetType = UNSET
+    tenant: str = ""
 
 
 class PairReader:
@@ -35,7 +39,7 @@ class PairReader:
 
     n_features: how many features every pair must have; score_min, score_max: the accepted range of `true_score`, in points.
     named: their names and order, None if they have no names. target: what `true_score` is, empty if that does not matter; a
-    pair that names another is refused.
+    pair that names another is refused. tenants: whether pairs have tenants; else what they say of one does not matter.
     """
 
     def __init__(
@@ -45,10 +49,11 @@ class PairReader:
         score_max: float = 100.0,
         named: NamedFeatures | None = None,
         target: str = "",
+        tenants: bool = False,
     ) -> None:
         self.n_features = n_features
         self.score_min, self.score_max = score_min, score_max
-        self._named, self._target = named, target
+        self._named, self._target, self._tenants = named, target, tenants
         self._pack = struct.Struct(f"={n_features}f").pack
 
     def read(self, line: bytes) -> Pair:
@@ -78,27 +83,45 @@ class PairReader:
             index, value = next((i, v) for i, v in enumerate(features) if not _fits(v))
             raise PairError(f"features[{index}]: {value:g} does not fit float32") from None
         job_id, group = request.job_id, request.group
-        return Pair(packed, score, holdout_position(group, job_id, packed), job_id, group)
+        tenant = checked_tenant(request.tenant) if self._tenants and request.tenant is not UNSET else ""
+        return Pair(packed, score, holdout_position(group, job_id, packed), job_id, group, tenant)
 
 
 class PairBlock(NamedTuple):
-    """Consecutive pairs as arrays: features (n, n_features) and scores (n,) in float32, holdout n numbers in [0, 1)."""
+    """Consecutive pairs as arrays: features (n, n_features) and scores (n,) in float32, holdout n numbers in [0, 1).
+
+    tenants: n names, empty for a pair of none; where there are no tenants, nothing.
+    """
 
     features: Float32
     scores: Float32
     holdout: list[float]
+    tenants: Sequence[str] = ()
+
+    def part(self, start: int, stop: int) -> PairBlock:
+        """The pairs from one place to before another."""
+        places = slice(start, stop)
+        return PairBlock(self.features[places], self.scores[places], self.holdout[places], self.tenants[places])
 
     @classmethod
     def of(cls, pairs: Sequence[Pair]) -> PairBlock:
         """The arrays of at least one pair."""
         features = np.frombuffer(b"".join([pair.features for pair in pairs]), np.float32).reshape(len(pairs), -1)
-        return cls(features, np.array([pair.score for pair in pairs], dtype=np.float32), [pair.holdout for pair in pairs])
+        scores = np.array([pair.score for pair in pairs], dtype=np.float32)
+        return cls(features, scores, [pair.holdout for pair in pairs], [pair.tenant for pair in pairs])
 
 
 def check_score(score: float, low: float, high: float) -> None:
     """Raises PairError for a score that is not a number in [low, high]."""
     if not low <= score <= high:
         raise PairError(f"true_score: {shown(score)} is outside {shown(low)} to {shown(high)}")
+
+
+def checked_tenant(name: object) -> str:
+    """The name of a tenant, which names a directory, too. Raises PairError for one that is not allowed."""
+    if not isinstance(name, str) or not re.fullmatch(TENANT_PATTERN, name):
+        raise PairError(f"tenant: {str(name)[:64]!r}; expected {TENANT_ALLOWED}")
+    return name
 
 
 def shown(value: float) -> str:

@@ -27,8 +27,8 @@ Name = Annotated[str, Meta(max_length=MAX_NAME_CHARACTERS)]
 class Request(msgspec.Struct, gc=False):
     """The fields of a request line that the sidecar reads.
 
-    Types are checked, except those of what the score is and of the encoder's settings, which only some models take; numbers
-    are not.
+    Types are checked, except those of what the score is, of the tenant and of the encoder's settings, which only some sidecars
+    take; numbers are not.
     """
 
     features: list[float] | dict[str, float]
@@ -36,6 +36,7 @@ class Request(msgspec.Struct, gc=False):
     job_id: Name | UnsetType = UNSET
     group: Name | UnsetType = UNSET
     target: Any = UNSET
+    tenant: Any = UNSET
     encoder: Any = UNSET
     preset: Any = UNSET
     crf: Any = UNSET
@@ -48,6 +49,7 @@ class _Features(msgspec.Struct):
 class _Names(msgspec.Struct):
     job_id: Any = UNSET
     group: Any = UNSET
+    tenant: Any = UNSET
 
 
 _decoder = msgspec.json.Decoder(Request)
@@ -107,6 +109,15 @@ def names_of(line: bytes) -> tuple[str | UnsetType, str | UnsetType]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return UNSET, UNSET
     return _name(found.job_id), _name(found.group)
+
+
+def tenant_of(line: bytes) -> str:
+    """The tenant that a journalled line names, empty if it names none."""
+    try:
+        tenant = _names.decode(line).tenant
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    return tenant if isinstance(tenant, str) else ""
 
 
 def _name(value: object) -> str | UnsetType:

@@ -76,7 +76,7 @@ class Checkpointing:
     def follow(self, base: BaseModel) -> None:
         """Compare the checkpoints to come with another base model, and give them its form."""
         self._terms = replace(self._terms, base=base, export_io=self._export_io)
-        if self._online.learner.trainer.trained < self._published_pairs:  # a new run, which counts anew
+        if self._online.learner.learned < self._published_pairs:  # a new run, which counts anew
             self._published_pairs = self._pairs_in_job = 0
 
     def turn(self, now: float) -> str:
@@ -129,17 +129,19 @@ class Checkpointing:
 
     @property
     def _has_model(self) -> bool:
-        return not self._online.backlog.failed and self._online.learner.trainer.ema is not None
+        """And pairs on which its graph can be checked."""
+        trainer = self._online.learner.trainer
+        return not self._online.backlog.failed and trainer.ema is not None and len(trainer.replay) > 0
 
     @property
     def _new_pairs(self) -> int:
         """Pairs trained on since the last checkpoint of this state."""
-        trained = self._online.learner.trainer.trained
-        return trained - self._published_pairs if trained >= self._published_pairs else trained
+        learned = self._online.learner.learned
+        return learned - self._published_pairs if learned >= self._published_pairs else learned
 
     def _begin(self) -> Future[Published]:
         self._schedule.begun()
-        self._pairs_in_job = self._online.learner.trainer.trained
+        self._pairs_in_job = self._online.learner.learned
         job = self._worker.submit(publication(self._online.learner, self._terms, self._state))
         job.add_done_callback(lambda job: self._wake())
         return job

@@ -18,8 +18,9 @@ from sidecar import log
 from sidecar.features.names import name_of
 from sidecar.learning.drift.two_samples import Comparison
 from sidecar.learning.metrics import plcc, rmse, winsorized_rmse
+from sidecar.learning.tenants.tenants import Tenants
 from sidecar.monitoring.history import History
-from sidecar.monitoring.status import Phase, Status
+from sidecar.monitoring.status import Phase, Status, TenantFigures
 from sidecar.monitoring.verdict.findings import Findings
 from sidecar.online.training import OnlineTraining
 from sidecar.serve.maintenance import Every
@@ -106,6 +107,7 @@ class StatusBoard:
             divergences=trainer.divergence.count,
             rate_share=trainer.divergence.share,
             shifts=trainer.shifts,
+            **_of_tenants(learner.tenants),
             refits=dict(trainer.refits),
             degraded=tuple(online.damages.names) or tuple(online.damages.counts),
             damage=dict(online.damages.counts),
@@ -125,6 +127,21 @@ def _in_words(comparison: Comparison, names: Sequence[str]) -> str:
     if len(over) > 3:
         told += f" and {len(over) - 3} others"
     return f"{told}; most likely their order" if 2 * len(over) > len(comparison.distance) else told
+
+
+def _of_tenants(tenants: Tenants | None) -> dict[str, Any]:
+    """The fields of a `Status` that are about tenants."""
+    if tenants is None:
+        return {}
+    figures = tuple(
+        TenantFigures(name, tenant.pairs.added, *tenant.comparison.rmse, tenant.comparison.used)
+        for name, tenant in tenants.tenants.items()
+    )
+    pairs = sum(tenant.pairs for tenant in figures)
+    return {
+        "tenants": figures,
+        "tenant_pairs": {"head": pairs, "over_share": tenants.passed, "refused": tenants.refused},
+    }
 
 
 def _correlation(predicted: Array, true: Array) -> float | None:

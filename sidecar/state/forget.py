@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from sidecar.journal.segments import (
     with_ends,
 )
 from sidecar.pairs.holdout import holdout_position
-from sidecar.pairs.request import names_of
+from sidecar.pairs.request import names_of, tenant_of
 from sidecar.state.anchor import ANCHOR, kept_anchors, read_rows, write_rows
 from sidecar.state.damage import Damages
 from sidecar.state.directory import StateError, locked
@@ -31,8 +31,8 @@ from sidecar.state.verify import move_damaged_aside
 class Forgotten:
     """What `forget` removed.
 
-    pairs: journalled ones, by group; anchor: pairs of the anchor, and of one that is kept for a checkpoint that may come back;
-    first: the first position, None where there was none; from_position: from where the next start trains again.
+    pairs: journalled ones, by group, or by tenant; anchor: pairs of the anchor, and of one that is kept for a checkpoint that
+    may come back; first: the first position, None where there was none; from_position: from where the next start trains again.
     """
 
     pairs: dict[str, int]
@@ -41,14 +41,14 @@ class Forgotten:
     from_position: int
 
 
-def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
+def forget(names: Sequence[str], state_directory: Path, of_tenants: bool = False) -> Forgotten:
     """Replace every pair of these groups by a tombstone that keeps its position, and remove what was made of them.
 
-    groups: as pairs name them; of a pair without a group, its job_id. What is damaged is repaired or moved to `damaged/` first,
-    as at a start. Then snapshots that hold such a pair go, with all that is in `damaged/` and what a crash left; then the
-    anchor's pairs, then the journal's: stopped in the middle, it is finished by running it again. The next start trains on what
-    is left. Where retention has removed the journal's beginning, all snapshots go, and where pairs are lost, those that hold
-    them: nobody can tell whose pairs they were.
+    names: of groups, as pairs name them; of a pair without a group, its job_id. of_tenants: they are names of tenants instead.
+    What is damaged is repaired or moved to `damaged/` first, as at a start. Then snapshots that hold such a pair go, with all
+    that is in `damaged/` and what a crash left; then the anchor's pairs, then the journal's: stopped in the middle, it is
+    finished by running it again. The next start trains on what is left. Where retention has removed the journal's beginning,
+    all snapshots go, and where pairs are lost, those that hold them: nobody can tell whose pairs they were.
 
     Raises StateError if a sidecar holds the directory, or there is no journal in it; JournalError if the journal is of a format
     before the first release, or a segment cannot be read or written, with the segments before it done.
@@ -67,19 +67,23 @@ def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
 
             find_end(state_directory, keep_aside)
             segments = journal_segments(state_directory)
-            found: dict[str, int] = dict.fromkeys(groups, 0)
+            name_of = tenant_of if of_tenants else _group
+            found: dict[str, int] = dict.fromkeys(names, 0)
+            groups = set() if of_tenants else {*names}
             affected: list[Path] = []
             first: int | None = None
             unknown = [0] if not segments or first_position(segments[0]) > 0 else []
             for segment, end in with_ends(segments):
                 damaged: list[Damage] = []
                 before = sum(found.values())
-                for position, group in _groups(segment, end, damaged):
-                    if group is None:
+                for position, line in _pairs(segment, end, damaged):
+                    if line is None:
                         unknown.append(position)
-                    elif group in found:
-                        found[group] += 1
+                    elif (name := name_of(line)) in found and name:
+                        found[name] += 1
                         first = position if first is None else first
+                        if of_tenants:
+                            groups.add(_group(line))
                 if damaged:
                     repair(segment, end, keep_aside)
                     unknown.append(first_position(segment))
@@ -95,7 +99,7 @@ def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
             sync_directory(state_directory)
             anchor = _clear_anchors(state_directory, groups)
             for segment in affected:
-                replace_segment(segment, _without(segment, found))
+                replace_segment(segment, _without(segment, lambda line: name_of(line) in found))
         except OSError as error:
             raise JournalError(f"{error.filename or state_directory}: {error.strerror or error}") from error
         begins = first_position(segments[0]) if segments else 0
@@ -103,19 +107,16 @@ def forget(groups: Sequence[str], state_directory: Path) -> Forgotten:
     return Forgotten(found, anchor, first, from_position)
 
 
-def _groups(segment: Path, end: int | None, damaged: list[Damage]) -> Iterator[tuple[int, str | None]]:
-    """Positions and groups of the pairs in a segment, None of one that is lost; of a pair without either name, nothing.
-
-    damaged: gets what is.
-    """
+def _pairs(segment: Path, end: int | None, damaged: list[Damage]) -> Iterator[tuple[int, bytes | None]]:
+    """Positions and lines of the pairs in a segment, None of one that is lost. damaged: gets what is."""
     for block in whole_blocks(segment, end, lambda segment, damage: damaged.append(damage)):
         position = block.position
         for line in block.lines:
             if not line.startswith(RUN):
                 if line == LOST:
                     yield position, None
-                elif line != GONE and (name := _group(line)):
-                    yield position, name
+                elif line != GONE:
+                    yield position, line
                 position += 1
 
 
@@ -124,21 +125,22 @@ def _group(line: bytes) -> str:
     return group or job_id or ""
 
 
-def _clear_anchors(state_directory: Path, groups: Sequence[str]) -> int:
+def _clear_anchors(state_directory: Path, groups: Collection[str]) -> int:
+    """Remove these groups' pairs from the anchors; where a pair has no name, "", nobody can tell which these are: all go."""
     positions = {holdout_position(group, "", b"") for group in groups if group}
     removed = 0
     for path in (state_directory / ANCHOR, *kept_anchors(state_directory)):
         rows = read_rows(path)
         if rows is not None:
-            kept = rows[[position not in positions for position in rows[:, -1].tolist()]]
+            kept = rows[["" not in groups and position not in positions for position in rows[:, -1].tolist()]]
             if len(kept) < len(rows):
                 write_rows(path, kept)
             removed += len(rows) - len(kept)
     return removed
 
 
-def _without(segment: Path, groups: Container[str]) -> Iterator[bytes]:
-    """The blocks of a segment, with tombstones in the place of these groups' pairs."""
+def _without(segment: Path, is_forgotten: Callable[[bytes], bool]) -> Iterator[bytes]:
+    """The blocks of a segment, with tombstones in the place of some pairs."""
     for block in whole_blocks(segment, None, lambda segment, damage: None):
-        kept = (line if line.startswith(b"#") or _group(line) not in groups else GONE for line in block.lines)
+        kept = (line if line.startswith(b"#") or not is_forgotten(line) else GONE for line in block.lines)
         yield encode_block(block.position, [*kept])

@@ -115,6 +115,7 @@ function take(answer) {
   fillCounts($("rejected"), rejected);
   fill($("settings"), [], Object.entries(answer.settings).map(([name, value]) =>
     [element("th", name.replaceAll("_", " ")), element("td", value === null ? "–" : String(value))]));
+  showTenants(answer.tenants);
   $("live").hidden = false;
 }
 
@@ -293,6 +294,32 @@ function showDrift({reference_groups: first, latest_groups: last, limit, feature
     Charts.show(chart, `${each.name}, first and latest`, (width) => Charts.spreads(width, parts, {x: null, zero: false}));
     return figure;
   }));
+}
+
+const TENANTS = {name: "Tenant", pairs: "Pairs", rmse_of_shared: "RMSE, shared", rmse: "RMSE, own head", used: "In use"};
+let order = {by: "pairs", falling: true}; // of the tenants, chosen by a click on a column's name
+
+function showTenants(tenants) {
+  $("with-tenants").hidden = !tenants?.length;
+  const heads = Object.entries(TENANTS).map(([by, name]) => {
+    const head = element("th", "", ...(by === "name" ? [] : ["number"])), button = element("button", name, "plain");
+    button.addEventListener("click", () => {
+      order = {by, falling: by === order.by ? !order.falling : by !== "name"};
+      showTenants(tenants);
+    });
+    if (by === order.by) head.ariaSort = order.falling ? "descending" : "ascending";
+    head.append(button);
+    return head;
+  });
+  const compare = ({[order.by]: a}, {[order.by]: b}) => (a < b ? -1 : a > b ? 1 : 0) * (order.falling ? -1 : 1);
+  const table = $("tenants"), focused = table.contains(document.activeElement) && document.activeElement.textContent;
+  fill(table, heads, [...(tenants ?? [])].sort(compare).map((each) => [
+    element("th", each.name),
+    element("td", count(each.pairs), "number"),
+    ...[each.rmse_of_shared, each.rmse].map((figure) => element("td", number(figure), "number")),
+    element("td", each.used ? "yes" : "no", each.used ? "good" : "quiet", "number"),
+  ]));
+  if (focused) heads.find((head) => head.textContent === focused)?.firstChild.focus();
 }
 
 function showCheckpoints(told) {

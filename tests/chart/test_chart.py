@@ -375,7 +375,7 @@ def test_unset_keys_render_no_variable():
 
 @pytest.mark.parametrize("key", SETTINGS)
 def test_a_key_reaches_its_variable(key):
-    value = TRAINER[key].get("default", 81 if key == "nFeatures" else "/mnt/vmafx-models/s")
+    value = TRAINER[key].get("default", {"nFeatures": 81, "tenants": "a,b"}.get(key, "/mnt/vmafx-models/s"))
     variable, kind = SETTINGS[key].metadata["env"], SETTINGS[key].metadata["kind"]
     environment = trainer_environment(**{key: value})
     assert kind.parse(environment[variable]) == kind.parse(f"{value}/training-0" if key == "stateDir" else str(value))

@@ -20,7 +20,7 @@ import pytest
 from onnx_builder import Network, Port
 from onnx_builder.write import to_bytes
 from sidecar import LiveModel
-from sidecar.checkpoints.directory import promote
+from sidecar.checkpoints.directory import promote, share_stable, tenant_directory
 from sidecar.consumer.live_model import NoModelError, _close_all
 from sidecar.consumer.verified import verified
 from tests.consumer.published import ROW, ModelServer, constant, publish_model, score_of
@@ -109,6 +109,7 @@ def test_without_a_model_it_says_so_or_waits(source, directory, registry):
         ({"score_deviation": -1.0}, "score_deviation=-1.0: expected a number above 0"),
         ({"fallback_threshold": -1}, "fallback_threshold=-1: expected a number from 0"),
         ({"policy": "newest"}, "policy='newest': expected one of"),
+        ({"tenant": "../b"}, r"tenant='\.\./b': expected 1 to 64 letters"),
         ({"base": "nowhere.onnx"}, r"nowhere\.onnx: no such file"),
     ],
 )
@@ -442,3 +443,19 @@ def test_a_base_model_that_is_fed_otherwise_can_be_followed_by_a_checkpoint(dire
         assert model.predict([ROW, ROW]) == pytest.approx([score_of(10, shifted)] * 2)
         publish_model(directory, constant(30))
         wait_until(lambda: model.version == "model_v000001")
+
+
+def test_a_tenant_without_a_model_of_its_own_has_the_shared_one(directory, registry):
+    mine = tenant_directory(directory, "a")
+    publish_model(directory, constant(20))
+    with LiveModel(directory, tenant="a", **SOON, registry=registry) as model:
+        assert one(model) == pytest.approx(score_of(20))
+        share_stable(mine)
+        publish_model(mine, constant(30), stable=False)
+        publish_model(directory, constant(40))
+        wait_until(lambda: one(model) == pytest.approx(score_of(40)))
+        publish_model(mine, constant(50))
+        wait_until(lambda: one(model) == pytest.approx(score_of(50)))
+        share_stable(mine)
+        wait_until(lambda: one(model) == pytest.approx(score_of(40)))
+        assert (model.swaps["ok"], model.swaps["refused"]) == (4, 0)

@@ -83,7 +83,7 @@ def test_every_metric_is_explained_and_no_other():
     # A value that is not there yet is not exported.
     errors = ("loss", *(f"prequential_{figure}" for figure in ("rmse", "winsorized_rmse", "constant_rmse", "plcc")))
     gauges = (*errors, "feature_drift", "feature_distance", "step_seconds", "checkpoint_time")
-    status = Status(version=1, **dict.fromkeys(gauges, 0.5))
+    status = Status(version=1, tenants=(), tenant_pairs={"head": 1}, **dict.fromkeys(gauges, 0.5))
     exported = {family.name + ("_total" if family.type == "counter" else "") for family in metric_families(status)}
     assert set(re.findall(r"^\| `(vmafx_training_\w+)", OPERATIONS, flags=re.MULTILINE)) == exported
     clients = {f"{counter.describe()[0].name}_total" for counter in _metrics(None)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sidecar.learning.drift.two_samples import Comparison
-from sidecar.monitoring.status import Status
+from sidecar.monitoring.status import Status, TenantFigures
 
 FULL = Status(
     phase="running",
@@ -63,6 +63,12 @@ FULL = Status(
     divergences=2,
     rate_share=0.25,
     shifts=3,
+    tenants=(
+        TenantFigures("a", 3000, 2.5, 0.5, True),
+        TenantFigures("b", 900, 1.5, 1.25, True),
+        TenantFigures("c", 100, 1, 1, False),
+    ),
+    tenant_pairs={"head": 4000, "over_share": 30, "refused": 20},
     rolled_back="model_v000040: worse",
 )
 UNKNOWN_AT_FIRST = (

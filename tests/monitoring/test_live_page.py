@@ -17,7 +17,7 @@ import pytest
 from sidecar.learning.drift.two_samples import Comparison, distances
 from sidecar.monitoring.history import COLUMNS, HISTORY, History, write_history
 from sidecar.monitoring.pages import JSON, Pages
-from sidecar.monitoring.status import Finding, Status
+from sidecar.monitoring.status import Finding, Status, TenantFigures
 from sidecar.monitoring.verdict.rules import DOWN
 from sidecar.network.http import Page
 from sidecar.network.http_server import start_http
@@ -515,3 +515,26 @@ def test_nothing_sticks_out_at_the_side(page, served, width):
     wait_until(lambda: "model_v000001" in text_of(page, "#checkpoints"), "the checkpoint")
     page.ask("document.querySelector('details').open = true")
     assert page.ask("document.documentElement.scrollWidth") == width
+
+
+def test_tenants_are_in_a_table_that_can_be_sorted(page, show):
+    figures = (TenantFigures("b", 300, 2.5, 0.5, True), TenantFigures(MARKUP, 4000, 1.0, 1.25, False))
+    show(rows_of(lambda i: 2), tenants=figures)
+
+    def names():
+        return page.ask("[...document.querySelectorAll('#tenants tbody tr')].map(each => each.cells[0].textContent)")
+
+    def click(column):
+        page.ask(f"[...document.querySelectorAll('#tenants button')].find(each => each.textContent === '{column}').click()")
+
+    assert names() == [MARKUP, "b"]  # by pairs
+    assert "4,000\t1\t1.25\tno" in text_of(page, "#tenants")
+    click("RMSE, shared")
+    assert names() == ["b", MARKUP]
+    click("RMSE, shared")
+    assert names() == [MARKUP, "b"]
+    assert page.ask("document.querySelector('#tenants [aria-sort]').ariaSort") == "ascending"
+    assert page.ask("document.querySelectorAll('main img, main script').length") == 0
+    show(rows_of(lambda i: 2))
+    assert not page.ask("document.querySelector('#tenants').checkVisibility()")
+    assert page.console() == []

@@ -15,7 +15,7 @@ from http import HTTPStatus
 import pytest
 
 import sidecar.monitoring.model_files as model_files_module
-from sidecar.checkpoints.directory import promote, publish
+from sidecar.checkpoints.directory import promote, publish, share_stable, tenant_directory
 from sidecar.consumer.follower import Follower
 from sidecar.monitoring.history import History
 from sidecar.monitoring.model_files import ModelFiles
@@ -225,6 +225,24 @@ def test_a_follower_takes_each_new_stable_model_once(directory, address):
         news = follower.news()
         assert (news.version, news.data) == (checkpoint.version, checkpoint.model.read_bytes())
         assert follower.news() is None
+
+
+def test_a_tenant_has_its_own_stable_model_or_the_shared_one(directory, address):
+    mine = tenant_directory(directory, "a")
+    follower = Follower(f"http://{address}", tenant="a")
+    shared = publish_model(directory, constant(20.0))
+    assert follower.news().data == shared.model.read_bytes()
+    share_stable(mine)
+    own = publish_model(mine, constant(30.0), stable=False)
+    other = publish_model(directory, constant(25.0))
+    assert (follower.news().name, follower.news()) == (other.name, None)
+    own = publish_model(mine, constant(35.0))
+    assert (own.version, follower.news().data) == (2, own.model.read_bytes())
+    assert ask(address, "/models/tenants/a/latest.json")[1]["X-Vmafx-Model-Version"] == own.name
+    assert ask(address, "/models/tenants/a/model_v000004.onnx")[0] == HTTPStatus.NOT_FOUND
+    status, headers, body = ask(address, "/models/tenants/b/stable.json")
+    assert (status, headers["Content-Location"], body) == (200, f"../../{other.name}.json", other.description.read_bytes())
+    assert ask(address, "/models/tenants/../stable.json")[0] == HTTPStatus.NOT_FOUND
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")

@@ -48,6 +48,11 @@ METRICS = {
     "vmafx_training_divergences_total": 2,
     "vmafx_training_learning_rate_share": 0.25,
     "vmafx_training_shifts_total": 3,
+    'vmafx_training_tenants{head="used"}': 2,
+    'vmafx_training_tenants{head="unused"}': 1,
+    'vmafx_training_tenant_pairs_total{result="head"}': 4000,
+    'vmafx_training_tenant_pairs_total{result="over_share"}': 30,
+    'vmafx_training_tenant_pairs_total{result="refused"}': 20,
     'vmafx_training_refits_total{result="adopted"}': 7,
     'vmafx_training_refits_total{result="rejected"}': 1,
     'vmafx_training_state_damage_total{file="journal"}': 0,
@@ -69,6 +74,7 @@ METRICS = {
 }
 ABSENT_AT_FIRST = {
     *(f"vmafx_training_{name}" for name in UNKNOWN_AT_FIRST),
+    *(name for name in METRICS if "tenant" in name),
     "vmafx_training_checkpoint_version",
     "vmafx_training_checkpoint_timestamp_seconds",
 }

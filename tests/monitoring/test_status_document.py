@@ -101,6 +101,8 @@ def test_the_status_tells_all():
         "divergences": 2,
         "shifts": 3,
         "learning_rate_share": 0.25,
+        "tenants": {"used": 2, "unused": 1},
+        "tenant_pairs": {"head": 4000, "over_share": 30, "refused": 20},
         "log_dropped": 6,
         "checkpoint_directory_lost": 8,
         "damage": {"snapshot": 1},

@@ -96,6 +96,8 @@ def test_status_for_a_person():
         "score                     vmaf_v0.6.1",
         "rejected, by reason       features 1",
         "features                  adm2, motion2",
+        "heads of tenants          used 2, unused 1",
+        "pairs of tenants          head 4,000, over share 30, refused 20",
     ]
 
 

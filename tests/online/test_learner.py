@@ -100,3 +100,67 @@ def test_another_base_model_begins_anew_and_keeps_the_pairs(example, base):
     assert np.array_equal(learner.trainer.replay.rows(), replayed)
     assert np.array_equal(learner.held_out.rows(), held_out)
     assert take(learner, example, 400, 450)[0].loss < 100
+
+
+TENANTS = replace(RUN, settings=replace(SETTINGS, tenants=("a", "b")))
+
+
+def take_tenants(learner, example, start, stop, step=None):
+    for at in range(start, stop, step or stop - start):
+        block = example.block(at, min(stop, at + (step or stop - start)))
+        learner.take(block._replace(tenants=["abc"[row // 12 % 3] for row in range(at, at + len(block.holdout))]))
+
+
+def assert_equal(one, other):
+    expected, found = one.state(), other.state()
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_with_tenants_a_learner_goes_on_bit_for_bit_from_its_state(example, base, with_base):
+    run = TENANTS if with_base else replace(TENANTS, base=None)
+    learner = Learner(run, base if with_base else None)
+    take_tenants(learner, example, 0, 333)
+    again = Learner.from_state(learner.state())
+    take_tenants(learner, example, 333, 800)
+    take_tenants(again, example, 333, 800, step=7)
+    assert again.tenants.tenants.keys() == {"a", "b"}
+    assert again.tenants.refused > 200
+    assert_equal(learner, again)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"tenants": None}, {"tenants": ("b", "c")}, {"tenant_rank": 2}, {"batch_size": 20}, {"learning_rate": 2e-4}]
+)
+def test_other_settings_of_tenants_begin_with_a_pair_and_lose_none(example, base, changes):
+    learner, run = Learner(TENANTS, base), replace(TENANTS, settings=replace(TENANTS.settings, **changes))
+    take_tenants(learner, example, 0, 400)
+    again = Learner.from_state(learner.state())
+    for each in (learner, again):
+        each.begin(run, None)
+        take_tenants(each, example, 400, 800)
+    assert_equal(learner, again)
+    waiting = 0 if learner.tenants is None else sum(tenant.held for tenant in learner.tenants.tenants.values())
+    assert 800 - len(learner.held_out) - learner.trainer.trained - waiting < 2 * 16
+
+
+def test_heads_are_made_again_with_another_base_model(example, base):
+    learner = Learner(TENANTS, base)
+    take_tenants(learner, example, 0, 800)
+    other = fit(example.features, example.true_score, np.arange(200), Recipe(epochs=10, hidden=8)).ema.network()
+    learner.begin(replace(TENANTS, base="other"), other)
+    network = next(model.network() for model in learner.tenants.models(learner.trainer) if model.name == "a")
+    assert network.dense_widths == (80, 8, 1)
+    assert not np.array_equal(network.forward(example.features), other.forward(example.features))
+    take_tenants(learner, example, 800, 900)
+
+
+def test_the_features_of_tenants_pairs_are_put_in_order_with_all_others(example, base):
+    names = tuple(f"f{number}" for number in range(80))
+    learner = Learner(replace(TENANTS, features=names, order=names), base)
+    take_tenants(learner, example, 0, 400)
+    before = learner.tenants.tenants["a"].pairs.rows()
+    learner.begin(replace(TENANTS, features=names, order=names[::-1], base="other"), base)
+    after = learner.tenants.tenants["a"].pairs.rows()
+    assert np.array_equal(after, np.column_stack([before[:, 79::-1], before[:, 80]]))

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 
 import numpy as np
 import pytest
 
 from onnx_builder.read import read
+from sidecar.checkpoints.directory import LATEST, STABLE, checkpoints, linked, tenant_directory
+from sidecar.checkpoints.publishing import Terms
 from sidecar.journal.blocks import RUN, encode_block
 from sidecar.journal.repair import replace_segment
 from sidecar.journal.run import ALGORITHM, Run
 from sidecar.journal.segments import journal_segments, whole_blocks
+from sidecar.learning.metrics import rmse
 from sidecar.learning.training_settings import TrainingSettings
+from sidecar.models.description import read_description
+from sidecar.online.publication import publication
 from sidecar.online.training import OnlineTraining
+from sidecar.state.base_models import digest_of
 from tests.conftest import EXAMPLE, run
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
@@ -111,3 +118,56 @@ def test_options_that_it_would_pass_over_are_refused(state, tmp_path, option):
     done = stream(state, "--output", tmp_path / "c", *option)
     assert done.returncode == 2
     assert f"{option[0]} cannot be used with --stream" in done.stderr
+
+
+def test_the_heads_of_tenants_are_made_again_as_they_were_published(tmp_path, example, base):
+    """Encodes belong to two tenants in turn, the second of which scores ten points lower."""
+    lines = []
+    for number, line in enumerate(gzip.decompress(EXAMPLE.read_bytes()).splitlines()[:900]):
+        pair, tenant = json.loads(line), number // 12 % 2
+        lines.append(
+            json.dumps({**pair, "true_score": max(0, pair["true_score"] - 10 * tenant), "tenant": "ab"[tenant]}).encode()
+        )
+    settings = TrainingSettings(tenants=("*",), tenant_rank=2)
+    online = OnlineTraining(tmp_path / "state", Run(80, settings, 0.05, digest_of(base)), base)
+    directory, stop = tmp_path / "checkpoints", 800
+    online.accept(lines[:stop])
+    publication(online.learner, Terms(directory), tmp_path / "state")()
+    published = {
+        name: [read_description(each.model) for each in checkpoints(tenant_directory(directory, name))] for name in "ab"
+    }
+    assert [about["tenant"]["name"] for each in published.values() for about in each] == ["a", "b"]
+    assert published["b"][0]["gate"]["verdict"] == "stable"
+    assert linked(tenant_directory(directory, "b"), STABLE).version == 1
+    publication(online.learner, Terms(directory), tmp_path / "state")()
+    assert len(checkpoints(tenant_directory(directory, "b"))) == 1  # no pair has come
+    online.accept(lines[stop:])
+    online.close()
+    done = stream(tmp_path / "state", "--until", stop - 1, "--output", tmp_path / "again")
+    assert done.returncode in (0, 1), done.stderr
+    for name in "ab":
+        mine, again = (tenant_directory(each, name) / "model_v000001.onnx" for each in (directory, tmp_path / "again"))
+        assert mine.read_bytes() == again.read_bytes()
+    unseen = slice(1500, 2400)
+    lower = np.maximum(0, example.true_score[unseen] - 10)
+    own, shared = (read(each / "model_v000001.onnx").forward(example.features[unseen]) for each in (mine.parent, directory))
+    assert rmse(own, lower) < 0.5 * rmse(shared, lower)
+
+
+def test_a_head_that_is_no_better_leaves_the_tenant_the_shared_model(tmp_path, example, base):
+    lines = [
+        json.dumps({**json.loads(line), "tenant": "a"}).encode()
+        for line in gzip.decompress(EXAMPLE.read_bytes()).splitlines()[:40]
+    ]
+    lines[:16] = [line.replace(b', "tenant": "a"', b"") for line in lines[:16]]
+    online = OnlineTraining(tmp_path / "state", Run(80, TrainingSettings(tenants=("a",)), 0, digest_of(base)), base)
+    online.accept(lines)
+    publication(online.learner, Terms(tmp_path / "c"), tmp_path / "state")()
+    online.close()
+    mine = tenant_directory(tmp_path / "c", "a")
+    assert read_description(mine / "model_v000001.onnx")["gate"] == {
+        "verdict": "unverified",
+        "reason": "16 pairs of the tenant were predicted, fewer than 50",
+    }
+    assert [os.readlink(mine / name) for name in ("stable.onnx", "stable.json")] == ["../../stable.onnx", "../../stable.json"]
+    assert linked(mine, LATEST).version == 1

@@ -104,3 +104,19 @@ def test_holdout_position_is_blake2b_of_the_group_else_the_job_else_the_features
     assert holdout_position("", "", features) == position(features)
     positions = [holdout_position(f"g{i}", "", b"") for i in range(4000)]
     assert np.mean(np.array(positions) < 0.1) == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize("tenant", ["a", "Team-7_x.y", "0" * 64])
+def test_a_pair_has_the_tenant_that_it_names_where_there_are_tenants(tenant):
+    line = b'{"features":[1,2],"true_score":5,"tenant":"%s"}' % tenant.encode()
+    assert PairReader(2, tenants=True).read(line).tenant == tenant
+    assert PairReader(2).read(line).tenant == ""
+    assert PairReader(2, tenants=True).read(b'{"features":[1,2],"true_score":5}').tenant == ""
+
+
+@pytest.mark.parametrize("tenant", ['""', '"' + "a" * 65 + '"', '".."', '"a/b"', '"a\\n"', '"é"', "null", "5"])
+def test_a_tenant_that_cannot_name_a_directory_is_refused_where_there_are_tenants(tenant):
+    line = b'{"features":[1,2],"true_score":5,"tenant":%s}' % tenant.encode()
+    with pytest.raises(PairError, match=r"tenant: .*; expected 1 to 64 letters, digits, dots, underscores and hyphens"):
+        PairReader(2, tenants=True).read(line)
+    assert PairReader(2).read(line).tenant == ""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.checkpoints.directory import checkpoints
+from sidecar.checkpoints.directory import checkpoints, tenant_directory
 from sidecar.journal.segments import read_journal
 from tests.conftest import run
 from tests.running import PATIENCE_S, Sidecar, journalled, published
@@ -254,4 +254,25 @@ def test_what_is_forgotten_between_lives_was_never_there(serve, base_path, strea
     assert [line for line in again if json.loads(line)["group"] not in forgotten] == kept
     run_of(serve, tmp_path / "whole", settings, again)
     assert published(killed)[-1] == published(tmp_path / "whole")[-1]
+    check_that_checkpoints_can_be_made_again(killed, tmp_path, count=1)
+
+
+def test_heads_of_tenants_end_where_they_would_have_ended(serve, base_path, stream, tmp_path, killed, kills):
+    """Three tenants, of which one is not allowed, and pairs of none; their encodes come in turn."""
+    pairs = [json.loads(line) for line in stream]
+    for number, pair in enumerate(pairs):
+        if tenant := ["a", "b", "", "c"][number // 5 % 4]:
+            pair["tenant"] = tenant
+        pair["true_score"] = max(0.0, pair["true_score"] - (5 if tenant == "b" else 0))
+    tenants = [json.dumps(pair).encode() for pair in pairs]
+    settings = {"base_model": base_path, **BUSY, "tenants": "a,b", "tenant_rank": 1, "tenant_share": 0.3}
+    whole = run_of(serve, tmp_path / "whole", settings, tenants)
+    live_and_die(kills, lambda life: serve(killed, **settings), [tenants], random.Random(11))
+    assert journalled(killed) == tenants
+    assert published(killed)[-1] == published(tmp_path / "whole")[-1]
+    for name in "ab":
+        both = [tenant_directory(each / "checkpoints", name) for each in (killed, whole.directory)]
+        ends = [checkpoints(each)[-1].model.read_bytes() for each in both]
+        assert ends[0] == ends[1]
+    assert not tenant_directory(killed / "checkpoints", "c").exists()
     check_that_checkpoints_can_be_made_again(killed, tmp_path, count=1)

@@ -15,6 +15,7 @@ from sidecar.journal.run import Run
 from sidecar.journal.segments import JournalError, journal_segments, read_journal
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.online.training import OnlineTraining
+from sidecar.pairs.holdout import holdout_position
 from sidecar.state.anchor import read_anchor, write_anchor
 from sidecar.state.base_models import digest_of
 from sidecar.state.directory import StateError
@@ -29,7 +30,13 @@ def lines(example):
     pairs = zip(example.features[:600].tolist(), example.true_score[:600].tolist(), strict=True)
     return [
         json.dumps(
-            {"job_id": f"j{i}", **({"group": f"g{i // 12}"} if i // 12 % 5 else {}), "features": x, "true_score": y}
+            {
+                "job_id": f"j{i}",
+                **({"group": f"g{i // 12}"} if i // 12 % 5 else {}),
+                "features": x,
+                "true_score": y,
+                "tenant": "abc"[i // 12 % 3],
+            }
         ).encode()
         for i, (x, y) in enumerate(pairs)
     ]
@@ -45,8 +52,8 @@ def more(lines):
 def train(tmp_path, base):
     """Trains on lines in a directory; gives the state's arrays."""
 
-    def go(name, lines, snapshot_every=150):
-        online = OnlineTraining(tmp_path / name, Run(80, TrainingSettings(), 0.2, digest_of(base)), base)
+    def go(name, lines, snapshot_every=150, settings=None):
+        online = OnlineTraining(tmp_path / name, Run(80, settings or TrainingSettings(), 0.2, digest_of(base)), base)
         for start in range(0, len(lines), snapshot_every):
             online.accept(lines[start : start + snapshot_every])
             online.snapshot()()
@@ -88,6 +95,28 @@ def test_what_is_left_trains_as_if_the_pairs_had_never_come(tmp_path, train, lin
     never = train("never", [line for line in lines if not is_theirs(line)])
     assert_as_if_never_seen(train("state", more), train("never", more))
     assert never["counts"][1] > 300
+
+
+def test_without_a_tenants_pairs_it_is_as_if_the_tenant_had_never_been_there(tmp_path, train, lines, more):
+    settings = TrainingSettings(tenants=("*",), tenant_rank=1)
+    train("state", lines, settings=settings)
+    rows = np.column_stack([np.zeros((3, 81)), [holdout_position("g1", "", b""), holdout_position("g2", "", b""), 0.5]])
+    write_anchor(tmp_path / "state", rows)
+    done = forget(["b"], tmp_path / "state", of_tenants=True)
+    assert done.pairs == {"b": sum(json.loads(line)["tenant"] == "b" for line in lines)}
+    assert (done.first, done.anchor) == (12, 1)
+    others = [[line for line in each if json.loads(line)["tenant"] != "b"] for each in (lines, more)]
+    never = train("never", others[0], settings=settings)
+    assert_as_if_never_seen(train("state", others[1], settings=settings), train("never", others[1], settings=settings))
+    assert json.loads(never["tenants"].tobytes())["names"] == ["a", "c"]
+
+
+def test_a_tenants_pairs_without_a_name_take_the_whole_anchor_with_them(tmp_path, train, lines):
+    pair = json.loads(lines[0])
+    del pair["job_id"]
+    train("state", [json.dumps(pair).encode(), *lines[12:60]])
+    write_anchor(tmp_path / "state", np.zeros((3, 82)))
+    assert forget(["a"], tmp_path / "state", of_tenants=True).anchor == 3
 
 
 def test_a_forgotten_pair_that_comes_again_is_no_duplicate(tmp_path, train, lines, base):

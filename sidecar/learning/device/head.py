@@ -9,7 +9,7 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_builder.network import Array, Network
+from onnx_builder.network import Array, Network, Step
 from sidecar.learning.device.stacked import Device, Stacked
 from sidecar.learning.head import Head
 from sidecar.learning.passes import Pass, parameter_views
@@ -40,8 +40,8 @@ class DeviceHead(Head):
             self._programs = {}
         super().bound_errors(limit)
 
-    def network(self) -> Network:
-        return self._copied().network()
+    def steps(self, shared: bool = False) -> tuple[Step, ...]:
+        return self._copied().steps(shared)
 
     def batch(self, n: int) -> Array:
         return self._on_host.batch(n)

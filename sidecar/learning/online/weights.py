@@ -72,7 +72,10 @@ class Weights:
 
     def network(self, head: Head) -> Network:
         """The function of `live` or `ema`, in the base model's own units."""
-        network = head.network()
+        return self.in_base_units(head.network())
+
+    def in_base_units(self, network: Network) -> Network:
+        """A network in the units of `live`, in the base model's own."""
         return self._conditioning.remove(network) if self._conditioning else network
 
     def in_units_of(self, features: Array) -> Weights:

@@ -1,0 +1,51 @@
+"""How much of the trunk's training one tenant may drive."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+
+from sidecar.learning.training_settings import TrainingSettings
+
+STEPS = 1000
+"""Consecutive steps of the trunk of which a tenant may drive no more than its share."""
+
+
+class Share:
+    """Lets pairs train the trunk as long as no tenant has more than its share of the last ones.
+
+    passed: pairs that it did not let.
+    """
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        steps = settings.steps_per_batch if settings.replay_mix else 1
+        self._window = max(1, STEPS // steps) * settings.new_pairs
+        self._most = settings.tenant_share * self._window
+        self._recent: deque[str] = deque()
+        self._counts: Counter[str] = Counter()
+        self.passed = 0
+
+    def admits(self, tenant: str) -> bool:
+        """Whether a pair of this tenant trains the trunk; one of none, "", always does."""
+        if tenant and self._counts[tenant] + 1 > self._most:
+            self.passed += 1
+            return False
+        self._add(tenant)
+        return True
+
+    @property
+    def recent(self) -> Sequence[str]:
+        """The tenants of the last pairs that it let, oldest first; `restore` continues from them."""
+        return self._recent
+
+    def restore(self, recent: Sequence[str], passed: int) -> None:
+        """Continue from the tenants of the last pairs."""
+        for tenant in recent:
+            self._add(tenant)
+        self.passed = passed
+
+    def _add(self, tenant: str) -> None:
+        if len(self._recent) == self._window:
+            self._counts[self._recent.popleft()] -= 1
+        self._recent.append(tenant)
+        self._counts[tenant] += 1

@@ -1,0 +1,84 @@
+"""Publishing tenants' heads, each in a directory of its own beside the shared checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from onnx_builder.network import Array, NetworkError
+from sidecar.checkpoints.directory import LATEST, CheckpointError, linked, share_stable, tenant_directory
+from sidecar.checkpoints.judging.gate import Evidence, Gate
+from sidecar.checkpoints.judging.references import PublishedModel, stable_model
+from sidecar.checkpoints.publishing import Terms, publish_network
+from sidecar.learning.metrics import rmse
+from sidecar.learning.tenants.comparison import LEAST_PAIRS
+from sidecar.learning.tenants.tenants import Model
+from sidecar.log import event
+from sidecar.models.description import DescriptionError, read_description
+
+_log = logging.getLogger(__name__)
+
+
+def publish_heads(
+    models: Sequence[Model], terms: Terms, shared: Gate, parity_features: Array, description: dict[str, Any]
+) -> None:
+    """Publish the heads of tenants that have sent pairs since their last one.
+
+    terms, shared, parity_features, description: those of the shared model that they stand on, which is published, and its
+    verdict. A tenant's `stable.onnx` is its own, or the shared one while that is as good. What cannot be published is logged;
+    the next publication tries again.
+    """
+    changed = [each for each in models if _published_pairs(tenant_directory(terms.directory, each.name)) != each.pairs.added]
+    stable = stable_model(terms.directory) if changed else None
+    for model in changed:
+        no_held_out = Evidence("held-out pairs", parity_features[:0], parity_features[:0, 0])
+        directory, (rmse_shared, rmse_own) = tenant_directory(terms.directory, model.name), model.comparison.rmse
+        about = {
+            "name": model.name, "pairs": model.pairs.added, "compared": model.comparison.pairs, "rmse": rmse_own,
+            "rmse_of_shared_weights": rmse_shared,
+        }  # fmt: skip
+        try:
+            gate = shared if shared.verdict == "incompatible" else judge_head(model, stable)
+            if gate.verdict != "stable":
+                share_stable(directory, terms.lock_s)  # before there is a checkpoint that is not published again
+            published = publish_network(
+                model.network(), replace(terms, directory=directory, on_trial=False), [no_held_out], parity_features,
+                {**description, "tenant": about}, gate,
+            )  # fmt: skip
+        except (CheckpointError, NetworkError, OSError) as error:
+            event(_log, "head not published", logging.ERROR, tenant=model.name, error=str(error) or type(error).__name__)
+            continue
+        event(
+            _log, "head published", tenant=model.name, version=published.checkpoint.name, gate=published.gate.verdict,
+            reason=published.gate.reason,
+        )  # fmt: skip
+
+
+def judge_head(model: Model, stable: PublishedModel | None) -> Gate:
+    """The verdict on a head, from pairs that it and the shared weights predicted before they trained on them.
+
+    stable: the shared stable model, which it must not be behind either. Raises NetworkError if that cannot be used.
+    """
+    comparison, rows = model.comparison, model.pairs.rows()
+    if comparison.pairs < LEAST_PAIRS:
+        return Gate("unverified", f"{comparison.pairs} pairs of the tenant were predicted, fewer than {LEAST_PAIRS}")
+    of_shared, own = comparison.rmse
+    others = {"the shared weights": of_shared}
+    if stable is not None:
+        others[f"the shared {stable.name}"] = rmse(stable.predict(rows[:, :-1]), rows[:, -1])
+    figures = " and ".join(f"{error:.3f} of {name}" for name, error in others.items())
+    is_better = comparison.used and own < min(others.values())
+    return Gate("stable" if is_better else "unstable", f"RMSE {own:.3f} on the tenant's newest pairs, beside {figures}")
+
+
+def _published_pairs(directory: Path) -> int | None:
+    """How many pairs the tenant's newest checkpoint has seen; None if there is none, or it does not say so."""
+    newest = linked(directory, LATEST)
+    try:
+        about = (read_description(newest.model) or {}).get("tenant") if newest else None
+    except DescriptionError:
+        return None
+    return about.get("pairs") if isinstance(about, dict) else None

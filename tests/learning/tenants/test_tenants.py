@@ -1,0 +1,163 @@
+"""Tenants in training: any pieces of a stream give the same state, and tenants do each other no harm."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnx_builder.network import Clip
+from sidecar.learning.metrics import rmse
+from sidecar.learning.online.trainer import Trainer
+from sidecar.learning.recipe import Recipe, fit
+from sidecar.learning.tenants.tenants import Tenants
+from sidecar.learning.training_settings import TrainingSettings
+from sidecar.settings import MOST_TENANTS
+
+SETTINGS = TrainingSettings(tenants=("*",))
+MADE = {
+    "a": lambda scores: scores + 3,
+    "b": lambda scores: scores - 3,
+    "c": lambda scores: 100 * (scores / 100) ** 1.15,
+    "d": lambda scores: 0.8 * scores + 10,
+}
+
+
+@pytest.fixture(scope="module")
+def base(example):
+    return fit(example.features, example.true_score, np.arange(0, 2000, 3), Recipe(epochs=100)).ema.network()
+
+
+def stream(example, count):
+    """Pairs whose encodes belong to four tenants in turn, each with another meaning of the score."""
+    names = ["abcd"[row // 12 % 4] for row in range(count)]
+    scores = [MADE[name](score) for name, score in zip(names, example.true_score[:count], strict=True)]
+    return example.features[:count], np.clip(scores, 0, 100), names
+
+
+def fed(base, pairs, pieces, settings=SETTINGS):
+    trainer, tenants = Trainer(80, settings, base), Tenants(80, settings)
+    groups = []
+    for start, stop in itertools.pairwise(pieces):
+        groups += tenants.add(trainer, *(column[start:stop] for column in pairs), finish=start % 2 == 0)
+    return trainer, tenants, groups
+
+
+def network(trainer, tenants, name):
+    return next(model.network() for model in tenants.models(trainer) if model.name == name)
+
+
+def states(trainer, tenants):
+    return {**tenants.state(trainer), **trainer.state()}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    assert [name for name in one if not np.array_equal(one[name], other[name])] == []
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_it_does_not_matter_how_many_pairs_come_at_once(example, base, with_base):
+    pairs = stream(example, 700)
+    settings = replace(SETTINGS, batch_size=40, tenant_rank=2)  # 20 new pairs complete a group
+    at_once, *_ = expected = fed(base if with_base else None, pairs, [0, 700], settings)
+    in_pieces = fed(base if with_base else None, pairs, [0, *range(1, 400, 13), 509, 510, 511, 700], settings)
+    assert at_once.trained > 256
+    assert_equal(states(*expected[:2]), states(*in_pieces[:2]))
+    steps = [group.step for group in expected[2]]
+    assert steps == sorted(set(steps))
+    assert len({group.place for group in expected[2]}) == len(steps)
+
+
+@pytest.mark.parametrize("at", [100, 300, 333, 640])
+def test_training_goes_on_bit_for_bit_from_a_state(example, base, at):
+    features, scores, names = stream(example, 800)
+    settings = replace(SETTINGS, tenant_rank=1)
+    trainer, tenants, _ = fed(base, (features, scores, names), [0, at], settings)
+    state = states(trainer, tenants)
+    again = Trainer.from_state(80, settings, state)
+    continued = Tenants(80, settings)
+    continued.load(state, again)
+    for pair in ((trainer, tenants), (again, continued)):
+        pair[1].add(pair[0], features[at:], scores[at:], names[at:])
+    assert_equal(states(trainer, tenants), states(again, continued))
+
+
+def test_tenants_whose_scores_contradict_each_other_have_right_heads_and_an_unspoilt_trunk(example, base):
+    features, scores, names = stream(example, 1600)
+    trainer, tenants, _ = fed(base, (features, scores, names), [0, 1600])
+    plain = Trainer(80, TrainingSettings(), base)
+    plain.add(features, scores)
+    unseen, true = example.features[2000:], example.true_score[2000:]
+    for name, made in MADE.items():
+        expected = np.clip(made(true), 0, 100)
+        own = rmse(np.clip(network(trainer, tenants, name).forward(unseen), 0, 100), expected)
+        shared = rmse(np.clip(plain.network(plain.ema).forward(unseen), 0, 100), expected)
+        assert tenants.tenants[name].comparison.used
+        assert own < 0.6 * shared
+
+
+def test_pairs_of_no_tenant_train_as_without_tenants(example, base):
+    features, scores, _ = stream(example, 592)
+    trainer, tenants, groups = fed(base, (features, scores, [""] * 592), [0, 592])
+    plain = Trainer(80, SETTINGS, base)
+    assert plain.add(features, scores) == groups
+    assert_equal(plain.state(), trainer.state())
+    assert not tenants.tenants
+
+
+def test_tenants_that_are_not_allowed_train_the_shared_weights_alone(example, base):
+    features, scores, names = stream(example, 160)
+    trainer, tenants, _ = fed(base, (features, scores, names), [0, 160], replace(SETTINGS, tenants=("b", "e")))
+    assert [*tenants.tenants] == ["b"]
+    assert tenants.refused == sum(name != "b" for name in names)
+    assert trainer.trained == tenants.refused // 16 * 16  # the others' wait
+
+
+def test_there_are_at_most_so_many_tenants(example, base):
+    features, scores, _ = stream(example, 400)
+    _, tenants, _ = fed(base, (features, scores, [f"t{number}" for number in range(400)]), [0, 400])
+    assert len(tenants.tenants) == MOST_TENANTS
+    assert tenants.refused == 400 - MOST_TENANTS
+
+
+def test_what_one_tenant_sends_does_not_touch_the_head_of_another_and_the_trunk_no_more_than_its_share(example, base):
+    features, scores, _ = stream(example, 480)
+    settings = replace(SETTINGS, steps_per_batch=16, tenant_share=0.25)  # 248 of 992 pairs
+    lies = 100 - scores
+    names = ["good" if row % 4 == 0 else "liar" for row in range(480)]
+    scores = np.where([name == "liar" for name in names], lies, scores)
+    trainer, tenants, _ = fed(base, (features, scores, names), [0, 480], settings)
+    assert tenants.passed == 360 - 248
+    rows = tenants.tenants["good"].pairs.rows()
+    assert np.array_equal(rows[:, -1], scores[::4].astype(np.float32))
+    assert not trainer.replay.added - 248 > 120
+
+
+@pytest.mark.parametrize("changed", [("a", "c"), None])
+def test_with_other_tenants_those_that_stay_go_on_and_no_pair_is_lost(example, base, changed):
+    pairs = stream(example, 330)  # fewer than 128 of each tenant, and ten that wait
+    trainer, tenants, _ = fed(base, pairs, [0, 330])
+    settings = replace(SETTINGS, tenants=changed)
+    continued, rows, names = tenants.continued(settings)
+    stay = [*changed] if changed else []
+    assert [*continued.tenants] == stay
+    held = sum(tenant.held for tenant in continued.tenants.values())
+    assert trainer.trained + (16 - trainer.missing) + len(rows) + held == 330
+    assert len(rows) == len(names)
+
+
+def test_features_that_overflow_harm_no_head(example, base):
+    """They come before anybody knows what is usual; a base model does not clip them."""
+    unclipped = replace(base, steps=tuple(step for step in base.steps[:-1] if not isinstance(step, Clip)) + base.steps[-1:])
+    features, scores, names = stream(example, 600)
+    features = features.copy()
+    features[:50:7] = 3e38
+    trainer, tenants, _ = fed(unclipped, (features, scores, names), [0, 600], replace(SETTINGS, tenant_rank=2))
+    for model in tenants.models(trainer):
+        predicted = model.network().forward(example.features)
+        assert np.isfinite(predicted).all()
+        assert model.comparison.pairs > 100
+    assert np.isfinite(trainer.replay.rows()).all()
