@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from sidecar.learning.drift.two_samples import Comparison
+if TYPE_CHECKING:  # numpy takes longer to load than `probe` to run
+    from sidecar.learning.drift.two_samples import Comparison
 
 Phase = Literal["initializing", "running", "paused", "failed"]
 REASON_CHARACTERS = 500

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -103,3 +105,8 @@ def test_nobody_there_is_named():
 def test_probe(serve_status, accepting, line):
     server = serve_status(Status(phase="failed", accepting=accepting))
     assert probe(server.address) == (accepting, f"{server.address}: {line}")
+
+
+def test_asking_loads_nothing_that_takes_long():
+    asked = "import sys, sidecar.monitoring.fetch, sidecar.monitoring.terminal; print('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout == "False\n"
