@@ -92,12 +92,20 @@ class Backlog:
             self._train(self._next())
 
     def wait(self, patience_s: float = math.inf) -> None:
-        """Train on the waiting pairs: all, or those for which there is time. The others stay in the journal."""
+        """Train on the waiting pairs: all, or those for which there is time. The others stay in the journal.
+
+        In the second half of the time no fit begins, so that none is under way when it is over.
+        """
         until = time.monotonic() + patience_s
         while (self.busy or self.has_work or self._blocks) and (left := until - time.monotonic()) > 0:
             if (fit := self._learner.trainer.fit) is not None:
                 fit.wait(left)
+            elif left < patience_s / 2 and self._blocks and self._begins_fit(self._blocks[0]):
+                return
             self.catch_up()
+
+    def _begins_fit(self, pairs: Sequence[Pair]) -> bool:
+        return self._learner.until_fit([pair.holdout for pair in pairs]) is not None
 
     def fail(self, error: BaseException) -> None:
         """Stop training because a new model could not be fitted. Errors that mean something else are raised."""

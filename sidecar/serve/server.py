@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 _TICK_S = 0.2
 _LOOK_S = 0.01
 """Looked no more often than this at what is done besides serving; a turn for one line takes less than a tenth of it."""
-_TRAINING_SHARE = 0.4
+_TRAINING_SHARE = 0.6
 """Of the time there is after the signal to stop, for pairs that wait to be trained on."""
 HTTP_CONNECTIONS = 64
 

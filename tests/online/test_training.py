@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -397,7 +399,6 @@ def test_a_fresh_head_is_fitted_on_the_worker_while_pairs_are_journalled_and_ans
     assert_same_counts(online, at_once, 20)
 
 
-@pytest.mark.usefixtures("quick_fits")
 def test_a_model_that_learns_is_fitted_again_on_the_worker_with_the_same_result(tmp_path, run, base, lines, start, monkeypatch):
     monkeypatch.setattr(fits_module, "JUDGED_PAIRS", 1)
     with ThreadPoolExecutor(1) as worker:
@@ -421,6 +422,27 @@ def test_a_model_that_learns_is_fitted_again_on_the_worker_with_the_same_result(
     at_once.accept(lines[:700])
     assert_same_state(online, at_once)
     assert sum(online.learner.trainer.refits.values()) == 3  # after 256, 363 and 512 training pairs
+
+
+def test_where_there_is_little_time_no_fit_begins(tmp_path, run, base, lines, start, monkeypatch):
+    with ThreadPoolExecutor(1) as worker:
+        hold = threading.Event()
+        worker.submit(hold.wait)
+        online = start(tmp_path, run, base, "everysec", True, worker)
+        for at in range(0, 450, 50):
+            online.accept(lines[at : at + 50])
+        hold.set()
+        clock = itertools.chain([0.0], itertools.repeat(6.0))
+        with monkeypatch.context() as patch:
+            patch.setattr(backlog_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+            online.backlog.wait(10.0)
+        trainer = online.learner.trainer
+        assert sum(trainer.refits.values()) == 1
+        assert trainer.fit is None
+        assert online.backlog.is_behind
+        online.backlog.wait()
+        assert sum(trainer.refits.values()) == 2  # after 256 and 363 training pairs
+        assert online.backlog.waiting == 0
 
 
 def assert_same_counts(one, other, more):
