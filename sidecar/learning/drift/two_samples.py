@@ -9,7 +9,7 @@ distribution, which for so few groups is on the safe side. `benchmarks/drift.py`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -92,18 +92,20 @@ class TwoSamples:
         self._looked = 0, 0  # pairs and groups at the last look
         self._over_from = -1  # groups at the look since which some feature has been over the limit at each
 
-    def add(self, features: Array, keys: Iterable[float]) -> None:
-        """Take pairs (n, n_features); keys: by which their groups are told apart, none below 0."""
-        for row, key in zip(features, keys, strict=True):
-            self.pairs += 1
-            if key == self._last:
+    def add(self, features: Array, keys: Sequence[float]) -> None:
+        """Take pairs (n, n_features); keys: (n,), by which their groups are told apart, none below 0."""
+        before, last = self.pairs, self._last
+        for place, key in enumerate(keys):
+            if key == last:
                 continue
-            self._last = key
+            last = key
             if key not in self._known:
-                self._take(row, key)
+                self.pairs = before + place + 1
+                self._take(features[place], key)
                 looked_pairs, looked_groups = self._looked
                 if self.pairs - looked_pairs >= LOOK_PAIRS and self.groups - looked_groups >= LOOK_GROUPS:
                     self._look()
+        self.pairs, self._last = before + len(keys), last
 
     def reorder(self, places: Sequence[int]) -> None:
         """Take the features in another order from now on: `places` is where each was."""
