@@ -123,16 +123,17 @@ class Fit:
         return self._run() if self._running is None else self._running.result()
 
     def _run(self) -> Result | None:
-        try:
-            network = self._fit_new() if self._base is None else self._fit_again(self._base)
-        except TrainingError:
-            if self._base is None:
-                raise
-            return None
-        if network is None or (self._base is not None and not self._is_better(network, self._base)):
-            return None
-        measured = self.pairs[:: max(1, len(self.pairs) // _MEASURED_PAIRS), :-1]
-        return Result(network, condition(network, measured, self._settings.score_min, self._settings.score_max))
+        with np.errstate(over="ignore", invalid="ignore"):  # a prediction that is not finite is not better than any other
+            try:
+                network = self._fit_new() if self._base is None else self._fit_again(self._base)
+            except TrainingError:
+                if self._base is None:
+                    raise
+                return None
+            if network is None or (self._base is not None and not self._is_better(network, self._base)):
+                return None
+            measured = self.pairs[:: max(1, len(self.pairs) // _MEASURED_PAIRS), :-1]
+            return Result(network, condition(network, measured, self._settings.score_min, self._settings.score_max))
 
     def _fit_new(self) -> Network:
         rows, settings = np.arange(len(self.pairs)), self._settings
