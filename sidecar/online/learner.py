@@ -32,8 +32,7 @@ class Learner:
     base: the network that `run.base` names. held_out: raw pairs that never train; each row has the features, the score, and the
     hold-out position, by which the pair's group is recognised. samples: whether features are distributed as before. position:
     that of the next pair; first: that of the first pair, which is not 0 if retention has deleted earlier ones. tenants: their
-    heads, None if pairs have no tenants. device: as for
-    `Trainer`.
+    heads, None if pairs have no tenants. device: as for `Trainer`.
     """
 
     def __init__(self, run: Run, base: Network | None = None, first: int = 0, device: Device | None = None) -> None:

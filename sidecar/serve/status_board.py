@@ -59,7 +59,7 @@ class StatusBoard:
         steps. others: the fields of a `Status` that are about checkpoints, base models and the disk.
         """
         learner, trainer, counts = online.learner, online.learner.trainer, online.counts
-        if self.status.refits not in ({}, trainer.refits):
+        if self.status.refits and sum(trainer.refits.values()) > sum(self.status.refits.values()):
             log.event(_log, "the model was fitted again to its replay buffer", pairs=trainer.trained, **trainer.refits)
         failed = failed or online.backlog.failed
         seen = trainer.prequential.rows()

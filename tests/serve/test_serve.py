@@ -37,6 +37,7 @@ def test_it_answers_trains_and_publishes_at_shutdown(serve, base_path, lines, tm
     assert answers[301]["duplicate"] is True
     assert any(answer["trained"] for answer in answers[:300])
     assert sidecar.stop() == 0
+    assert sidecar.log.read_text().count("the model was fitted again to its replay buffer") == 1
     assert not sidecar.socket_path.exists()
     assert journalled(tmp_path) == lines[:300]
     assert run("verify", tmp_path / "checkpoints").returncode == 0

@@ -155,9 +155,9 @@ class Fit:
             hidden=settings.hidden, activation=settings.activation, loss=settings.loss,
             score_min=settings.score_min, score_max=settings.score_max,
         )  # fmt: skip
-        return fit(self.pairs[:, :-1], self.pairs[:, -1], rows, recipe, self._look, base).ema.network()
+        return fit(self.pairs[:, :-1], self.pairs[:, -1], rows, recipe, self._end_if_given_up, base).ema.network()
 
-    def _look(self, pairs: int, loss: float) -> None:
+    def _end_if_given_up(self, pairs: int, loss: float) -> None:
         if not self._is_wanted:
             raise futures.CancelledError
 

@@ -16,7 +16,7 @@ from onnx_builder.network import Array, Network
 from sidecar.learning.device.stacked import Device
 from sidecar.learning.drift.moving_mean import FeatureDrift
 from sidecar.learning.head import Head
-from sidecar.learning.metrics import plcc, rmse
+from sidecar.learning.metrics import mean_absolute_error, plcc, rmse
 from sidecar.learning.online.divergence import JUDGED_PAIRS, Divergence, Errors
 from sidecar.learning.online.fits import FIRST_PAIRS, LEAST_ERROR, Evidence, Fit, next_fit, no_evidence
 from sidecar.learning.online.weights import Weights
@@ -435,7 +435,7 @@ class Trainer:
             newest = self.replay.places()[-JUDGED_PAIRS:]
             rows, scores = self._rows[newest], self.replay.data[newest, self.n_features]
             live, average, kept = (_mean_error(h.predict_rows(rows), scores) for h in (weights.live, weights.ema, weights.kept))
-            errors = Errors(live, average, kept, _mean_error(float(np.median(scores)), scores))
+            errors = Errors(live, average, kept, _mean_error(np.full_like(scores, np.median(scores)), scores))
             if self.divergence.judge(errors, self._range / 100):
                 weights.go_back(weights.ema if errors.average <= errors.kept else weights.kept)
                 return
@@ -493,7 +493,7 @@ def _replay_buffer(settings: TrainingSettings, width: int) -> ReplayBuffer:
     return BalancedReplayBuffer(settings.replay_capacity, width, settings.score_min, settings.score_max)
 
 
-def _mean_error(predicted: Array | float, scores: Array) -> float:
+def _mean_error(predicted: Array, scores: Array) -> float:
     """The mean absolute error of predictions of scores (n,); infinite if one is not finite."""
-    error = float(np.mean(np.abs(predicted - scores)))
+    error = mean_absolute_error(predicted, scores)
     return error if math.isfinite(error) else math.inf
