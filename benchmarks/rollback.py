@@ -159,7 +159,7 @@ def checkpoints(pairs: RecordedPairs, source: Array, seed: int, by_source: bool,
             if each
         }
         own = scores.pop("")
-        gate = judge_on_each(own, sets, [*scores.items()])
+        gate, _ = judge_on_each(own, sets, [*scores.items()])
         on_each = [
             judge(predicted, evidence.true, [(name, each[place]) for name, each in scores.items()])
             for place, (predicted, evidence) in enumerate(zip(own, sets, strict=True))

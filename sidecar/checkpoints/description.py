@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnx_builder.network import Network, NetworkError
 from onnx_builder.write import OPSET
 from sidecar.features.encoder_block import EncoderBlock
 from sidecar.models.base_model import BaseModel, ExportIo
-from sidecar.models.inputs import LAYOUT, ModelInputs
+from sidecar.models.inputs import LAYOUT, ModelInputs, feature_names, inputs_of
 from sidecar.models.json_scaling import scaling_as_json
+
+if TYPE_CHECKING:  # it loads onnxruntime
+    from onnx_builder.runtime import Scorer
 
 _IN_MODEL = ("feature_order", LAYOUT)
 
@@ -57,6 +60,15 @@ def description_of_inputs(
 def metadata_of(about: Mapping[str, Any]) -> dict[str, str]:
     """What of a checkpoint's JSON is in the ONNX file too: its names, as JSON lists."""
     return {key: json.dumps(about[key]) for key in _IN_MODEL if key in about and "feature_order" in about}
+
+
+def inputs_of_model(scorer: Scorer, about: Mapping[str, Any]) -> ModelInputs:
+    """The inputs of a model, given what the JSON beside it says. Names that its JSON has not, its metadata may have.
+
+    Raises DescriptionError as `inputs_of`.
+    """
+    held = {} if feature_names(about) else names_in_model(scorer.metadata)
+    return inputs_of({**about, **held}, [(each.name, each.width) for each in scorer.inputs])
 
 
 def names_in_model(metadata: Mapping[str, str]) -> dict[str, list[str]]:

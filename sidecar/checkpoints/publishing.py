@@ -23,7 +23,7 @@ from onnx_builder.write import to_bytes
 from sidecar.checkpoints.description import description_of_inputs, inputs_of_checkpoint, metadata_of
 from sidecar.checkpoints.directory import Checkpoint, publish
 from sidecar.checkpoints.judging.compatibility import differences, interface_of
-from sidecar.checkpoints.judging.gate import Evidence, Gate, comparison, judge_on_each
+from sidecar.checkpoints.judging.gate import Evidence, Gate, judge_on_each
 from sidecar.checkpoints.judging.references import references, stable_model
 from sidecar.checkpoints.libvmaf import refused_by_libvmaf
 from sidecar.learning.head import Head
@@ -132,8 +132,8 @@ def publish_network(
         predicted = [predict(evidence.features) for evidence in sets]
         base = (f"base model {terms.base.path.name}", terms.base_scorer) if terms.base else None
         others = references(base, stable, sets)
-        gate = judge_on_each(predicted, sets, others, plcc_delta=terms.plcc_delta, rmse_ratio=terms.rmse_ratio)
-        compared = comparison(predicted, sets, others)
+        asked = {"plcc_delta": terms.plcc_delta, "rmse_ratio": terms.rmse_ratio}
+        gate, compared = judge_on_each(predicted, sets, others, **asked)
     held_out = head.predict(sets[0].features)
     measured = metrics(held_out, sets[0].true) if len(sets[0].true) else None
     created_at = datetime.now(UTC).replace(microsecond=0)

@@ -19,7 +19,8 @@ from sidecar.cli.options import (
     report_option,
 )
 from sidecar.cli.output import HEADER, print_chosen, print_fields, print_json, print_skipped, row
-from sidecar.evaluation.report import check_report_path, evaluation_document, write_report
+from sidecar.evaluation.document import evaluation_document
+from sidecar.evaluation.report import check_report_path, write_report
 from sidecar.pairs.tables.choice import Columns
 
 
@@ -57,6 +58,8 @@ def evaluate_command(
     }
     if found.trained_on:
         said["trained_on"] = found.trained_on
+        if found.not_trained_on:
+            said["not_trained_on"] = found.not_trained_on.as_json()
     if found.groups:
         said["groups"] = [{"group": name, **measured.as_json()} for name, measured in found.groups.items()]
     if as_json:
@@ -65,6 +68,8 @@ def evaluate_command(
         print_chosen(found.pairs)
         rows = [row(name, "", measured) for name, measured in found.groups.items()]
         click.echo("\n".join([HEADER, *rows, row("evaluated", "", found.metrics)]))
+        if found.trained_on and found.not_trained_on:
+            click.echo(row("not trained on", "", found.not_trained_on))
         print_skipped(found.pairs)
         if found.trained_on:
             count = "some" if found.trained_on is True else f"{found.trained_on:,}"

@@ -25,7 +25,8 @@ from sidecar.cli.options import (
 )
 from sidecar.cli.output import print_json, print_published, print_result, result_json
 from sidecar.cli.progress import reading_bar, training_bar
-from sidecar.evaluation.report import ReportError, check_report_path, training_document, write_report
+from sidecar.evaluation.document import training_document
+from sidecar.evaluation.report import ReportError, check_report_path, write_report
 from sidecar.learning.recipe import Recipe
 
 if TYPE_CHECKING:  # imported where they are used, so that --help does not load onnxruntime

@@ -11,11 +11,12 @@ import numpy as np
 from onnx_builder.constants import read_bytes
 from onnx_builder.network import Array, Float32, NetworkError
 from onnx_builder.runtime import Scorer
+from sidecar.checkpoints.description import inputs_of_model
 from sidecar.evaluation.residuals import rows_by_group
 from sidecar.evaluation.trained_on import TrainedOn, trained_on
 from sidecar.learning.metrics import Metrics, metrics
 from sidecar.models.description import DescriptionError, read_description
-from sidecar.models.inputs import ModelInputs, inputs_of
+from sidecar.models.inputs import ModelInputs
 from sidecar.models.json_scaling import BaseScaler, json_scaling, scaled
 from sidecar.models.kinds import require_a_model
 from sidecar.pairs.errors import RecordedPairsError
@@ -29,6 +30,7 @@ class Evaluation:
 
     groups: by name, if they were asked for; predicted: (n,); predict: from raw features (n, n_features) to scores (n,).
     trained_on: how many of the pairs the model was trained on, True if that is some of them, 0 if none is known to be.
+    not_trained_on: the figures of the other pairs, None if there are none, or it is not known which they are.
     """
 
     metrics: Metrics
@@ -37,6 +39,7 @@ class Evaluation:
     predicted: Float32
     predict: Callable[[Array], Float32]
     trained_on: int | bool
+    not_trained_on: Metrics | None
 
 
 def evaluate(
@@ -86,13 +89,15 @@ def evaluate(
         for name, rows in zip(pairs.group_names, rows_by_group(pairs.group), strict=True)
         if group_by is not None
     }
-    return Evaluation(metrics(scores, pairs.true_score), groups, pairs, scores, predict, known.said)
+    rest = ~known.rows if known.sure else np.zeros(len(pairs), dtype=np.bool_)
+    others = metrics(scores[rest], pairs.true_score[rest]) if rest.any() else None
+    return Evaluation(metrics(scores, pairs.true_score), groups, pairs, scores, predict, known.said, others)
 
 
 def _inputs(model: Path, scorer: Scorer) -> ModelInputs:
-    """What the JSON beside a model says of its inputs; nothing if it does not fit the graph, which is scored all the same."""
+    """What a model and its JSON say of its inputs; nothing if that does not fit the graph, which is scored all the same."""
     try:
-        return inputs_of(read_description(model) or {}, [(each.name, each.width) for each in scorer.inputs])
+        return inputs_of_model(scorer, read_description(model) or {})
     except DescriptionError:
         return ModelInputs()
 

@@ -1,15 +1,15 @@
-// Shows the document that sidecar/evaluation/report.py put into the page. All texts are set as text, never as markup.
+// Shows the document of sidecar/evaluation/document.py that report.py put into the page. All texts are set as text, never as markup.
 "use strict";
 
 (() => {
   const report = JSON.parse(document.getElementById("document").textContent);
   const {said, judged, points, groups, scores, worst, features, data, curve} = report;
   const KINDS = {base: "base model", live: "live", ema: "EMA"};
-  const PLACES = {train: "train", held_out: "held out"};
 
   const known = (value) => value !== undefined && value !== null;
   const fixed = (digits) => (value) => known(value) ? value.toFixed(digits) : "–";
   const plcc = fixed(5), rmse = fixed(3);
+  const capital = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
   const signed = (value) => known(value) ? `${value < 0 ? "−" : "+"}${rmse(Math.abs(value))}` : "–";
   const count = (value) => value.toLocaleString("en");
   const short = (value) => known(value) ? String(Number(value.toPrecision(5))) : "–";
@@ -34,7 +34,8 @@
     const numeric = names.map((name) => name.startsWith("#"));
     const kind = (i) => (numeric[i] ? {class: "number"} : {});
     const head = names.map((name, i) => element("th", {scope: "col", ...kind(i)}, name.replace(/^#/, "")));
-    const body = rows.map((row) => element("tr", {}, ...row.map((cell, i) => element("td", kind(i), cell))));
+    const body = rows.map((row) => element("tr", {}, ...row.map((cell, i) => (
+      i || numeric[0] ? element("td", kind(i), cell) : element("th", {scope: "row"}, cell)))));
     const made = element("table", {}, element("caption", {}, caption),
       element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
     // A table that scrolls can be reached with the keyboard.
@@ -49,38 +50,91 @@
   const groupNames = groups.map(({group}) => group);
   const drawnPart = points.length < judged.pairs
     ? ` The chart shows ${count(points.length)} of ${count(judged.pairs)} pairs, including the twenty worst.` : "";
-  const gate = said.gate?.verdict ?? report.model.gate;
-  const gateKind = gate === "stable" ? "good" : ["unstable", "incompatible"].includes(gate) ? "bad" : "";
+  const gateKind = (gate) => (gate === "stable" ? "good" : ["unstable", "incompatible"].includes(gate) ? "bad" : "");
+  const heading = (text) => element("h3", {}, text);
+  // The figures of pairs that say what to expect on others, in large.
+  const tiles = (found, ...more) => element("dl", {class: "tiles"},
+    tile("PLCC", plcc(found.plcc)), tile("SROCC", plcc(found.srocc)), tile("RMSE, score points", rmse(found.rmse)),
+    tile("pairs", count(found.pairs)), ...more);
+  const figures = (found) => [
+    plcc(found.plcc), plcc(found.srocc), rmse(found.rmse), rmse(found.winsorized_rmse), count(found.pairs)];
+  const FIGURES = ["#PLCC", "#SROCC", "#RMSE", "#winsorized", "#pairs"];
+
+  function besideBase() {
+    if (!judged.base) return [];
+    return [table(`Compared with the base model, on ${judged.what}`, ["", ...FIGURES], [
+      ["base model", ...figures(judged.base)], ["trained", ...figures(judged)],
+      ["change in RMSE", "", "", signed(judged.rmse - judged.base.rmse), "", ""],
+    ])];
+  }
+
+  function crossValidated() {
+    const {loso} = said, by = report.settings.group_by;
+    return [
+      heading("Cross-validated"),
+      tiles(judged, tile("groups", count(report.n_groups))),
+      paragraph(`Each group by ${by} was predicted by a model that was trained on the others: this is what to expect on a new ${by}. ` +
+        `Over the groups, the mean PLCC is ${plcc(loso.mean_plcc)}, the lowest ${plcc(loso.min_plcc)}. The published model is ` +
+        "another one, trained on pairs of all groups; its own figures follow."),
+      ...besideBase(),
+    ];
+  }
+
+  function published() {
+    const rows = (place) => Object.entries(said.metrics[place] ?? {}).map(([kind, found]) => [KINDS[kind], ...figures(found)]);
+    const {held_out: heldOut} = said.metrics;
+    return [
+      heading("The published model"),
+      ...(heldOut && !said.loso ? [tiles(judged)] : []),
+      columns(
+        heldOut ? table("On held-out pairs, which were not trained on", ["weights", ...FIGURES], rows("held_out"))
+          : paragraph("Nothing was held out, so no figure of the published model itself says how it does on other pairs.", "bad"),
+        table("On its own training pairs: how well it fits them, no validation", ["weights", ...FIGURES], rows("train"))),
+      paragraph("The EMA weights are what gets published.", "quiet"),
+    ];
+  }
+
+  function evaluated() {
+    const rest = said.not_trained_on;
+    if (judged.validates) return [heading(capital(judged.what)), tiles(judged)];
+    return [
+      heading(rest ? "Pairs that the model was not trained on" : capital(judged.label)), ...(rest ? [tiles(rest)] : []),
+      table("Figures on all pairs flatter the model, as it was trained on some of them", ["", ...FIGURES], [
+        ...(rest ? [["not trained on", ...figures(rest)]] : []), ["all", ...figures(judged)]]),
+    ];
+  }
+
+  // What the gate compared: for each set of pairs this model, the models beside it, and the limits.
+  function gateRows() {
+    const {compared} = report, sets = [...new Set(compared.map((row) => row.on))];
+    const NAMES = [["plcc", plcc, "at least"], ["rmse", rmse, "at most"], ["winsorized_rmse", rmse, "at most"]];
+    const fails = (row, name) => known(row.limits[name]) && !(name === "plcc" ? row.plcc >= row.limits.plcc : row[name] <= row.limits[name]);
+    return sets.flatMap((on) => {
+      const rows = compared.filter((row) => row.on === on);
+      return rows.flatMap((row) => [
+        [row.model, on, ...NAMES.map(([name, shown]) => (fails(row, name)
+          ? element("span", {class: "bad"}, `${shown(row[name])} (too ${name === "plcc" ? "low" : "high"})`) : shown(row[name]))),
+          known(row.pairs) ? count(row.pairs) : "–", row.verdict ?? ""],
+        ...(Object.keys(row.limits).length ? [["limit", on,
+          ...NAMES.map(([name, shown, word]) => (known(row.limits[name]) ? `${word} ${shown(row.limits[name])}` : "–")), "", ""]] : []),
+      ]);
+    });
+  }
 
   const sections = {
     result() {
-      const shown = [
-        element("dl", {class: "tiles"},
-          tile("PLCC", plcc(judged.plcc)), tile("SROCC", plcc(judged.srocc)), tile("RMSE, score points", rmse(judged.rmse)),
-          tile("pairs judged", count(judged.pairs)), ...(gate ? [tile("gate", gate, gateKind)] : [])),
-        paragraph(`Unless stated otherwise, all figures on this page are for ${judged.what}.`),
-        ...(said.loso ? [paragraph(`Over the groups, the mean PLCC is ${plcc(said.loso.mean_plcc)}, the lowest ` +
-          `${plcc(said.loso.min_plcc)}.`)] : []),
+      if (report.command === "evaluate") return evaluated();
+      return [...(said.loso ? crossValidated() : []), ...published()];
+    },
+
+    gate() {
+      const verdict = said.gate?.verdict ?? report.model.gate, reason = said.gate?.reason ?? report.model["gate's reason"];
+      if (!verdict) return [];
+      return [
+        element("p", {}, element("span", {class: gateKind(verdict)}, verdict), reason ? `: ${reason}.` : "."),
+        ...(report.compared.length ? [table("What the gate compared, when the model was published",
+          ["model", "on", "#PLCC", "#RMSE", "#winsorized", "#pairs", "verdict"], gateRows())] : []),
       ];
-      const tables = [];
-      if (said.metrics) {
-        const rows = Object.entries(said.metrics).flatMap(([place, kinds]) => Object.entries(kinds).map(([kind, found]) => [
-          PLACES[place], KINDS[kind], plcc(found.plcc), plcc(found.srocc), rmse(found.rmse),
-          rmse(found.winsorized_rmse), count(found.pairs)]));
-        tables.push(table("The trained model; the EMA weights are what gets published",
-          ["pairs", "weights", "#PLCC", "#SROCC", "#RMSE", "#winsorized", "#count"], rows));
-      }
-      if (judged.base) {
-        const {base} = judged;
-        tables.push(table(`Compared with the base model, on ${judged.what}`, ["", "#PLCC", "#SROCC", "#RMSE"], [
-          ["base model", plcc(base.plcc), plcc(base.srocc), rmse(base.rmse)],
-          ["trained", plcc(judged.plcc), plcc(judged.srocc), rmse(judged.rmse)],
-          ["change in RMSE", "", "", signed(judged.rmse - base.rmse)],
-        ]));
-      }
-      if (tables.length) shown.push(columns(...tables));
-      if (said.gate) shown.push(paragraph(`Gate: ${said.gate.verdict} (${said.gate.reason}).`));
-      return shown;
     },
 
     training() {
@@ -237,6 +291,11 @@
     }
     section.append(...shown);
     links.append(element("li", {}, element("a", {href: `#${name}`}, section.querySelector("h2").textContent)));
+  }
+
+  // What shows single pairs says beside its title which pairs they are.
+  for (const name of ["predictions", "groups", "scores", "worst", "features"]) {
+    document.querySelector(`#${name} h2`)?.append(" ", element("span", {class: judged.validates ? "mark" : "mark bad"}, judged.label));
   }
 
   // Folded parts are unfolded for printing.

@@ -176,7 +176,11 @@ def test_evaluate_says_which_pairs_the_model_was_trained_on(trained, tmp_path, m
     model = directory / "stable.onnx"
     whole = document(run("evaluate", model, EXAMPLE, "--json"))
     assert whole["trained_on"] == said["pairs"]["train"] == 2256
+    held_out = document(run("evaluate", model, EXAMPLE, "--held-out", "--json"))
+    assert whole["not_trained_on"] == {name: held_out[name] for name in whole["not_trained_on"]}
+    assert whole["not_trained_on"]["pairs"] == 240
     text = run("evaluate", model, EXAMPLE).stdout
+    assert "not trained on" in text
     assert "2,256 of 2,496 pairs were trained on; these figures flatter the model\n" in text
     monkeypatch.chdir(EXAMPLE.parent)  # however the same file is named
     twice = document(run("evaluate", model, EXAMPLE.name, EXAMPLE, "--json"))

@@ -13,6 +13,8 @@ import threading
 import numpy as np
 import pytest
 
+from onnx_builder import Dense, Network
+from onnx_builder.write import to_bytes
 from sidecar.evaluation.report import render
 from sidecar.evaluation.residuals import Judged, Model, by_group, by_score, importance, worst
 from sidecar.learning.metrics import rmse
@@ -21,6 +23,7 @@ from sidecar.pairs.recorded import RecordedPairs, read_pairs
 from tests.conftest import EXAMPLE, run, tree
 from tests.journals import write_journal
 
+NAMES = EXAMPLE.with_name("recorded-80.features")
 MARKUP = "</script><img src=x onerror=alert(1)>&amp;"
 UNSEEN = "a\u2028b\u202ec\x1b[31m\x07"
 UNSEEN_SHOWN = r"a\u2028b\u202ec\x1b[31m\x07"
@@ -96,9 +99,19 @@ def test_evaluate_reports_the_same_pairs_by_group(trained, tmp_path):
     assert "curve" not in shown
 
 
-def test_the_groups_of_a_validated_run_are_predicted_by_models_that_have_not_seen_them(tmp_path):
-    arguments = ("--group-by", "source", "--epochs", 1, "--output", tmp_path / "c", "--report", tmp_path / "r.html", "--json")
-    said, shown = json.loads(run("train-offline", EXAMPLE, *arguments).stdout), document_of(tmp_path / "r.html")
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    """The report of a run that leaves out each source once and holds out a tenth, and what --json said."""
+    directory = tmp_path_factory.mktemp("validated")
+    options = ("--group-by", "source", "--holdout", 0.1, "--epochs", 1, "--features", NAMES.read_text().strip())
+    where = ("--output", directory / "c", "--report", directory / "r.html", "--json")
+    done = run("train-offline", EXAMPLE, *options, *where)
+    return directory / "r.html", json.loads(done.stdout)
+
+
+def test_the_groups_of_a_validated_run_are_predicted_by_models_that_have_not_seen_them(validated):
+    report, said = validated
+    shown = document_of(report)
     assert shown["judged"]["rmse"] == said["loso"]["pooled_rmse"]
     assert {g["group"]: g["rmse"] for g in shown["groups"]} == {g["group"]: g["rmse"] for g in said["loso"]["groups"]}
     assert [g["rmse"] for g in shown["groups"]] == sorted((g["rmse"] for g in shown["groups"]), reverse=True)
@@ -272,6 +285,29 @@ def test_nothing_is_taken_from_the_json_of_another_model(trained, tmp_path):
     assert shown.keys() == {"file", "SHA-256", "JSON beside it"}
 
 
+ROW = {"model": "this model", "on": "held-out pairs", "pairs": 40, "plcc": 0.9, "rmse": 2.0, "winsorized_rmse": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("gate", "compared"),
+    [
+        ({"compared": [ROW | {"limits": {"rmse": 3}}]}, [ROW | {"limits": {"rmse": 3}}]),
+        ({"compared": [ROW | {"plcc": None, "on": UNSEEN}]}, [ROW | {"plcc": ..., "on": UNSEEN_SHOWN, "limits": {}}]),
+        ({"compared": [3, {}, {"model": 3, "on": "x"}, ROW | {"rmse": "2", "pairs": True, "limits": [3]}]},
+         [ROW | {"rmse": ..., "pairs": ..., "limits": {}}]),
+        ({"compared": {"model": "x"}}, []),
+        ([], []),
+    ],
+)  # fmt: skip
+def test_of_what_the_gate_compared_only_what_is_well_formed_is_shown(trained, tmp_path, gate, compared):
+    directory, said = trained
+    (tmp_path / "m.onnx").write_bytes((directory / "c" / "model_v000001.onnx").read_bytes())
+    (tmp_path / "m.json").write_text(json.dumps({"sha256": said["sha256"], "gate": gate}))
+    assert run("evaluate", tmp_path / "m.onnx", EXAMPLE, "--report", tmp_path / "r.html").returncode == 0
+    expected = [{name: value for name, value in row.items() if value is not ...} for row in compared]
+    assert document_of(tmp_path / "r.html")["compared"] == expected
+
+
 def test_features_are_named_by_the_header_of_a_csv(tmp_path):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(100, 2))
@@ -280,6 +316,29 @@ def test_features_are_named_by_the_header_of_a_csv(tmp_path):
     arguments = ("--epochs", 50, "--output", tmp_path / "c", "--report", tmp_path / "r.html", "--features", "vif,<b>motion</b>")
     assert run("train-offline", tmp_path / "p.csv", *arguments).returncode == 0
     assert [each["name"] for each in document_of(tmp_path / "r.html")["features"]] == ["vif", "<b>motion</b>"]
+
+
+def test_features_are_named_by_the_model_where_no_json_is_beside_it(validated, tmp_path):
+    report, _ = validated
+    (tmp_path / "m.onnx").write_bytes((report.parent / "c" / "latest.onnx").read_bytes())
+    assert run("evaluate", tmp_path / "m.onnx", EXAMPLE, "--report", tmp_path / "r.html").returncode == 0
+    names = NAMES.read_text().strip().split(",")
+    assert sorted(each["name"] for each in document_of(tmp_path / "r.html")["features"]) == sorted(names)
+
+
+def test_numbers_of_an_encoder_are_named_among_the_features(tmp_path):
+    rng = np.random.default_rng(0)
+    features, crf = rng.normal(size=100), rng.integers(0, 64, size=100)
+    lines = [f"{x},libx264,{c},{50 + x - c / 4:.4f}" for x, c in zip(features, crf, strict=True)]
+    (tmp_path / "p.csv").write_text("\n".join(["adm2,encoder,crf,vmaf", *lines]) + "\n")
+    names = ["adm2", "encoder_onehot[libx264]", "crf_norm"]
+    model = to_bytes(Network(3, (Dense(np.array([[1, 0, -60]], np.float32), np.array([50], np.float32)),)))
+    (tmp_path / "m.onnx").write_bytes(model)
+    layout = {"encoder_vocab": ["libx264"], "codec_block_layout": names[1:], "feature_order": names[:1]}
+    (tmp_path / "m.json").write_text(json.dumps(layout))
+    done = run("evaluate", tmp_path / "m.onnx", tmp_path / "p.csv", "--report", tmp_path / "r.html")
+    assert done.returncode == 0, done.stderr
+    assert [each["name"] for each in document_of(tmp_path / "r.html")["features"]] == ["crf_norm", *names[1::-1]]
 
 
 def judged(count=600):
@@ -425,22 +484,85 @@ def test_charts_of_one_value_have_axes_and_marks(chromium, tmp_path, random_rows
         assert chromium.ask(f"document.querySelectorAll('#{chart} [aria-label=\"x-axis tick label\"] text').length") > 2
 
 
+def cells_of(chromium, section, table=0):
+    """The texts in a table of a section, row by row."""
+    rows = f"document.querySelectorAll('#{section} table')[{table}].tBodies[0].rows"
+    return chromium.ask(f"[...{rows}].map(r => [...r.cells].map(c => c.textContent))")
+
+
+def figures(found):
+    return [
+        f"{found['plcc']:.5f}", f"{found['srocc']:.5f}", f"{found['rmse']:.3f}", f"{found['winsorized_rmse']:.3f}",
+        f"{found['pairs']:,}",
+    ]  # fmt: skip
+
+
 def test_the_numbers_shown_are_those_of_json(chromium, trained):
     directory, said = trained
     drawn(chromium, directory / "report.html")
-    cells = chromium.ask(
-        "[...document.querySelector('#result table').tBodies[0].rows].map(r => [...r.cells].map(c => c.textContent))"
-    )
-    names = {"train": "train", "held_out": "held out", "base": "base model", "live": "live", "ema": "EMA"}
-    assert cells == [
-        [
-            names[place], names[kind], f"{m['plcc']:.5f}", f"{m['srocc']:.5f}",
-            f"{m['rmse']:.3f}", f"{m['winsorized_rmse']:.3f}", f"{m['pairs']:,}",
-        ]
-        for place, kinds in said["metrics"].items()
-        for kind, m in kinds.items()
-    ]  # fmt: skip
+    names = {"base": "base model", "live": "live", "ema": "EMA"}
+    for table, place in enumerate(("held_out", "train")):
+        kinds = said["metrics"][place]
+        assert cells_of(chromium, "result", table) == [[names[kind], *figures(found)] for kind, found in kinds.items()]
+    tiles = chromium.ask("[...document.querySelectorAll('#result .tiles dd')].map(e => e.textContent)")
+    assert tiles == [figures(said["metrics"]["held_out"]["ema"])[n] for n in (0, 1, 2, 4)]
     assert said["sha256"] in chromium.ask("document.getElementById('model').textContent")
+
+
+def test_what_the_gate_compared_is_a_table_with_the_limits(chromium, trained):
+    directory, said = trained
+    drawn(chromium, directory / "report.html")
+    assert said["gate"]["reason"] in chromium.ask("document.getElementById('gate').textContent")
+    about = json.loads((directory / "c" / "model_v000001.json").read_text())
+    own, base = about["gate"]["compared"]
+    shown = [[row[0], row[4], *row[5:]] for row in cells_of(chromium, "gate")]
+    limit = f"at most {own['limits']['winsorized_rmse']:.3f}"
+    assert shown == [
+        ["this model", f"{own['winsorized_rmse']:.3f}", "240", "stable"],
+        ["limit", limit, "", ""],
+        [base["model"], f"{base['winsorized_rmse']:.3f}", "240", ""],
+    ]
+
+
+def test_figures_of_cross_validation_and_of_the_published_model_are_apart(chromium, validated):
+    report, said = validated
+    drawn(chromium, report)
+    assert chromium.ask("[...document.querySelectorAll('#result h3')].map(e => e.textContent)") == [
+        "Cross-validated",
+        "The published model",
+    ]
+    tiles = chromium.ask("[...document.querySelectorAll('#result .tiles dd')].map(e => e.textContent)")
+    assert tiles == [
+        *(f"{said['loso'][f'pooled_{name}']:.{d}f}" for name, d in (("plcc", 5), ("srocc", 5), ("rmse", 3))),
+        "2,496",
+        "8",
+    ]
+    captions = chromium.ask("[...document.querySelectorAll('#result caption')].map(e => e.textContent)")
+    assert captions[1] == "On its own training pairs: how well it fits them, no validation"
+    marks = chromium.ask("[...document.querySelectorAll('h2 .mark')].map(e => e.textContent)")
+    assert set(marks) == {"cross-validated"}
+    assert chromium.ask("document.querySelectorAll('#predictions h2 .mark').length") == 1
+
+
+@pytest.mark.parametrize("trained_on", ["all", "some"])
+def test_a_fit_is_never_shown_as_a_validation(chromium, trained, tmp_path, random_rows, write_lines, trained_on):
+    report = tmp_path / "r.html"
+    if trained_on == "all":
+        options = ("--epochs", 1, "--holdout", 0, "--output", tmp_path / "c", "--report", report)
+        assert run("train-offline", write_lines(random_rows(80)), *options).returncode == 0
+    else:
+        assert run("evaluate", trained[0] / "c" / "latest.onnx", EXAMPLE, "--report", report).returncode == 0
+    drawn(chromium, report)
+    said = document_of(report)["said"]
+    label = "training pairs, no validation" if trained_on == "all" else "2,256 of 2,496 pairs were trained on"
+    marks = chromium.ask("[...document.querySelectorAll('h2 .mark.bad')].map(e => e.textContent)")
+    assert len(marks) == chromium.ask("document.querySelectorAll('h2 .mark').length") >= 4
+    assert set(marks) == {label}
+    tiles = chromium.ask("[...document.querySelectorAll('#result .tiles dd')].map(e => e.textContent)")
+    assert tiles == ([] if trained_on == "all" else [figures(said["not_trained_on"])[n] for n in (0, 1, 2, 4)])
+    assert ("no validation" if trained_on == "all" else "flatter") in chromium.ask(
+        "document.querySelector('#result').textContent"
+    )
 
 
 def test_markup_in_names_is_shown_as_text(chromium, hostile):

@@ -7,10 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sidecar.checkpoints.description import names_in_model
+from sidecar.checkpoints.description import inputs_of_model
 from sidecar.features.names import NamesError, in_order
 from sidecar.models.description import DescriptionError
-from sidecar.models.inputs import feature_names, inputs_of
 
 if TYPE_CHECKING:
     from onnx_builder.runtime import Input, Scorer
@@ -37,11 +36,9 @@ class Interface(NamedTuple):
 
 
 def interface_of(scorer: Scorer, about: Mapping[str, Any]) -> Interface:
-    """The interface of a model, given what the JSON beside it says. Names that its JSON has not, its metadata may have."""
-    ports = [(each.name, each.width) for each in scorer.inputs]
+    """The interface of a model, given what the JSON beside it says."""
     try:
-        held = {} if feature_names(about) else names_in_model(scorer.metadata)
-        names = inputs_of({**about, **held}, ports).names
+        names = inputs_of_model(scorer, about).names
     except DescriptionError as error:
         _log.warning("names of features are not compared: %s", error)
         names = ()

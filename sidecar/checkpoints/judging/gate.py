@@ -32,6 +32,37 @@ class Gate(NamedTuple):
     reason: str
 
 
+class Limit(NamedTuple):
+    """What a figure must reach: a value, and how it comes about, in words with the name of the model it is from."""
+
+    value: float
+    words: str
+
+
+FIGURES = {"plcc": plcc, "rmse": rmse, "winsorized_rmse": winsorized_rmse}
+
+
+def limits(
+    true: Array, references: Sequence[tuple[str, Array]], *, plcc_delta: float = 0.005, rmse_ratio: float = 1.1
+) -> dict[str, Limit]:
+    """The least PLCC and the largest errors, by the names in `FIGURES`, with which `judge` says stable."""
+    known = [(value, name) for name, scores in references if not math.isnan(value := plcc(scores, true))]
+    if known:
+        value, name = max(known)
+        found = {"plcc": Limit(value - plcc_delta, f"{value:.4f} ({name}) − {plcc_delta:g}")}
+    else:
+        why = "no PLCC of a reference model" if references else "no reference model"
+        found = {"plcc": Limit(PLCC_WITHOUT_REFERENCE, f"{PLCC_WITHOUT_REFERENCE:g} ({why})")}
+    if not references:
+        deviation = float(np.std(true, dtype=np.float64))
+        words = f"{deviation:.3f} (deviation of the true scores, no reference model) × {RMSE_WITHOUT_REFERENCE:g}"
+        return found | {"rmse": Limit(deviation * RMSE_WITHOUT_REFERENCE, words)}
+    for figure, ratio in (("rmse", rmse_ratio), ("winsorized_rmse", rmse_ratio * WINSORIZED_SLACK)):
+        value, name = min((FIGURES[figure](scores, true), name) for name, scores in references)
+        found[figure] = Limit(value * ratio, f"{value:.3f} ({name}) × {ratio:g}")
+    return found
+
+
 def judge(
     predicted: Array,
     true: Array,
@@ -51,33 +82,17 @@ def judge(
         return Gate("unverified", f"{len(true)} held-out pairs, fewer than {MINIMUM_PAIRS}")
     if np.ptp(true) == 0:
         return Gate("unverified", f"all {len(true)} held-out pairs have score {true[0]:g}")
-    own_plcc, own_rmse = plcc(predicted, true), rmse(predicted, true)
-    known = [(value, name) for name, scores in references if not math.isnan(value := plcc(scores, true))]
+    own = {name: figure(predicted, true) for name, figure in FIGURES.items()}
     reasons = []
-    if known:
-        reference_plcc, plcc_name = max(known)
-        if not own_plcc >= reference_plcc - plcc_delta:
-            reasons.append(f"PLCC {own_plcc:.4f} is under {reference_plcc:.4f} ({plcc_name}) − {plcc_delta:g}")
-    elif not own_plcc >= PLCC_WITHOUT_REFERENCE:
-        why = "no PLCC of a reference model" if references else "no reference model"
-        reasons.append(f"PLCC {own_plcc:.4f} is under {PLCC_WITHOUT_REFERENCE:g} ({why})")
-    if references:
-        for error, figure, ratio in (
-            ("RMSE", rmse, rmse_ratio),
-            ("winsorized RMSE", winsorized_rmse, rmse_ratio * WINSORIZED_SLACK),
-        ):
-            own = figure(predicted, true)
-            reference, name = min((figure(scores, true), name) for name, scores in references)
-            if not own <= reference * ratio:
-                reasons.append(f"{error} {own:.3f} is over {reference:.3f} ({name}) × {ratio:g}")
-    else:
-        deviation = float(np.std(true, dtype=np.float64))
-        if not own_rmse <= deviation * RMSE_WITHOUT_REFERENCE:
-            limit = f"{deviation:.3f} (deviation of the true scores, no reference model) × {RMSE_WITHOUT_REFERENCE:g}"
-            reasons.append(f"RMSE {own_rmse:.3f} is over {limit}")
+    for name, limit in limits(true, references, plcc_delta=plcc_delta, rmse_ratio=rmse_ratio).items():
+        if name == "plcc":
+            if not own[name] >= limit.value:
+                reasons.append(f"PLCC {own[name]:.4f} is under {limit.words}")
+        elif not own[name] <= limit.value:
+            reasons.append(f"{name.replace('_', ' ').replace('rmse', 'RMSE')} {own[name]:.3f} is over {limit.words}")
     if reasons:
         return Gate("unstable", f"on {len(true)} held-out pairs, " + "; ".join(reasons))
-    return Gate("stable", f"PLCC {own_plcc:.4f} and RMSE {own_rmse:.3f} on {len(true)} held-out pairs")
+    return Gate("stable", f"PLCC {own['plcc']:.4f} and RMSE {own['rmse']:.3f} on {len(true)} held-out pairs")
 
 
 class Evidence(NamedTuple):
@@ -92,20 +107,6 @@ class Evidence(NamedTuple):
     rmse_ratio: float = math.inf
 
 
-def comparison(
-    own: Sequence[Array], sets: Sequence[Evidence], references: Sequence[tuple[str, Sequence[Array]]]
-) -> list[dict[str, Any]]:
-    """The figures that were compared, as JSON: a row for each model and set, this model's first. PLCC is null if undefined."""
-    rows = []
-    for name, scores in [("this model", own), *references]:
-        for evidence, predicted in zip(sets, scores, strict=True):
-            figures = {"plcc": plcc, "rmse": rmse, "winsorized_rmse": winsorized_rmse}
-            values = {figure: of(predicted, evidence.true) for figure, of in figures.items()}
-            known = {figure: None if math.isnan(value) else value for figure, value in values.items()}
-            rows.append({"model": name, "on": evidence.name, "pairs": len(evidence.true), **known})
-    return rows
-
-
 def judge_on_each(
     predicted: Sequence[Array],
     sets: Sequence[Evidence],
@@ -113,20 +114,34 @@ def judge_on_each(
     *,
     plcc_delta: float = 0.005,
     rmse_ratio: float = 1.1,
-) -> Gate:
+) -> tuple[Gate, list[dict[str, Any]]]:
     """Judge a checkpoint on several sets: stable if it is on the first, and unstable on none.
 
     predicted: its predictions (n,) of each; references: (name, predictions of each) of the models it has to stand up to. The
     first set decides alone whether it can be judged at all; others too small or without variation are passed over.
+
+    Also returns what was compared, as JSON: a row for each model and set, this model's first, with its `verdict` on the set and
+    the `limits` of its figures, where there are any. PLCC is null if undefined.
     """
-    verdicts = []
-    for place, (evidence, own) in enumerate(zip(sets, predicted, strict=True)):
-        others = [(name, scores[place]) for name, scores in references]
-        ratio = min(rmse_ratio, evidence.rmse_ratio)
-        gate = judge(own, evidence.true, others, plcc_delta=plcc_delta, rmse_ratio=ratio)
+    verdicts, own, others = [], [], []
+    for place, (evidence, scores) in enumerate(zip(sets, predicted, strict=True)):
+        beside = [(name, each[place]) for name, each in references]
+        asked = {"plcc_delta": plcc_delta, "rmse_ratio": min(rmse_ratio, evidence.rmse_ratio)}
+        gate = judge(scores, evidence.true, beside, **asked)
+        found = {} if gate.verdict == "unverified" else limits(evidence.true, beside, **asked)
+        row = _compared("this model", evidence, scores) | {"verdict": gate.verdict}
+        own.append(row | ({"limits": {name: limit.value for name, limit in found.items()}} if found else {}))
+        others.append([_compared(name, evidence, each) for name, each in beside])
         if gate.verdict == "unstable" and len(sets) > 1:
             gate = Gate(gate.verdict, f"{evidence.name}: {gate.reason}")
         verdicts.append(gate)
+    compared = own + [row for rows in zip(*others, strict=True) for row in rows]
     if verdicts[0].verdict == "unverified":
-        return verdicts[0]
-    return next((gate for gate in verdicts if gate.verdict == "unstable"), verdicts[0])
+        return verdicts[0], compared
+    return next((gate for gate in verdicts if gate.verdict == "unstable"), verdicts[0]), compared
+
+
+def _compared(name: str, evidence: Evidence, predicted: Array) -> dict[str, Any]:
+    values = {each: figure(predicted, evidence.true) for each, figure in FIGURES.items()}
+    known = {each: None if math.isnan(value) else value for each, value in values.items()}
+    return {"model": name, "on": evidence.name, "pairs": len(evidence.true), **known}

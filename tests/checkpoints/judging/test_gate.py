@@ -69,5 +69,27 @@ def test_too_few_pairs_or_none_that_vary_are_unverified():
 def test_too_few_held_out_pairs_are_unverified_whatever_the_anchor_says():
     features = np.zeros((200, 1))
     sets = [Evidence("held-out pairs", features[:20], TRUE[:20]), Evidence("anchor", features, TRUE)]
-    assert judge_on_each([np.zeros(20), np.zeros(200)], sets, []).verdict == "unverified"
-    assert judge_on_each([np.zeros(200)], sets[1:], []).verdict == "unstable"
+    gate, compared = judge_on_each([np.zeros(20), np.zeros(200)], sets, [])
+    assert gate.verdict == "unverified"
+    assert [(row["on"], row["verdict"], "limits" in row) for row in compared] == [
+        ("held-out pairs", "unverified", False),
+        ("anchor", "unstable", True),
+    ]
+    assert judge_on_each([np.zeros(200)], sets[1:], [])[0].verdict == "unstable"
+
+
+def test_what_was_compared_has_each_model_on_each_set_and_the_limits_that_decided():
+    features = np.zeros((200, 1))
+    sets = [Evidence("held-out pairs", features, TRUE), Evidence("anchor", features, TRUE, rmse_ratio=1.0)]
+    references = [("base model", [TRUE + 2, TRUE + 1]), ("model_v000001", [TRUE + 3, TRUE + 4])]
+    gate, compared = judge_on_each([TRUE + 2.1, TRUE + 1.05], sets, references)
+    assert [(row["model"], row["on"]) for row in compared] == [
+        (name, each.name) for name in ("this model", "base model", "model_v000001") for each in sets
+    ]
+    assert [row["verdict"] for row in compared[:2]] == ["stable", "unstable"]
+    assert gate.verdict == "unstable"
+    for row, reference, ratio in zip(compared, compared[2:4], (1.1, 1.0), strict=False):
+        assert row["limits"]["rmse"] == pytest.approx(reference["rmse"] * ratio)
+        assert row["limits"]["winsorized_rmse"] == pytest.approx(reference["winsorized_rmse"] * ratio * 1.15)
+        assert row["limits"]["plcc"] == pytest.approx(1 - 0.005)
+    assert "limits" not in compared[2]
