@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from onnx_builder.network import Array
 from sidecar import __version__
 from sidecar.evaluation.report import seen
 from sidecar.evaluation.residuals import Judged, Model, by_group, by_score, group_of, importance, worst, worst_of
+from sidecar.evaluation.scatter import Axis, scatter
 from sidecar.features.names import name_of
 from sidecar.journal.segments import journal_segments
 from sidecar.learning.metrics import metrics
@@ -27,8 +28,8 @@ if TYPE_CHECKING:  # these load onnxruntime, which --help should not
     from sidecar.evaluation.evaluate import Evaluation
     from sidecar.offline.training import Result
 
-_POINTS = 4000
-"""A chart shows at most about this many pairs."""
+_POINTS = 2000
+"""A chart shows at most about this many pairs with a mark each."""
 _GROUPS, _FEATURES, _FILES, _COMPARED = 200, 500, 100, 50
 _NAME_CHARACTERS, _FEATURE_CHARACTERS = 256, 80
 """These limits keep the page under 1.5 MB, whatever the pairs are."""
@@ -154,14 +155,8 @@ def _common(
     judged: Judged, basis: Basis, paths: Sequence[str], score_range: tuple[float, float], digests: bool = True
 ) -> dict[str, Any]:
     """digests: of the files too; what workers have read would take one process long to read again."""
-    pairs = judged.pairs
     groups, n_groups = by_group(judged, _GROUPS)
     index = {each["group"]: n for n, each in enumerate(groups)}
-    every = math.ceil(len(judged.rows) / _POINTS)
-    points = []
-    for at in np.union1d(np.arange(0, len(judged.rows), every), worst_of(judged)).tolist():
-        group = index.get(group_of(pairs, judged.rows[at]), -1)
-        points.append([round(float(judged.true[at]), 3), round(float(judged.predicted[at]), 3), group])
     return {
         "version": __version__,
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -170,14 +165,35 @@ def _common(
             **judged.metrics.as_json(),
             **({} if judged.base is None else {"base": metrics(judged.base, judged.true).as_json()}),
         },
-        "points": points,
+        "scatter": _scatter(judged, index),
         "groups": [{**each, "group": _cut(each["group"])} for each in groups],
         "n_groups": n_groups,
         "scores": by_score(judged, *score_range),
         "worst": [{**each, "job_id": _cut(each["job_id"]), "group": _cut(each["group"])} for each in worst(judged)],
         **_features(judged),
-        "data": _data(pairs, paths, digests),
+        "data": _data(judged.pairs, paths, digests),
     }
+
+
+def _scatter(judged: Judged, index: Mapping[str, int]) -> dict[str, Any]:
+    """Predicted over true scores, on axes with the same cells, and residuals over true scores. index: the number of each group.
+
+    A point is a pair's place and the number of its group, −1 for others.
+    """
+    both = Axis.over(judged.true, judged.predicted)
+    charts: dict[str, tuple[Array, tuple[Axis, Axis]]] = {
+        "predicted": (judged.predicted, (both, both)),
+        "residual": (judged.residuals, (both, Axis.over(judged.residuals, np.zeros(1)))),
+    }
+    found = {}
+    for name, (y, axes) in charts.items():
+        drawn = scatter(judged.true, y, axes, worst_of(judged), _POINTS)
+        points = [
+            [round(float(judged.true[at]), 3), round(float(y[at]), 3), index.get(group_of(judged.pairs, judged.rows[at]), -1)]
+            for at in drawn.shown
+        ]
+        found[name] = {**drawn.as_json(), "points": points}
+    return found
 
 
 def _features(judged: Judged) -> dict[str, Any]:

@@ -7,6 +7,7 @@ const Charts = (() => {
   const COLOURS = [1, 2, 3, 4, 5, 6, 7].map((n) => `var(--series-${n})`);
   const SYMBOLS = ["circle", "triangle", "square", "diamond2", "star", "times", "plus"];
   const DASHES = ["none", "6 3", "2 2", "8 3 2 3"];
+  const CROWD = "var(--text)";
   const EVENTS = {quiet: "plus", good: "circle", bad: "times"};
   const MARKERS = 14; // on each line, so that it can be told from the others
   const TIP = {format: {stroke: false, fill: false, symbol: false}};
@@ -113,29 +114,68 @@ const Charts = (() => {
     });
   }
 
-  // One mark for each pair. points: [{x, y, group}], group: an index in groups, or -1; groups: names; if there are more than
-  // seven, the first six are told apart and the others look the same; line: "diagonal", or "zero" for residuals.
-  function scatter(width, points, {x, y, line, groups = []}) {
+  // Pairs: a mark for each, or a shaded cell where many are in one place. points: [{x, y, group}], group: an index in groups, or
+  // -1; groups: names; if there are more than seven, the first six are told apart and the others look the same. cells:
+  // [{x1, x2, y1, y2, pairs}]. line: "diagonal", on a square with equal axes, or "zero" for residuals. xs, ys: further values
+  // that the axes hold.
+  function scatter(width, points, {x, y, line, groups = [], cells = [], xs = [], ys = []}) {
     const told = groups.length > COLOURS.length ? COLOURS.length - 1 : groups.length;
     const kind = ({group}) => (group < 0 ? told : Math.min(group, told));
     const drawn = [...points].sort((a, b) => kind(b) - kind(a)); // the others below, the first on top
-    const range = around(points.map((point) => point.x));
-    const [from, to] = range;
-    const right = line === "zero" ? [0] : range;
-    const dashed = {stroke: "currentColor", strokeDasharray: "4 3"};
-    return Plot.plot({
-      width, height: height(width), style: STYLE, marginLeft: 64, marginBottom: 40,
+    const all = {x: [...points.map((point) => point.x), ...xs], y: [...points.map((point) => point.y), ...ys]};
+    const isSquare = line === "diagonal", margins = {marginLeft: 64, marginRight: 20, marginTop: 20, marginBottom: 40};
+    const size = isSquare ? Math.min(width, 480) : width;
+    const range = around(isSquare ? [...all.x, ...all.y] : all.x), [from, to] = range;
+    const dashed = {stroke: "currentColor", strokeDasharray: "4 3"}, halo = {stroke: "var(--background)", strokeWidth: 3};
+    const right = (look) => (isSquare ? Plot.line([[from, from], [to, to]], look) : Plot.ruleY([0], look));
+    const levels = levelsOf(cells);
+    const chart = Plot.plot({
+      width: size, height: isSquare ? size - 24 : height(width), style: STYLE, ...margins,
       ...(told > 1 ? scale(groups.slice(0, told), told < groups.length ? ["all others"] : []) : {}),
-      x: {label: x, ticks: ticks(width), nice: true, domain: range},
-      y: {label: y, grid: true, nice: true, domain: around([...points.map((point) => point.y), ...right])},
+      x: {label: x, ticks: ticks(size), nice: !isSquare, domain: range},
+      y: {label: y, grid: true, nice: !isSquare, ticks: isSquare ? ticks(size) : 5, domain: isSquare ? range : around([...all.y, 0])},
       marks: [
+        ...levels.map(({least, most, fillOpacity}) => Plot.rect(cells.filter(({pairs}) => pairs >= least && pairs <= most), {
+          x1: "x1", x2: "x2", y1: "y1", y2: "y2", fill: CROWD, fillOpacity, channels: {pairs: "pairs"}, tip: TIP,
+        })),
+        right(halo), right(dashed),
         Plot.dot(drawn, {
-          x: "x", y: "y", ...(told > 1 ? {stroke: kind, symbol: kind} : {stroke: COLOURS[0]}), r: 2.5, strokeOpacity: 0.6,
+          x: "x", y: "y", ...(told > 1 ? {stroke: kind, symbol: kind} : {stroke: COLOURS[0]}), r: 2.5, strokeOpacity: 0.7,
           channels: told ? {group: ({group}) => groups[group] ?? "–"} : {}, tip: TIP,
         }),
-        line === "zero" ? Plot.ruleY([0], dashed) : Plot.line([[from, from], [to, to]], dashed),
       ],
     });
+    return levels.length ? withLegend(chart, levels) : chart;
+  }
+
+  // At most five shades for cells: the least and the most pairs of each, from a series of round numbers.
+  function levelsOf(cells) {
+    const most = cells.reduce((a, {pairs}) => Math.max(a, pairs), 0), least = cells.reduce((a, {pairs}) => Math.min(a, pairs), most);
+    const round = [least];
+    for (let power = 1; power <= most; power *= 10) round.push(...[1, 2, 5].map((digit) => digit * power).filter((n) => n > least && n <= most));
+    const every = Math.ceil(round.length / 5), bounds = most ? round.filter((_, i) => i % every === 0) : [];
+    return bounds.map((from, i) => ({
+      least: from, most: i + 1 < bounds.length ? bounds[i + 1] - 1 : most, fillOpacity: 0.2 + (0.55 * (i + 1)) / bounds.length,
+    }));
+  }
+
+  // The chart with a legend of the shades above it.
+  function withLegend(chart, levels) {
+    const isBare = chart.localName === "svg", svg = isBare ? chart : chart.querySelector(":scope > svg");
+    const made = (namespace, name, attributes, ...children) => {
+      const one = document.createElementNS(namespace, name);
+      for (const [key, value] of Object.entries(attributes)) one.setAttribute(key, value);
+      one.append(...children);
+      return one;
+    };
+    const html = document.documentElement.namespaceURI, size = {width: 14, height: 14};
+    const whole = isBare ? made(html, "figure", {}, chart) : chart;
+    whole.prepend(made(html, "div", {class: "cells-swatches-wrap"}, ...levels.map(({least, most, fillOpacity}) => {
+      const shade = made(svg.namespaceURI, "rect", {...size, fill: CROWD, "fill-opacity": fillOpacity});
+      const words = least === most ? `${least} pairs` : `${least} to ${most.toLocaleString("en")} pairs`;
+      return made(html, "span", {class: "cells-swatch"}, made(svg.namespaceURI, "svg", {...size, "aria-hidden": true}, shade), words);
+    })));
+    return whole;
   }
 
   // The lowest and the highest value, apart from each other.

@@ -3,7 +3,7 @@
 
 (() => {
   const report = JSON.parse(document.getElementById("document").textContent);
-  const {said, judged, points, groups, scores, worst, features, data, curve} = report;
+  const {said, judged, groups, scores, worst, features, data, curve} = report;
   const KINDS = {base: "base model", live: "live", ema: "EMA"};
 
   const known = (value) => value !== undefined && value !== null;
@@ -48,8 +48,18 @@
 
   const tile = (name, value, kind = "") => element("div", {}, element("dt", {}, name), element("dd", {class: kind}, value));
   const groupNames = groups.map(({group}) => group);
-  const drawnPart = points.length < judged.pairs
-    ? ` The chart shows ${count(points.length)} of ${count(judged.pairs)} pairs, including the twenty worst.` : "";
+  // The pairs of a scatter chart: cells where many are in one place, and points.
+  function pairsOf({x: [x0, dx, nx], y: [y0, dy, ny], cells, points}) {
+    const edges = ([i, j, pairs]) => ({x1: x0 + i * dx, x2: x0 + (i + 1) * dx, y1: y0 + j * dy, y2: y0 + (j + 1) * dy, pairs});
+    return {
+      points: points.map(([x, y, group]) => ({x, y, group})),
+      shown: {cells: cells.map(edges), xs: [x0, x0 + nx * dx], ys: [y0, y0 + ny * dy], groups: groupNames},
+    };
+  }
+  function howDrawn({x: [, dx], y: [, dy], cells, points, left_out: leftOut}) {
+    const crowded = cells.length ? ` Where five pairs or more lie within ${short(dx)} by ${short(dy)} score points, the shade says how many.` : "";
+    return crowded + (leftOut ? ` Of the ${count(points.length + leftOut)} other pairs, ${count(points.length)} are shown.` : "");
+  }
   const gateKind = (gate) => (gate === "stable" ? "good" : ["unstable", "incompatible"].includes(gate) ? "bad" : "");
   const heading = (text) => element("h3", {}, text);
   // The figures of pairs that say what to expect on others, in large.
@@ -165,12 +175,12 @@
     },
 
     predictions() {
-      const shown = points.map(([x, y, group]) => ({x, y, group}));
-      const options = {x: "True score", y: "Predicted score", line: "diagonal", groups: groupNames};
+      const {predicted} = report.scatter, {points, shown} = pairsOf(predicted);
+      const options = {...shown, x: "True score", y: "Predicted score", line: "diagonal"};
       const words = `PLCC ${plcc(judged.plcc)}, SROCC ${plcc(judged.srocc)}, RMSE ${rmse(judged.rmse)}`;
       return [columns(
-        figure(`Predicted against true scores: ${words}`, `Predictions on the dashed line are right.${drawnPart}`,
-          (width) => Charts.scatter(width, shown, options)),
+        figure(`Predicted against true scores: ${words}`, `Predictions on the dashed line are right.${howDrawn(predicted)}`,
+          (width) => Charts.scatter(width, points, options)),
         table(`On ${judged.what}`, ["", "#value"], [
           ["PLCC, Pearson's correlation", plcc(judged.plcc)], ["SROCC, Spearman's correlation", plcc(judged.srocc)],
           ["RMSE, score points", rmse(judged.rmse)], ["pairs", count(judged.pairs)]]))];
@@ -213,14 +223,14 @@
     },
 
     scores() {
-      const shown = points.map(([x, y, group]) => ({x, y: y - x, group}));
+      const {residual} = report.scatter, {points, shown} = pairsOf(residual);
       const [most] = [...scores].sort((a, b) => b.rmse - a.rmse);
       const range = (row) => `${short(row.low)} to ${short(row.high)}`;
       const base = scores.some((row) => row.base_rmse !== undefined);
       return [columns(
         figure(`Residuals over true scores; the largest RMSE is ${rmse(most.rmse)}, from ${range(most)}`,
-          `Predicted minus true, in score points. Predictions on the dashed line are right.${drawnPart}`,
-          (width) => Charts.scatter(width, shown, {x: "True score", y: "Residual", line: "zero", groups: groupNames})),
+          `Predicted minus true, in score points. Predictions on the dashed line are right.${howDrawn(residual)}`,
+          (width) => Charts.scatter(width, points, {...shown, x: "True score", y: "Residual", line: "zero"})),
         table("By true score", ["from", "#pairs", "#RMSE", ...(base ? ["#base RMSE"] : []), "#mean residual"],
           scores.map((row) => [range(row), count(row.pairs), rmse(row.rmse), ...(base ? [rmse(row.base_rmse)] : []),
             signed(row.mean)])))];

@@ -425,8 +425,12 @@ def test_charts_have_marks_and_texts_in_their_place(chromium, trained):
     directory, said = trained
     drawn(chromium, directory / "report.html")
     marks = "[...document.querySelectorAll('#{} svg[role=img]')].map(s => s.querySelectorAll('{}').length)"
-    assert chromium.ask(marks.format("predictions", "[aria-label=dot] > *")) == [said["pairs"]["held_out"]]
-    assert chromium.ask(marks.format("scores", "[aria-label=dot] > *")) == [said["pairs"]["held_out"]]
+    for section, drawn_pairs in zip(
+        ("predictions", "scores"), document_of(directory / "report.html")["scatter"].values(), strict=True
+    ):
+        crowded = [pairs for _, _, pairs in drawn_pairs["cells"]]
+        assert chromium.ask(marks.format(section, "[aria-label=rect] > *")) == [len(crowded)]
+        assert chromium.ask(marks.format(section, "[aria-label=dot] > *")) == [said["pairs"]["held_out"] - sum(crowded)]
     assert chromium.ask(marks.format("training", "[aria-label=line] path")) == [2, 2]
     fills = chromium.ask("[...document.querySelectorAll('#training [aria-label=dot] > *')].map(e => e.getAttribute('fill'))")
     assert set(fills) == {"var(--series-1)", "var(--series-2)"}
@@ -458,17 +462,32 @@ def test_groups_are_told_apart_the_worst_six_where_there_are_many(chromium, of_g
     report = of_groups(count)
     drawn(chromium, report)
     worst_first = [each["group"] for each in document_of(report)["groups"]]
-    legend = chromium.ask("[...document.querySelectorAll('#predictions [class$=-swatch]')].map(s => s.textContent)")
+    legend = chromium.ask(
+        "[...document.querySelectorAll('#predictions [class$=-swatch]:not(.cells-swatch)')].map(s => s.textContent)"
+    )
     assert legend == (worst_first if count <= 7 else [*worst_first[:6], "all others"])
     assert (
         chromium.ask("new Set([...document.querySelectorAll('#predictions [class$=-swatch]')].map(s => s.offsetTop)).size") < 4
     )
-    colours = "[...document.querySelectorAll('#predictions [aria-label=dot] > *')].map(e => e.getAttribute('stroke'))"
+    colours = "[...document.querySelectorAll('#scores [aria-label=dot] > *')].map(e => e.getAttribute('stroke'))"
     seen = set(chromium.ask(colours))
     assert len(seen) == len(legend)
     assert all(each.startswith("var(--") for each in seen)
     assert chromium.ask("document.querySelectorAll('#groups [aria-label=bar] rect').length") == count
     assert chromium.ask("document.querySelectorAll('#groups table')[0].tBodies[0].rows.length") == count
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_predicted_and_true_scores_have_the_same_scale(chromium, trained, width):
+    drawn(chromium, trained[0] / "report.html", width=width)
+    ticks = "[...document.querySelectorAll('#predictions [aria-label=\"{0}-axis tick label\"] text')]"
+    place = ".map(t => [Number(t.textContent), t.getBoundingClientRect()]).map(([n, r]) => [n, r.{1} + r.{2} / 2])"
+    per_point = []
+    for axis, start, size in (("x", "x", "width"), ("y", "y", "height")):
+        places = chromium.ask((ticks + place).format(axis, start, size))
+        (low, low_at), (high, high_at) = min(places), max(places)
+        per_point.append(abs(high_at - low_at) / (high - low))
+    assert per_point[0] == pytest.approx(per_point[1], rel=0.01)
 
 
 @pytest.mark.parametrize("scores", [[50.0] * 60, [50.0]])
@@ -480,7 +499,8 @@ def test_charts_of_one_value_have_axes_and_marks(chromium, tmp_path, random_rows
     assert chromium.console() == []
     assert chromium.ask("[...document.querySelectorAll('svg *')].every(e => !e.outerHTML.includes('NaN'))")
     for chart in ("predictions", "scores"):
-        assert chromium.ask(f"document.querySelectorAll('#{chart} [aria-label=dot] > *').length") == len(scores)
+        marks = chromium.ask(f"document.querySelectorAll('#{chart} :is([aria-label=dot], [aria-label=rect]) > *').length")
+        assert 0 < marks <= len(scores)
         assert chromium.ask(f"document.querySelectorAll('#{chart} [aria-label=\"x-axis tick label\"] text').length") > 2
 
 
