@@ -13,6 +13,7 @@ import numpy as np
 
 from onnx_builder.network import Array
 from sidecar import __version__
+from sidecar.evaluation.calibration import calibration
 from sidecar.evaluation.report import seen
 from sidecar.evaluation.residuals import Judged, Model, by_group, by_score, group_of, importance, worst, worst_of
 from sidecar.evaluation.scatter import Axis, scatter
@@ -169,6 +170,7 @@ def _common(
         "groups": [{**each, "group": _cut(each["group"])} for each in groups],
         "n_groups": n_groups,
         "scores": by_score(judged, *score_range),
+        "calibration": calibration(judged, *score_range),
         "worst": [{**each, "job_id": _cut(each["job_id"]), "group": _cut(each["group"])} for each in worst(judged)],
         **_features(judged),
         "data": _data(judged.pairs, paths, digests),

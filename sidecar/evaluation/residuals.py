@@ -6,7 +6,7 @@ Residuals are predicted minus true, in score points.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -91,13 +91,15 @@ def by_group(judged: Judged, most: int) -> tuple[list[dict[str, Any]], int]:
 
 def by_score(judged: Judged, low: float, high: float) -> list[dict[str, Any]]:
     """The figures of each tenth of the score range, from low to high, that has pairs."""
+    return [{"low": start, "high": stop, **_summary(judged, part)} for start, stop, part in bins(judged.true, low, high)]
+
+
+def bins(scores: Float32, low: float, high: float) -> Iterator[tuple[float, float, Rows]]:
+    """Of each tenth of a score range that has any of the scores (n,): its bounds, and the places of these scores."""
     edges = np.linspace(low, high, _SCORE_BINS + 1)
-    index = np.clip(np.searchsorted(edges, judged.true, side="right") - 1, 0, _SCORE_BINS - 1)
-    return [
-        {"low": float(edges[n]), "high": float(edges[n + 1]), **_summary(judged, np.flatnonzero(index == n))}
-        for n in range(_SCORE_BINS)
-        if (index == n).any()
-    ]
+    index = np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, _SCORE_BINS - 1)
+    for n in np.unique(index).tolist():
+        yield float(edges[n]), float(edges[n + 1]), np.flatnonzero(index == n)
 
 
 def _summary(judged: Judged, part: Rows) -> dict[str, Any]:

@@ -178,6 +178,24 @@ const Charts = (() => {
     return whole;
   }
 
+  // A mean with its band, from and to, over each stretch of an axis. rows: [{low, high, mean, from, to, …}], from and to null
+  // where there is no band; names: of further values of a row, for the tip.
+  function means(width, rows, {x, y, names = []}) {
+    const middle = ({low, high}) => (low + high) / 2;
+    const shown = Object.fromEntries(names.map((name) => [name, name]));
+    const banded = rows.filter(({from}) => from !== null);
+    return Plot.plot({
+      width, height: height(width), style: STYLE, marginLeft: 64, marginBottom: 40,
+      x: {label: x, ticks: ticks(width), domain: around(rows.flatMap(({low, high}) => [low, high]))},
+      y: {label: y, grid: true, nice: true, domain: around([0, ...rows.flatMap(({mean, from, to}) => [mean, from ?? mean, to ?? mean])])},
+      marks: [
+        Plot.ruleY([0], {stroke: "currentColor", strokeDasharray: "4 3"}),
+        Plot.rect(banded, {x1: "low", x2: "high", y1: "from", y2: "to", fill: COLOURS[0], fillOpacity: 0.3, inset: 1}),
+        Plot.dot(rows, {x: middle, y: "mean", fill: COLOURS[0], r: 3.5, channels: shown, tip: TIP}),
+      ],
+    });
+  }
+
   // The lowest and the highest value, apart from each other.
   function around(values) {
     const low = Math.min(...values), high = Math.max(...values);
@@ -224,5 +242,5 @@ const Charts = (() => {
     label: null, tickFormat: (i) => rows[i].name, lineWidth: (margin(width, rows) - 12) / 12, textOverflow: "ellipsis-end",
   });
 
-  return {show, lines, scatter, bars, spreads};
+  return {show, lines, scatter, means, bars, spreads};
 })();

@@ -236,6 +236,23 @@
             signed(row.mean)])))];
     },
 
+    calibration() {
+      const range = (row) => `${short(row.low)} to ${short(row.high)}`;
+      const band = ({band: both}) => (both ? `${signed(both[0])} to ${signed(both[1])}` : "–");
+      const rows = report.calibration.map((row) => ({...row, from: row.band?.[0] ?? null, to: row.band?.[1] ?? null, "90 % band": band(row)}));
+      const [most] = [...rows].sort((a, b) => Math.abs(b.mean) - Math.abs(a.mean));
+      const how = rows.some((row) => row.band)
+        ? "The 90 % band is Student's, by the jackknife over groups, since pairs of one group resemble each other. One band in ten " +
+          "misses by chance."
+        : "There is no band, since no groups are known.";
+      return [columns(
+        figure(`Mean residual by predicted score; the largest is ${signed(most.mean)}, where ${range(most)} is predicted`,
+          `The mean of predicted minus true, in score points, of the pairs that are predicted to be there. ${how}`,
+          (width) => Charts.means(width, rows, {x: "Predicted score", y: "Mean residual", names: ["pairs", "groups", "90 % band"]})),
+        table("By predicted score", ["predicted", "#pairs", "#groups", "#mean residual", "#90 % band"],
+          rows.map((row) => [range(row), count(row.pairs), count(row.groups), signed(row.mean), band(row)])))];
+    },
+
     worst() {
       const grouped = groups.length > 0;
       const rows = worst.map((row) => [row.job_id || `pair ${count(row.number)}`, ...(grouped ? [row.group] : []),
@@ -304,7 +321,7 @@
   }
 
   // What shows single pairs says beside its title which pairs they are.
-  for (const name of ["predictions", "groups", "scores", "worst", "features"]) {
+  for (const name of ["predictions", "groups", "scores", "calibration", "worst", "features"]) {
     document.querySelector(`#${name} h2`)?.append(" ", element("span", {class: judged.validates ? "mark" : "mark bad"}, judged.label));
   }
 

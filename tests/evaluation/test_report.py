@@ -435,8 +435,13 @@ def test_charts_have_marks_and_texts_in_their_place(chromium, trained):
     fills = chromium.ask("[...document.querySelectorAll('#training [aria-label=dot] > *')].map(e => e.getAttribute('fill'))")
     assert set(fills) == {"var(--series-1)", "var(--series-2)"}
     assert chromium.ask(marks.format("features", "[aria-label=bar] rect")) == [20]
+    calibration = document_of(directory / "report.html")["calibration"]
+    assert chromium.ask(marks.format("calibration", "[aria-label=dot] > *")) == [len(calibration)]
+    assert chromium.ask(marks.format("calibration", "[aria-label=rect] > *")) == [
+        sum(each["band"] is not None for each in calibration)
+    ]
     labels = chromium.ask("[...document.querySelectorAll('.chart svg[role=img]')].map(s => s.getAttribute('aria-label'))")
-    assert len(labels) == 6
+    assert len(labels) == 7
     assert all(labels)
     assert chromium.ask("[...document.querySelectorAll('figure:has(> .chart)')].every(f => f.querySelector('figcaption'))")
 
