@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,19 +19,22 @@ from sidecar.cli.options import (
     pairs_options,
     report_option,
 )
-from sidecar.cli.output import HEADER, print_chosen, print_fields, print_json, print_skipped, row
-from sidecar.evaluation.document import evaluation_document
+from sidecar.cli.output import print_comparison, print_evaluation, print_fields, print_json
+from sidecar.evaluation.document import comparison_document, evaluation_document
 from sidecar.evaluation.report import check_report_path, write_report
 from sidecar.pairs.tables.choice import Columns
 
+if TYPE_CHECKING:  # it loads onnxruntime, which --help should not
+    from sidecar.evaluation.evaluate import Evaluation
+
 
 @click.command("evaluate")
-@click.argument("model", type=PATH)
+@click.argument("model", type=PATH, metavar="MODEL...")
 @pairs_argument
-@base_scaler_option("json: first apply feature_mean and feature_std from the JSON beside the model.")
+@base_scaler_option("json: first apply feature_mean and feature_std from the JSON beside a model.")
 @click.option("--group-by", metavar="FIELD", help="Also print the figures for each value of this field.")
 @click.option(
-    "--held-out", is_flag=True, help="Only the pairs that the model's hold-out kept out of its training, as its JSON says."
+    "--held-out", is_flag=True, help="Only the pairs that each model's hold-out kept out of its training, as its JSON says."
 )
 @pairs_options
 @columns_options
@@ -41,17 +45,58 @@ def evaluate_command(
 ) -> None:
     """Score an ONNX MODEL on recorded PAIRS with onnxruntime.
 
+    Several models, whose names end in .onnx and come before the pairs, are compared with the first of them.
+
     \b
     Example:
       vmafx-sidecar evaluate checkpoints/latest.onnx examples/recorded-80.jsonl.gz --held-out
+      vmafx-sidecar evaluate checkpoints/stable.onnx checkpoints/latest.onnx pairs.jsonl --report compared.html
     """
+    from sidecar.evaluation.comparison import compare
     from sidecar.evaluation.evaluate import evaluate
 
+    models, pairs = _models_and_pairs(model, pairs)
     if report is not None:
-        check_report_path(report, (model, model.with_suffix(".json"), *pairs))
-    found = evaluate(model, pairs, **settings, columns=columns, for_report=report is not None)
+        check_report_path(report, (*models, *(each.with_suffix(".json") for each in models), *pairs))
+    several = len(models) > 1
+    found = evaluate(models, pairs, **settings, columns=columns, names=several or report is not None)
+    compared = compare([each.predicted for each in found], found[0].pairs) if several else None
+    about = [_evaluation_json(each) for each in found]
+    said = {"models": about, "comparison": compared.as_json([*map(str, models)])} if compared else about[0]
+    if as_json:
+        print_json(said)
+    elif compared:
+        print_comparison(found, compared, settings["group_by"])
+    else:
+        print_evaluation(found[0])
+    if report is not None:
+        if compared:
+            document = comparison_document(found, compared, said, pairs, settings)
+        else:
+            document = evaluation_document(found[0], said, pairs, settings)
+        write_report(report, document)
+        if not as_json:
+            click.echo(f"report: {report}")
+
+
+def _models_and_pairs(model: Path, others: tuple[str, ...]) -> tuple[list[Path], tuple[str, ...]]:
+    """Which of the arguments after the first are models too. Raises UsageError."""
+    models = [Path(each) for each in itertools.takewhile(_is_model, others)]
+    pairs = others[len(models) :]
+    if not pairs:
+        raise click.UsageError("Missing argument 'PAIRS...': all arguments are models, as they end in .onnx")
+    if late := next(filter(_is_model, pairs), None):
+        raise click.UsageError(f"{late}: models come before pairs")
+    return [model, *models], pairs
+
+
+def _is_model(argument: str) -> bool:
+    return argument.lower().endswith(".onnx")
+
+
+def _evaluation_json(found: Evaluation) -> dict[str, Any]:
     said: dict[str, Any] = {
-        "model": str(model),
+        "model": str(found.model),
         **found.metrics.as_json(),
         "skipped": found.pairs.skipped,
         "columns": found.pairs.chosen,
@@ -62,22 +107,7 @@ def evaluate_command(
             said["not_trained_on"] = found.not_trained_on.as_json()
     if found.groups:
         said["groups"] = [{"group": name, **measured.as_json()} for name, measured in found.groups.items()]
-    if as_json:
-        print_json(said)
-    else:
-        print_chosen(found.pairs)
-        rows = [row(name, "", measured) for name, measured in found.groups.items()]
-        click.echo("\n".join([HEADER, *rows, row("evaluated", "", found.metrics)]))
-        if found.trained_on and found.not_trained_on:
-            click.echo(row("not trained on", "", found.not_trained_on))
-        print_skipped(found.pairs)
-        if found.trained_on:
-            count = "some" if found.trained_on is True else f"{found.trained_on:,}"
-            click.echo(f"{count} of {len(found.pairs):,} pairs were trained on; these figures flatter the model")
-    if report is not None:
-        write_report(report, evaluation_document(model, found, said, pairs, settings))
-        if not as_json:
-            click.echo(f"report: {report}")
+    return said
 
 
 @click.command("inspect")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sidecar.evaluation.comparison import RESAMPLES, Comparison, names_of
 from sidecar.pairs.recorded import said
 
 if TYPE_CHECKING:  # these load onnxruntime, which --help should not
     from sidecar.checkpoints.publishing import Published
+    from sidecar.evaluation.evaluate import Evaluation
     from sidecar.fleet.reading import Read
     from sidecar.learning.metrics import Metrics
     from sidecar.offline.pods import PodFigures
@@ -115,6 +118,55 @@ def _print_checkpoint(done: Result | Published) -> None:
     if done.refused:
         click.echo(done.refused)
     click.echo(f"checkpoint: {done.checkpoint.model}")
+
+
+def print_evaluation(found: Evaluation) -> None:
+    print_chosen(found.pairs)
+    rows = [row(name, "", measured) for name, measured in found.groups.items()]
+    click.echo("\n".join([HEADER, *rows, row("evaluated", "", found.metrics)]))
+    if found.trained_on and found.not_trained_on:
+        click.echo(row("not trained on", "", found.not_trained_on))
+    print_skipped(found.pairs)
+    _print_trained_on(found)
+
+
+def print_comparison(found: Sequence[Evaluation], compared: Comparison, group_by: str | None) -> None:
+    """The figures of each model, with `group_by` their RMSE by group, and the differences from the first."""
+    first, names = found[0], [_end(name, 24) for name in names_of([each.model for each in found])]
+    for each in dict.fromkeys(str(one.pairs.chosen) for one in found):
+        print_chosen(next(one.pairs for one in found if str(one.pairs.chosen) == each))
+    click.echo(HEADER)
+    for name, one in zip(names, found, strict=True):
+        click.echo(row(name, "", one.metrics))
+        if one.trained_on and one.not_trained_on:
+            click.echo(row("  not trained on", "", one.not_trained_on))
+    if group_by is not None:
+        click.echo("\n" + " ".join([f"{f'RMSE by {group_by}':24}", f"{'pairs':>9}", *(f"{name:>24}" for name in names)]))
+        for group in compared.groups[:_MOST_LINES]:
+            own, *others = group.rmse
+            cells = [f"{own:24.3f}", *(f"{f'{each:.3f} ({each - own:+.3f})':>24}" for each in others)]
+            click.echo(" ".join([f"{group.name:24}", f"{group.pairs:9,}", *cells]))
+        if len(compared.groups) > _MOST_LINES:
+            click.echo(f"and {len(compared.groups) - _MOST_LINES:,} more groups, which differ less")
+    how = f"from {RESAMPLES:,} resamples of {len(compared.groups):,} groups" if compared.differences[0].interval else ""
+    click.echo(f"\n{f'RMSE less that of {names[0]}':44} {'95 % interval':>20} {'better in':>10}  {how}")
+    for name, other in zip(names[1:], compared.differences, strict=True):
+        interval = "{:+.3f} to {:+.3f}".format(*other.interval) if other.interval else "–"
+        better = "–" if other.better_in is None else f"{100 * other.better_in:.1f} %"
+        click.echo(f"{name:35} {other.rmse_difference:+8.3f} {interval:>20} {better:>10}  {other.in_words}")
+    print_skipped(first.pairs)
+    for name, one in zip(names, found, strict=True):
+        _print_trained_on(one, f"{name}: ")
+
+
+def _print_trained_on(found: Evaluation, name: str = "") -> None:
+    if found.trained_on:
+        count = "some" if found.trained_on is True else f"{found.trained_on:,}"
+        click.echo(f"{name}{count} of {len(found.pairs):,} pairs were trained on; these figures flatter the model")
+
+
+def _end(name: str, characters: int) -> str:
+    return name if len(name) <= characters else f"…{name[1 - characters :]}"
 
 
 def print_chosen(pairs: RecordedPairs) -> None:

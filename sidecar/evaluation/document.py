@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from onnx_builder.network import Array
 from sidecar import __version__
 from sidecar.evaluation.calibration import calibration
+from sidecar.evaluation.comparison import RESAMPLES, Comparison, names_of
 from sidecar.evaluation.report import seen
 from sidecar.evaluation.residuals import Judged, Model, by_group, by_score, group_of, importance, worst, worst_of
 from sidecar.evaluation.scatter import Axis, scatter
@@ -70,28 +72,66 @@ def training_document(result: Result, said: dict[str, Any], paths: Sequence[str]
     judged = Judged(pairs, rows, predicted, models, None if base is None else predict(base, pairs, rows))
     return {
         "command": "train-offline",
-        **_common(judged, basis, paths, (result.recipe.score_min, result.recipe.score_max), digests=result.read is None),
+        **_of_one(judged, basis, result.checkpoint.model, (result.recipe.score_min, result.recipe.score_max)),
+        "data": _data(pairs, paths, digests=result.read is None),
         "said": _without_groups(said),
         "curve": [{"step": step, **_nested(rmse)} for step, rmse in result.curve],
         "curve_pairs": result.curve_pairs,
         "settings": {**said["settings"], **options},
-        **_model(result.checkpoint.model, result.sha256),
     }
 
 
 def evaluation_document(
-    model: Path, found: Evaluation, said: dict[str, Any], paths: Sequence[str], options: dict[str, Any]
+    found: Evaluation, said: dict[str, Any], paths: Sequence[str], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """The data for the report of an evaluation. found: from `evaluate` with `for_report`; others: as in `training_document`."""
-    rows = np.arange(len(found.pairs))
-    judged = Judged(found.pairs, rows, found.predicted, [Model(found.predict, rows)])
+    """The data for the report of an evaluation. found: from `evaluate` with `names`; others: as in `training_document`."""
     return {
         "command": "evaluate",
-        **_common(judged, _basis(found, options["held_out"]), paths, (options["score_min"], options["score_max"])),
+        **_of_one(_judged(found), _basis(found, options["held_out"]), found.model, _score_range(options)),
+        "data": _data(found.pairs, paths),
         "said": _without_groups(said),
         "settings": options,
-        **_model(model, _file(str(model)).get("sha256", "")),
     }
+
+
+def comparison_document(
+    found: Sequence[Evaluation], compared: Comparison, said: dict[str, Any], paths: Sequence[str], options: dict[str, Any]
+) -> dict[str, Any]:
+    """The data for the report of several models on the same pairs, the others compared with the first."""
+    models = [
+        {
+            "name": _cut(name),
+            **_view(_judged(each), _basis(each, options["held_out"]), each.model, _score_range(options), points),
+        }
+        for points in (_POINTS // len(found),)
+        for name, each in zip(names_of([each.model for each in found]), found, strict=True)
+    ]
+    return {
+        "command": "evaluate",
+        **_written(),
+        "models": models,
+        "what": "pairs that were kept out of the training of every model" if options["held_out"] else "all pairs",
+        "differences": [{**each._asdict(), "in_words": each.in_words} for each in compared.differences],
+        "groups": [
+            {"group": _cut(each.name), "pairs": each.pairs, "rmse": each.rmse}
+            for each in compared.groups[:_GROUPS]
+            if each.name
+        ],
+        "n_groups": len(compared.groups),
+        "resamples": RESAMPLES,
+        "data": _data(found[0].pairs, paths),
+        "said": {**said, "models": [_without_groups(each) for each in said["models"]]},
+        "settings": options,
+    }
+
+
+def _judged(found: Evaluation) -> Judged:
+    rows = np.arange(len(found.pairs))
+    return Judged(found.pairs, rows, found.predicted, [Model(found.predict, rows)])
+
+
+def _score_range(options: Mapping[str, Any]) -> tuple[float, float]:
+    return options["score_min"], options["score_max"]
 
 
 def _basis(found: Evaluation, held_out: bool) -> Basis:
@@ -103,10 +143,11 @@ def _basis(found: Evaluation, held_out: bool) -> Basis:
     return Basis(label, f"{what} ({count} of them were trained on, which flatters the model)", validates=False)
 
 
-def _model(path: Path, sha256: str) -> dict[str, Any]:
+def _model(path: Path) -> dict[str, Any]:
     """`model`: names and texts to show; `compared`: what the gate compared. Both are in part from the JSON beside the model,
     which anybody may have written.
     """
+    sha256 = _file(str(path)).get("sha256", "")
     fields = {"file": str(path), "SHA-256": sha256}
     try:
         about = read_description(path.resolve()) or {}
@@ -152,35 +193,50 @@ def _without_groups(said: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "loso": _without_groups(said["loso"])} if "loso" in said else kept
 
 
-def _common(
-    judged: Judged, basis: Basis, paths: Sequence[str], score_range: tuple[float, float], digests: bool = True
-) -> dict[str, Any]:
-    """digests: of the files too; what workers have read would take one process long to read again."""
+def _written() -> dict[str, str]:
+    return {"version": __version__, "written_at": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _of_one(judged: Judged, basis: Basis, model: Path, score_range: tuple[float, float]) -> dict[str, Any]:
+    """What is shown of a single model."""
     groups, n_groups = by_group(judged, _GROUPS)
     index = {each["group"]: n for n, each in enumerate(groups)}
     return {
-        "version": __version__,
-        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_written(),
+        "models": [{"name": _cut(model.name), **_view(judged, basis, model, score_range, _POINTS, index)}],
+        "groups": [{**each, "group": _cut(each["group"])} for each in groups],
+        "n_groups": n_groups,
+        "scores": by_score(judged, *score_range),
+        "worst": [{**each, "job_id": _cut(each["job_id"]), "group": _cut(each["group"])} for each in worst(judged)],
+        **_features(judged),
+    }
+
+
+def _view(
+    judged: Judged,
+    basis: Basis,
+    model: Path,
+    score_range: tuple[float, float],
+    points: int,
+    index: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """What is shown of each of several models. points, index: as in `_scatter`."""
+    return {
+        **_model(model),
         "judged": {
             **basis._asdict(),
             **judged.metrics.as_json(),
             **({} if judged.base is None else {"base": metrics(judged.base, judged.true).as_json()}),
         },
-        "scatter": _scatter(judged, index),
-        "groups": [{**each, "group": _cut(each["group"])} for each in groups],
-        "n_groups": n_groups,
-        "scores": by_score(judged, *score_range),
+        "scatter": _scatter(judged, index, points),
         "calibration": calibration(judged, *score_range),
-        "worst": [{**each, "job_id": _cut(each["job_id"]), "group": _cut(each["group"])} for each in worst(judged)],
-        **_features(judged),
-        "data": _data(judged.pairs, paths, digests),
     }
 
 
-def _scatter(judged: Judged, index: Mapping[str, int]) -> dict[str, Any]:
-    """Predicted over true scores, on axes with the same cells, and residuals over true scores. index: the number of each group.
+def _scatter(judged: Judged, index: Mapping[str, int], most: int) -> dict[str, Any]:
+    """Predicted over true scores, on axes with the same cells, and residuals over true scores.
 
-    A point is a pair's place and the number of its group, −1 for others.
+    A point is a pair's place and the number of its group in `index`, −1 for others. most: about so many points.
     """
     both = Axis.over(judged.true, judged.predicted)
     charts: dict[str, tuple[Array, tuple[Axis, Axis]]] = {
@@ -189,7 +245,7 @@ def _scatter(judged: Judged, index: Mapping[str, int]) -> dict[str, Any]:
     }
     found = {}
     for name, (y, axes) in charts.items():
-        drawn = scatter(judged.true, y, axes, worst_of(judged), _POINTS)
+        drawn = scatter(judged.true, y, axes, worst_of(judged), most)
         points = [
             [round(float(judged.true[at]), 3), round(float(y[at]), 3), index.get(group_of(judged.pairs, judged.rows[at]), -1)]
             for at in drawn.shown
@@ -217,7 +273,8 @@ def _features(judged: Judged) -> dict[str, Any]:
     return {"features": features, "importance_pairs": n_pairs}
 
 
-def _data(pairs: RecordedPairs, paths: Sequence[str], digests: bool) -> dict[str, Any]:
+def _data(pairs: RecordedPairs, paths: Sequence[str], digests: bool = True) -> dict[str, Any]:
+    """digests: of the files too; what workers have read would take one process long to read again."""
     return {
         "files": [
             {"path": _cut(path), "pairs": count, **(_file(path) if digests else {})}

@@ -216,6 +216,41 @@ const Charts = (() => {
     });
   }
 
+  // A value and its interval in each row; without low and high there is none. rows: [{name, value, low, high}].
+  function intervals(width, rows, {x}) {
+    const y = (_, i) => i;
+    return Plot.plot({
+      width, height: 60 + 24 * rows.length, style: STYLE, marginBottom: 40, marginLeft: margin(width, rows), marginRight: 30,
+      x: {label: x, grid: true, ticks: ticks(width), nice: true},
+      y: {label: null, type: "band", domain: [...rows.keys()]},
+      marks: [
+        names(width, rows),
+        Plot.ruleX([0], {stroke: "currentColor", strokeDasharray: "4 3"}),
+        Plot.ruleY(rows, {x1: "low", x2: "high", y, stroke: COLOURS[0], strokeWidth: 2}),
+        Plot.dot(rows, {x: "value", y, fill: COLOURS[0], r: 4, channels: {name: "name"}, tip: {format: {...TIP.format, y: false}}}),
+      ],
+    });
+  }
+
+  // Values in rows, one of each series. rows: [{name, values}], as many values as names of series.
+  function dots(width, rows, {x, names: series}) {
+    const told = series.slice(0, COLOURS.length);
+    const all = rows.flatMap(({name, values}, row) => values.slice(0, told.length).map((value, i) => ({name, value, row, i})));
+    return Plot.plot({
+      width, height: 60 + 20 * rows.length, style: STYLE, marginBottom: 40, marginLeft: margin(width, rows), marginRight: 30,
+      ...scale(told),
+      x: {label: x, grid: true, ticks: ticks(width), nice: true},
+      y: {label: null, type: "band", domain: [...rows.keys()]},
+      marks: [
+        names(width, rows),
+        Plot.ruleX([0], {stroke: "currentColor", strokeDasharray: "4 3"}),
+        Plot.dot(all, {
+          x: "value", y: "row", stroke: "i", fill: "i", symbol: "i", r: 3.5, channels: {name: "name"}, tip: {format: {...TIP.format, y: false}},
+        }),
+      ],
+    });
+  }
+
   // Quantiles of each group in a row: a thin bar from 5 to 95 %, a thick one from 25 to 75 %, a tick at the median.
   // rows: [{name, quantiles: [5 %, 25 %, 50 %, 75 %, 95 %]}].
   // zero: whether 0 is on the axis.
@@ -242,5 +277,5 @@ const Charts = (() => {
     label: null, tickFormat: (i) => rows[i].name, lineWidth: (margin(width, rows) - 12) / 12, textOverflow: "ellipsis-end",
   });
 
-  return {show, lines, scatter, means, bars, spreads};
+  return {show, lines, scatter, means, bars, intervals, dots, spreads};
 })();

@@ -3,7 +3,8 @@
 
 (() => {
   const report = JSON.parse(document.getElementById("document").textContent);
-  const {said, judged, groups, scores, worst, features, data, curve} = report;
+  const {said, models, groups, differences, scores, worst, features, data, curve} = report;
+  const [{judged}] = models; // of several, the first is what the others are compared with
   const KINDS = {base: "base model", live: "live", ema: "EMA"};
 
   const known = (value) => value !== undefined && value !== null;
@@ -36,7 +37,7 @@
     const head = names.map((name, i) => element("th", {scope: "col", ...kind(i)}, name.replace(/^#/, "")));
     const body = rows.map((row) => element("tr", {}, ...row.map((cell, i) => (
       i || numeric[0] ? element("td", kind(i), cell) : element("th", {scope: "row"}, cell)))));
-    const made = element("table", {}, element("caption", {}, caption),
+    const made = element("table", {}, element("caption", {}, element("span", {}, caption)),
       element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
     // A table that scrolls can be reached with the keyboard.
     return element("div", {class: "scrolls", tabindex: "0", role: "group", "aria-label": caption}, made);
@@ -47,7 +48,12 @@
   ]));
 
   const tile = (name, value, kind = "") => element("div", {}, element("dt", {}, name), element("dd", {class: kind}, value));
-  const groupNames = groups.map(({group}) => group);
+  const groupNames = differences ? [] : groups.map(({group}) => group);
+  const mark = ({validates, label}) => element("span", {class: validates ? "mark" : "mark bad"}, label);
+  // What a section shows of each model; the name of the model is above it where there are several.
+  const ofEach = (make) => (differences
+    ? [columns(...models.map((model) => element("div", {}, element("h3", {}, model.name, " ", mark(model.judged)), ...make(model))))]
+    : [columns(...make(models[0]))]);
   // The pairs of a scatter chart: cells where many are in one place, and points.
   function pairsOf({x: [x0, dx, nx], y: [y0, dy, ny], cells, points}) {
     const edges = ([i, j, pairs]) => ({x1: x0 + i * dx, x2: x0 + (i + 1) * dx, y1: y0 + j * dy, y2: y0 + (j + 1) * dy, pairs});
@@ -114,9 +120,34 @@
     ];
   }
 
+  const interval = (both) => (both ? `${signed(both[0])} to ${signed(both[1])}` : "–");
+
+  function compared() {
+    const [first, ...others] = models, isKnown = differences.some((each) => each.interval);
+    const trainedOn = said.models.map(({trained_on: of}) => (of === true ? "some" : count(of ?? 0)));
+    const rows = differences.map((each, i) => ({name: others[i].name, value: each.rmse_difference, low: each.interval?.[0], high: each.interval?.[1]}));
+    return [
+      ...(models.some((model) => !model.judged.validates) ? [paragraph("There are models that were trained on some of these pairs, " +
+        "which flatters them. With --held-out, models are compared on pairs that none was trained on.", "bad")] : []),
+      table(`On ${report.what}`, ["model", ...FIGURES, "#of these trained on"],
+        models.map((model, i) => [model.name, ...figures(model.judged), trainedOn[i]])),
+      table(`RMSE less that of ${first.name}, in score points: below 0 is better`,
+        ["model", "verdict", "#difference", "#95 % interval", "#better in"],
+        differences.map((each, i) => [others[i].name, each.in_words, signed(each.rmse_difference), interval(each.interval),
+          known(each.better_in) ? `${(100 * each.better_in).toFixed(1)} %` : "–"])),
+      ...(isKnown ? [figure(`RMSE less that of ${first.name}: ${differences.map((each, i) => `${others[i].name} ${signed(each.rmse_difference)}`).join(", ")}`,
+        "The line is the 95 % interval of the difference.", (width) => Charts.intervals(width, rows, {x: "Difference of RMSE"}))] : []),
+      paragraph(isKnown
+        ? `Paired bootstrap: of the ${count(report.n_groups)} groups, as many were drawn ${count(report.resamples)} times, each time the ` +
+          "same for all models. Interval and share are of the differences then. Pairs of one group resemble each other, so groups are " +
+          "drawn, not pairs."
+        : "There is no interval, since no groups are known, or too few.", "quiet"),
+    ];
+  }
+
   // What the gate compared: for each set of pairs this model, the models beside it, and the limits.
-  function gateRows() {
-    const {compared} = report, sets = [...new Set(compared.map((row) => row.on))];
+  function gateRows({compared}) {
+    const sets = [...new Set(compared.map((row) => row.on))];
     const NAMES = [["plcc", plcc, "at least"], ["rmse", rmse, "at most"], ["winsorized_rmse", rmse, "at most"]];
     const fails = (row, name) => known(row.limits[name]) && !(name === "plcc" ? row.plcc >= row.limits.plcc : row[name] <= row.limits[name]);
     return sets.flatMap((on) => {
@@ -133,17 +164,19 @@
 
   const sections = {
     result() {
+      if (differences) return compared();
       if (report.command === "evaluate") return evaluated();
       return [...(said.loso ? crossValidated() : []), ...published()];
     },
 
     gate() {
-      const verdict = said.gate?.verdict ?? report.model.gate, reason = said.gate?.reason ?? report.model["gate's reason"];
-      if (!verdict) return [];
+      const [{model, compared: rows}] = models;
+      const verdict = said.gate?.verdict ?? model.gate, reason = said.gate?.reason ?? model["gate's reason"];
+      if (!verdict || differences) return [];
       return [
         element("p", {}, element("span", {class: gateKind(verdict)}, verdict), reason ? `: ${reason}.` : "."),
-        ...(report.compared.length ? [table("What the gate compared, when the model was published",
-          ["model", "on", "#PLCC", "#RMSE", "#winsorized", "#pairs", "verdict"], gateRows())] : []),
+        ...(rows.length ? [table("What the gate compared, when the model was published",
+          ["model", "on", "#PLCC", "#RMSE", "#winsorized", "#pairs", "verdict"], gateRows(models[0]))] : []),
       ];
     },
 
@@ -174,20 +207,38 @@
           curve.map((point) => [count(point.step), ...cells(point, "train"), ...cells(point, "held_out")])))];
     },
 
-    predictions() {
-      const {predicted} = report.scatter, {points, shown} = pairsOf(predicted);
-      const options = {...shown, x: "True score", y: "Predicted score", line: "diagonal"};
-      const words = `PLCC ${plcc(judged.plcc)}, SROCC ${plcc(judged.srocc)}, RMSE ${rmse(judged.rmse)}`;
-      return [columns(
+    predictions: () => ofEach(({judged: found, scatter: {predicted}}) => {
+      const {points, shown} = pairsOf(predicted);
+      const words = `PLCC ${plcc(found.plcc)}, SROCC ${plcc(found.srocc)}, RMSE ${rmse(found.rmse)}`;
+      return [
         figure(`Predicted against true scores: ${words}`, `Predictions on the dashed line are right.${howDrawn(predicted)}`,
-          (width) => Charts.scatter(width, points, options)),
-        table(`On ${judged.what}`, ["", "#value"], [
-          ["PLCC, Pearson's correlation", plcc(judged.plcc)], ["SROCC, Spearman's correlation", plcc(judged.srocc)],
-          ["RMSE, score points", rmse(judged.rmse)], ["pairs", count(judged.pairs)]]))];
+          (width) => Charts.scatter(width, points, {...shown, x: "True score", y: "Predicted score", line: "diagonal"})),
+        ...(differences ? [] : [table(`On ${found.what}`, ["", "#value"], [
+          ["PLCC, Pearson's correlation", plcc(found.plcc)], ["SROCC, Spearman's correlation", plcc(found.srocc)],
+          ["RMSE, score points", rmse(found.rmse)], ["pairs", count(found.pairs)]])]),
+      ];
+    }),
+
+    differences() {
+      if (!differences || groups.length < 2) return [];
+      const [first, ...others] = models, drawn = groups.slice(0, 30);
+      const part = drawn.length < report.n_groups ? ` These are the ${drawn.length} of ${count(report.n_groups)} groups that differ most.` : "";
+      const apart = (group) => others.map((_, i) => group.rmse[i + 1] - group.rmse[0]);
+      const largest = apart(groups[0]).sort((a, b) => Math.abs(b) - Math.abs(a))[0];
+      return [
+        figure(`RMSE less that of ${first.name} in ${drawn.length} groups; the largest difference is ${signed(largest)}, for ${groups[0].group}`,
+          `In score points; left of the dashed line a model is better than ${first.name}. The groups that differ most come first.${part}`,
+          (width) => Charts.dots(width, drawn.map((group) => ({name: group.group, values: apart(group)})),
+            {x: "Difference of RMSE", names: others.map(({name}) => name)})),
+        table(groups.length < report.n_groups ? `The ${groups.length} groups that differ most` : "All groups",
+          ["group", "#pairs", ...models.map(({name}, i) => `#${i ? "" : "RMSE of "}${name}`)],
+          groups.map((group) => [group.group, count(group.pairs),
+            ...group.rmse.map((value, i) => (i ? `${rmse(value)} (${signed(value - group.rmse[0])})` : rmse(value)))])),
+      ];
     },
 
     groups() {
-      if (!groups.length) return [];
+      if (differences || !groups.length) return [];
       const [most] = groups;
       const drawn = groups.slice(0, 30).map(({group, quantiles}) => ({name: group, quantiles}));
       const all = report.n_groups;
@@ -223,7 +274,8 @@
     },
 
     scores() {
-      const {residual} = report.scatter, {points, shown} = pairsOf(residual);
+      if (differences) return [];
+      const {residual} = models[0].scatter, {points, shown} = pairsOf(residual);
       const [most] = [...scores].sort((a, b) => b.rmse - a.rmse);
       const range = (row) => `${short(row.low)} to ${short(row.high)}`;
       const base = scores.some((row) => row.base_rmse !== undefined);
@@ -236,24 +288,25 @@
             signed(row.mean)])))];
     },
 
-    calibration() {
+    calibration: () => ofEach(({calibration}) => {
       const range = (row) => `${short(row.low)} to ${short(row.high)}`;
-      const band = ({band: both}) => (both ? `${signed(both[0])} to ${signed(both[1])}` : "–");
-      const rows = report.calibration.map((row) => ({...row, from: row.band?.[0] ?? null, to: row.band?.[1] ?? null, "90 % band": band(row)}));
+      const rows = calibration.map((row) => ({...row, from: row.band?.[0] ?? null, to: row.band?.[1] ?? null, "90 % band": interval(row.band)}));
       const [most] = [...rows].sort((a, b) => Math.abs(b.mean) - Math.abs(a.mean));
       const how = rows.some((row) => row.band)
         ? "The 90 % band is Student's, by the jackknife over groups, since pairs of one group resemble each other. One band in ten " +
           "misses by chance."
         : "There is no band, since no groups are known.";
-      return [columns(
+      return [
         figure(`Mean residual by predicted score; the largest is ${signed(most.mean)}, where ${range(most)} is predicted`,
           `The mean of predicted minus true, in score points, of the pairs that are predicted to be there. ${how}`,
           (width) => Charts.means(width, rows, {x: "Predicted score", y: "Mean residual", names: ["pairs", "groups", "90 % band"]})),
         table("By predicted score", ["predicted", "#pairs", "#groups", "#mean residual", "#90 % band"],
-          rows.map((row) => [range(row), count(row.pairs), count(row.groups), signed(row.mean), band(row)])))];
-    },
+          rows.map((row) => [range(row), count(row.pairs), count(row.groups), signed(row.mean), interval(row.band)])),
+      ];
+    }),
 
     worst() {
+      if (differences) return [];
       const grouped = groups.length > 0;
       const rows = worst.map((row) => [row.job_id || `pair ${count(row.number)}`, ...(grouped ? [row.group] : []),
         rmse(row.true), rmse(row.predicted), signed(row.residual)]);
@@ -264,6 +317,7 @@
     },
 
     features() {
+      if (differences) return [];
       const largest = features.slice(0, 20).map(({name, importance}) => ({name, value: importance}));
       const all = data.n_features;
       const n = report.importance_pairs;
@@ -298,14 +352,14 @@
     },
 
     model: () => [
-      fields("The model file, and what its JSON says about it", report.model),
+      ...models.map(({model}) => fields("The model file, and what its JSON says about it", model)),
       ...(said.metrics ? [paragraph(`It was trained for ${said.seconds.toFixed(1)} s, at ` +
         `${count(Math.round(said.pairs_per_second))} pairs per second. In onnxruntime its scores differ by ` +
         `${said.parity_max_abs_diff.toPrecision(2)} score points at most.`)] : []),
     ],
   };
 
-  const title = `${report.command}: ${report.model.file.replace(/.*\//, "")}`;
+  const title = `${report.command}: ${models.map(({name}) => name).join(", ")}`;
   document.title = title;
   document.querySelector("h1").textContent = title;
   document.getElementById("about").textContent = `vmafx-sidecar ${report.version}, ${report.written_at}`;
@@ -321,8 +375,8 @@
   }
 
   // What shows single pairs says beside its title which pairs they are.
-  for (const name of ["predictions", "groups", "scores", "calibration", "worst", "features"]) {
-    document.querySelector(`#${name} h2`)?.append(" ", element("span", {class: judged.validates ? "mark" : "mark bad"}, judged.label));
+  for (const name of differences ? [] : ["predictions", "groups", "scores", "calibration", "worst", "features"]) {
+    document.querySelector(`#${name} h2`)?.append(" ", mark(judged));
   }
 
   // Folded parts are unfolded for printing.

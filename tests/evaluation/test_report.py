@@ -37,6 +37,12 @@ def document_of(path):
     return json.loads(found[1])
 
 
+def model_of(path):
+    """What a page shows of its one model."""
+    (model,) = document_of(path)["models"]
+    return model
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run on the example from a base model, its report, and what --json said."""
@@ -67,9 +73,10 @@ def test_numbers_are_those_of_json(trained):
     shown = document_of(directory / "report.html")
     assert shown["said"] == said
     held_out = said["metrics"]["held_out"]
-    assert {name: shown["judged"][name] for name in held_out["ema"]} == held_out["ema"]
-    assert shown["judged"]["base"] == held_out["base"]
-    assert shown["model"]["SHA-256"] == said["sha256"]
+    judged = shown["models"][0]["judged"]
+    assert {name: judged[name] for name in held_out["ema"]} == held_out["ema"]
+    assert judged["base"] == held_out["base"]
+    assert shown["models"][0]["model"]["SHA-256"] == said["sha256"]
     last = shown["curve"][-1]
     assert last["held_out"]["ema"] == pytest.approx(held_out["ema"]["rmse"], rel=1e-3)
     assert last["train"]["live"] == pytest.approx(said["metrics"]["train"]["live"]["rmse"], rel=1e-3)
@@ -92,7 +99,7 @@ def test_evaluate_reports_the_same_pairs_by_group(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     said, shown = json.loads(done.stdout), document_of(report)
     assert shown["said"] == {name: value for name, value in said.items() if name != "groups"}
-    assert {name: shown["judged"][name] for name in ("plcc", "srocc", "rmse", "pairs")} == {
+    assert {name: shown["models"][0]["judged"][name] for name in ("plcc", "srocc", "rmse", "pairs")} == {
         name: said[name] for name in ("plcc", "srocc", "rmse", "pairs")
     }
     assert {g["group"]: g["rmse"] for g in shown["groups"]} == {g["group"]: g["rmse"] for g in said["groups"]}
@@ -112,7 +119,7 @@ def validated(tmp_path_factory):
 def test_the_groups_of_a_validated_run_are_predicted_by_models_that_have_not_seen_them(validated):
     report, said = validated
     shown = document_of(report)
-    assert shown["judged"]["rmse"] == said["loso"]["pooled_rmse"]
+    assert shown["models"][0]["judged"]["rmse"] == said["loso"]["pooled_rmse"]
     assert {g["group"]: g["rmse"] for g in shown["groups"]} == {g["group"]: g["rmse"] for g in said["loso"]["groups"]}
     assert [g["rmse"] for g in shown["groups"]] == sorted((g["rmse"] for g in shown["groups"]), reverse=True)
 
@@ -281,8 +288,7 @@ def test_nothing_is_taken_from_the_json_of_another_model(trained, tmp_path):
     for suffix, source in (("onnx", "base"), ("json", "c")):
         (tmp_path / f"m.{suffix}").write_bytes((directory / source / f"model_v000001.{suffix}").read_bytes())
     assert run("evaluate", tmp_path / "m.onnx", EXAMPLE, "--report", tmp_path / "r.html").returncode == 0
-    shown = document_of(tmp_path / "r.html")["model"]
-    assert shown.keys() == {"file", "SHA-256", "JSON beside it"}
+    assert model_of(tmp_path / "r.html")["model"].keys() == {"file", "SHA-256", "JSON beside it"}
 
 
 ROW = {"model": "this model", "on": "held-out pairs", "pairs": 40, "plcc": 0.9, "rmse": 2.0, "winsorized_rmse": 1.0}
@@ -305,7 +311,7 @@ def test_of_what_the_gate_compared_only_what_is_well_formed_is_shown(trained, tm
     (tmp_path / "m.json").write_text(json.dumps({"sha256": said["sha256"], "gate": gate}))
     assert run("evaluate", tmp_path / "m.onnx", EXAMPLE, "--report", tmp_path / "r.html").returncode == 0
     expected = [{name: value for name, value in row.items() if value is not ...} for row in compared]
-    assert document_of(tmp_path / "r.html")["compared"] == expected
+    assert model_of(tmp_path / "r.html")["compared"] == expected
 
 
 def test_features_are_named_by_the_header_of_a_csv(tmp_path):
@@ -426,7 +432,7 @@ def test_charts_have_marks_and_texts_in_their_place(chromium, trained):
     drawn(chromium, directory / "report.html")
     marks = "[...document.querySelectorAll('#{} svg[role=img]')].map(s => s.querySelectorAll('{}').length)"
     for section, drawn_pairs in zip(
-        ("predictions", "scores"), document_of(directory / "report.html")["scatter"].values(), strict=True
+        ("predictions", "scores"), model_of(directory / "report.html")["scatter"].values(), strict=True
     ):
         crowded = [pairs for _, _, pairs in drawn_pairs["cells"]]
         assert chromium.ask(marks.format(section, "[aria-label=rect] > *")) == [len(crowded)]
@@ -435,7 +441,7 @@ def test_charts_have_marks_and_texts_in_their_place(chromium, trained):
     fills = chromium.ask("[...document.querySelectorAll('#training [aria-label=dot] > *')].map(e => e.getAttribute('fill'))")
     assert set(fills) == {"var(--series-1)", "var(--series-2)"}
     assert chromium.ask(marks.format("features", "[aria-label=bar] rect")) == [20]
-    calibration = document_of(directory / "report.html")["calibration"]
+    calibration = model_of(directory / "report.html")["calibration"]
     assert chromium.ask(marks.format("calibration", "[aria-label=dot] > *")) == [len(calibration)]
     assert chromium.ask(marks.format("calibration", "[aria-label=rect] > *")) == [
         sum(each["band"] is not None for each in calibration)

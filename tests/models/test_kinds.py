@@ -68,7 +68,7 @@ def test_a_file_of_another_kind_is_told_with_what_to_do(tmp_path, words):
         inspect(path)
     if not KINDS[words].startswith(b"PK"):
         with pytest.raises(NetworkError, match=f"^{path}: {words}"):
-            evaluate(path, [])
+            evaluate([path], [])
 
 
 def test_a_models_own_bytes_are_no_other_kind(tmp_path, make_network):
