@@ -27,6 +27,7 @@ from sidecar.checkpoints.judging.gate import Evidence, Gate, judge_on_each
 from sidecar.checkpoints.judging.references import references, stable_model
 from sidecar.checkpoints.libvmaf import refused_by_libvmaf
 from sidecar.learning.head import Head
+from sidecar.learning.intervals import Intervals, calibrate
 from sidecar.learning.metrics import Metrics, metrics
 from sidecar.models.base_model import BaseModel, ExportIo
 
@@ -70,7 +71,7 @@ class Published(NamedTuple):
     """The result.
 
     created_at: as in the JSON; metrics: on the first set of evidence, None if that is empty; seconds: how long it took, with
-    all checks; refused: why libvmaf cannot use it, empty if it can.
+    all checks; refused: why libvmaf cannot use it, empty if it can. intervals: None if there are none.
     """
 
     checkpoint: Checkpoint
@@ -81,6 +82,7 @@ class Published(NamedTuple):
     parity_max_abs_diff: float
     seconds: float
     refused: str
+    intervals: Intervals | None
 
 
 class ParityError(NetworkError):
@@ -94,12 +96,14 @@ def publish_network(
     parity_features: Array,
     description: dict[str, Any],
     gate: Gate | None = None,
+    intervals: Intervals | None = None,
 ) -> Published:
     """Publish a trained network. If there is a base model, the network has its architecture.
 
     sets: what it is judged on, the held-out pairs first; gate: the verdict, if it was judged before, on other pairs.
     parity_features: (n, n_features), n ≥ 1, raw, from real pairs. description: what the JSON says besides what is known here,
-    the score range among its settings; and of its inputs what `inputs_of_checkpoint` takes.
+    the score range among its settings; and of its inputs what `inputs_of_checkpoint` takes. intervals: its prediction
+    intervals, by default those of the held-out pairs, if their encodes are known.
 
     A model that does not fit the stable one's consumers is published all the same, but no link moves. Raises ParityError,
     NetworkError (the graph cannot be built) or CheckpointError (it cannot be written); then nothing is published.
@@ -136,6 +140,8 @@ def publish_network(
         gate, compared = judge_on_each(predicted, sets, others, **asked)
     held_out = head.predict(sets[0].features)
     measured = metrics(held_out, sets[0].true) if len(sets[0].true) else None
+    if intervals is None and sets[0].group is not None:
+        intervals = calibrate(held_out, sets[0].true, sets[0].group, "held-out", "encode")
     created_at = datetime.now(UTC).replace(microsecond=0)
     about = {
         **fed,
@@ -144,6 +150,7 @@ def publish_network(
         "metrics": measured.as_json() if measured else {"pairs": 0},
         "gate": gate._asdict() | ({"compared": compared} if compared else {}),
         "held_out": _thinned(held_out, sets[0].true),
+        **({"intervals": intervals.as_json()} if intervals else {}),
         "parity_max_abs_diff": difference,
         **{key: value for key, value in description.items() if key not in fed},
     }
@@ -154,7 +161,7 @@ def publish_network(
     refused = refused_by_libvmaf(terms.base, terms.export_io, inputs, network.n_features)
     seconds = time.monotonic() - started
     digest = hashlib.sha256(model).hexdigest()
-    return Published(checkpoint, digest, created_at, gate, measured, difference, seconds, refused)
+    return Published(checkpoint, digest, created_at, gate, measured, difference, seconds, refused, intervals)
 
 
 def _thinned(predicted: Array, true: Array) -> list[list[float]]:

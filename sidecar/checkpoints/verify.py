@@ -20,6 +20,7 @@ from onnx_builder.write import IR_VERSION, OPERATORS, OPSET
 from sidecar.checkpoints.description import names_in_model
 from sidecar.checkpoints.directory import CheckpointError, checkpoints, read_digest
 from sidecar.checkpoints.publishing import PARITY_TOLERANCE
+from sidecar.learning.intervals import IntervalError, intervals_of
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.models.inputs import inputs_of
 from sidecar.models.json_scaling import begins_with, stated_scaling, steps_of
@@ -104,7 +105,13 @@ def _check_description(model: Path, data: bytes, about: Mapping[str, Any] | None
         return f"no {model.with_suffix('.json').name} beside the model"
     actual = hashlib.sha256(data).hexdigest()
     stated = about.get("sha256", actual)  # a tool that has rewritten the JSON may have left it out
-    return "" if stated == actual else f"the file's SHA-256 is {actual}, but its JSON says {str(stated)[:64]}"
+    if stated != actual:
+        return f"the file's SHA-256 is {actual}, but its JSON says {str(stated)[:64]}"
+    try:
+        intervals_of(about)
+    except IntervalError as error:
+        return str(error)
+    return ""
 
 
 def _check_inputs(model: Path, proto: onnx.ModelProto, about: Mapping[str, Any]) -> str:

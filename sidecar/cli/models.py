@@ -19,7 +19,7 @@ from sidecar.cli.options import (
     pairs_options,
     report_option,
 )
-from sidecar.cli.output import print_comparison, print_evaluation, print_fields, print_json
+from sidecar.cli.output import intervals_json, print_comparison, print_evaluation, print_fields, print_json
 from sidecar.evaluation.document import comparison_document, evaluation_document
 from sidecar.evaluation.report import check_report_path, write_report
 from sidecar.pairs.tables.choice import Columns
@@ -107,6 +107,8 @@ def _evaluation_json(found: Evaluation) -> dict[str, Any]:
             said["not_trained_on"] = found.not_trained_on.as_json()
     if found.groups:
         said["groups"] = [{"group": name, **measured.as_json()} for name, measured in found.groups.items()]
+    if found.intervals:
+        said["intervals"] = intervals_json(found.intervals, found.coverage)
     return said
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # these load onnxruntime, which --help should not
     from sidecar.checkpoints.publishing import Published
     from sidecar.evaluation.evaluate import Evaluation
     from sidecar.fleet.reading import Read
+    from sidecar.learning.intervals import Coverage, Intervals
     from sidecar.learning.metrics import Metrics
     from sidecar.offline.pods import PodFigures
     from sidecar.offline.training import Result
@@ -44,6 +45,7 @@ def result_json(result: Result) -> dict[str, Any]:
         "settings": dataclasses.asdict(result.recipe),
         **({"seeds": [figures.as_json() for figures in result.seeds]} if result.seeds else {}),
         **({"refused": result.refused} if result.refused else {}),
+        **({"intervals": result.intervals.as_json()} if result.intervals else {}),
         "columns": result.pairs.chosen,
     }
     if result.read:
@@ -90,6 +92,10 @@ def print_result(result: Result) -> None:
         )
     click.echo(f"gate: {result.gate.verdict} ({result.gate.reason})")
     click.echo(f"parity with onnxruntime: {result.parity_max_abs_diff:.2g} score points at most")
+    if result.intervals:
+        for level, widths in result.intervals.half_widths.items():
+            click.echo(f"{level:.0%} intervals: ± {widths.min():.2g} to {widths.max():.2g} points, by predicted score")
+        click.echo(f"made from {result.intervals.in_words()}")
     _print_checkpoint(result)
 
 
@@ -128,6 +134,8 @@ def print_evaluation(found: Evaluation) -> None:
         click.echo(row("not trained on", "", found.not_trained_on))
     print_skipped(found.pairs)
     _print_trained_on(found)
+    if found.intervals:
+        _print_coverage(found.intervals, found.coverage)
 
 
 def print_comparison(found: Sequence[Evaluation], compared: Comparison, group_by: str | None) -> None:
@@ -182,6 +190,19 @@ def print_skipped(pairs: RecordedPairs) -> None:
         click.echo(line)
     if len(pairs.skips) > _MOST_LINES:
         click.echo(f"{len(pairs.skips) - _MOST_LINES} more files with skipped rows; skipped in all: {pairs.skipped:,}")
+
+
+def intervals_json(intervals: Intervals, coverage: Mapping[float, Coverage]) -> dict[str, Any]:
+    """The table, and what its intervals covered."""
+    return {**intervals.as_json(), "coverage": {f"{level:g}": each._asdict() for level, each in coverage.items()}}
+
+
+def _print_coverage(intervals: Intervals, coverage: Mapping[float, Coverage]) -> None:
+    click.echo(f"\n{'':24} {'covered':>8} {'by group':>8} {'lowest':>8} {'width':>8} {'pairs':>20}")
+    for level, each in coverage.items():
+        shares = f"{each.covered:8.3f} {each.by_group:8.3f} {each.lowest:8.3f}"
+        click.echo(f"{f'{level:.0%} intervals':24} {shares} {each.width:8.3f} {each.pairs:20}")
+    click.echo(f"made from {intervals.in_words()}")
 
 
 def print_published(published: Published, as_json: bool) -> None:

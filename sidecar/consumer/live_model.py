@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from sidecar.consumer.serving import Serving, by_numpy
 from sidecar.consumer.source import SourceError
 from sidecar.consumer.trial import Trial
 from sidecar.consumer.verified import RefusedError, VerifiedModel
+from sidecar.learning.intervals import IntervalError
 from sidecar.log import Complaints, event
 from sidecar.models.base_model import load
 
@@ -51,6 +52,15 @@ class Prediction(NamedTuple):
     """scores: (n,), in score points. version: the name of the model that gave all of them, such as `model_v000042`."""
 
     scores: NDArray[np.float32]
+    version: str
+
+
+class PredictionInterval(NamedTuple):
+    """scores, and the bounds between which the true ones should lie: each (n,), in score points. version: as above."""
+
+    scores: NDArray[np.float32]
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
     version: str
 
 
@@ -134,23 +144,35 @@ class LiveModel:
         self._start()
         _models.add(self)
 
-    def predict(self, features: Any) -> NDArray[np.float32]:
+    @overload
+    def predict(self, features: Any, *, interval: None = None) -> NDArray[np.float32]: ...
+    @overload
+    def predict(self, features: Any, *, interval: float) -> PredictionInterval: ...
+    def predict(self, features: Any, *, interval: float | None = None) -> NDArray[np.float32] | PredictionInterval:
         """Scores (n,), in score points, of n rows of features, as the node measures them.
 
         features: an array (n, n_features) in the model's order; or, if the model's features have names, a sequence of n
         mappings by name, in any order and any of libvmaf's spellings, or a data frame. A single row, (n_features,) or one
         mapping, counts as n = 1. Where the model's JSON says how it takes an encoder, mappings may have `encoder`, `preset` and
         `crf`. Raises ValueError that names the row, the feature, the value and what is allowed.
+
+        interval: 0.5 or 0.9, the share of true scores that should lie between two bounds, which are then given too, within the
+        range of scores. The model in use must have a table of intervals in its JSON; docs/training.md says which ones have, and
+        what such tables covered. Raises IntervalError, a ValueError, if it has none, or none for this share.
         """
-        return self.predict_with_version(features).scores
+        if interval is None:
+            return self.predict_with_version(features).scores
+        serving, scores = self._predict(features)
+        model = serving.model
+        if model.intervals is None:
+            raise IntervalError(f"interval={interval!r}: {model.name} has no table of prediction intervals in its JSON")
+        low, high = model.intervals.bounds(interval, scores, model.interface.score_range)
+        return PredictionInterval(scores, low.astype(np.float32), high.astype(np.float32), model.name)
 
     def predict_with_version(self, features: Any) -> Prediction:
         """The same, with the name of the model that gave the scores."""
-        serving = self._present()
-        rows = serving.rows.rows(features)
-        if len(rows):
-            self._recent.append(rows[-_KEPT_ROWS:].copy())
-        return Prediction(serving.predict(rows), serving.model.name)
+        serving, scores = self._predict(features)
+        return Prediction(scores, serving.model.name)
 
     def observe(self, features: Any, true_score: float | Sequence[float] | NDArray[Any], group: str | None = None) -> None:
         """Tell what the true scores of some rows were, so that a new model that is worse than the one before is replaced by it.
@@ -200,6 +222,13 @@ class LiveModel:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a LiveModel cannot be copied or pickled: give its arguments to the other process, and make one there")
+
+    def _predict(self, features: Any) -> tuple[Serving, NDArray[np.float32]]:
+        serving = self._present()
+        rows = serving.rows.rows(features)
+        if len(rows):
+            self._recent.append(rows[-_KEPT_ROWS:].copy())
+        return serving, serving.predict(rows)
 
     def _present(self) -> Serving:
         return self._serving or self._revived()

@@ -14,6 +14,7 @@ from onnx_builder.runtime import Scorer
 from sidecar.checkpoints.judging.compatibility import Interface, interface_of
 from sidecar.checkpoints.verify import checks_of
 from sidecar.consumer.source import Fetched
+from sidecar.learning.intervals import Intervals, intervals_of
 from sidecar.models.description import DescriptionError
 from sidecar.models.inputs import ModelInputs, inputs_of
 from sidecar.models.json_scaling import outside_scaling
@@ -31,7 +32,7 @@ class VerifiedModel:
     """A model that may be used, and what it says of itself.
 
     name: `model_v000042`. data: the ONNX file, sha256: of it. about: its JSON. network: as our own reader understands it.
-    scaling: what comes before the graph. inputs, interface: how it is fed.
+    scaling: what comes before the graph. inputs, interface: how it is fed. intervals: None if it has none.
     """
 
     name: str
@@ -43,6 +44,7 @@ class VerifiedModel:
     scaling: tuple[Elementwise, ...]
     inputs: ModelInputs
     interface: Interface
+    intervals: Intervals | None = None
 
 
 def verified(fetched: Fetched) -> VerifiedModel:
@@ -66,7 +68,9 @@ def verified(fetched: Fetched) -> VerifiedModel:
         interface = interface_of(scorer, about)
     except (NetworkError, DescriptionError) as error:
         raise RefusedError(f"{fetched.place}: {error}") from error
-    return VerifiedModel(fetched.name, fetched.version, fetched.model, digest, about, network, scaling, inputs, interface)
+    return VerifiedModel(
+        fetched.name, fetched.version, fetched.model, digest, about, network, scaling, inputs, interface, intervals_of(about)
+    )
 
 
 def _description(fetched: Fetched) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def training_document(result: Result, said: dict[str, Any], paths: Sequence[str]
         "curve": [{"step": step, **_nested(rmse)} for step, rmse in result.curve],
         "curve_pairs": result.curve_pairs,
         "settings": {**said["settings"], **options},
+        "intervals_from": result.intervals.in_words() if result.intervals else "",
     }
 
 
@@ -91,6 +92,7 @@ def evaluation_document(
         "data": _data(found.pairs, paths),
         "said": _without_groups(said),
         "settings": options,
+        "intervals_from": found.intervals.in_words() if found.intervals else "",
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +15,10 @@ from onnx_builder.constants import read_bytes
 from onnx_builder.network import Array, Float32, NetworkError
 from onnx_builder.runtime import Scorer
 from sidecar.checkpoints.description import inputs_of_model
+from sidecar.checkpoints.judging.compatibility import score_range
 from sidecar.evaluation.residuals import rows_by_group
 from sidecar.evaluation.trained_on import TrainedOn, trained_on
+from sidecar.learning.intervals import Coverage, IntervalError, Intervals, intervals_of
 from sidecar.learning.metrics import Metrics, metrics
 from sidecar.learning.recipe import Rows
 from sidecar.models.description import DescriptionError, read_description
@@ -26,6 +30,8 @@ from sidecar.pairs.lines import STDIN
 from sidecar.pairs.recorded import RecordedPairs, read_columns
 from sidecar.pairs.tables.choice import Columns
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -33,7 +39,9 @@ class Evaluation:
 
     groups: by name, if they were asked for; predicted: (n,); predict: from raw features (n, n_features) to scores (n,).
     trained_on: how many of the pairs the model was trained on, True if that is some of them, 0 if none is known to be.
-    not_trained_on: the figures of the other pairs, None if there are none, or it is not known which they are.
+    not_trained_on: the figures of the other pairs, None if there are none, or it is not known which they are. intervals: the
+    model's own, None if it has none; coverage: what those of each level cover of the pairs that were not trained on, of all if
+    it is not known which they are or there are none.
     """
 
     model: Path
@@ -44,6 +52,8 @@ class Evaluation:
     predict: Callable[[Array], Float32]
     trained_on: int | bool
     not_trained_on: Metrics | None
+    intervals: Intervals | None
+    coverage: dict[float, Coverage]
 
 
 def evaluate(
@@ -118,7 +128,28 @@ def _evaluation(
     }
     rest = ~known.rows if known.sure else np.zeros(len(pairs), dtype=np.bool_)
     others = metrics(scores[rest], pairs.true_score[rest]) if rest.any() else None
-    return Evaluation(model, metrics(scores, pairs.true_score), groups, pairs, scores, predict, known.said, others)
+    intervals, in_range = _intervals(model)
+    coverage = dict[float, Coverage]()
+    if intervals is not None:
+        chosen = rest if others else np.ones_like(rest)
+        whose = pairs.group if by_group and pairs.group is not None else pairs.position
+        for level in intervals.half_widths:
+            coverage[level] = intervals.coverage(level, scores[chosen], pairs.true_score[chosen], whose[chosen], in_range)
+    measured = metrics(scores, pairs.true_score)
+    return Evaluation(model, measured, groups, pairs, scores, predict, known.said, others, intervals, coverage)
+
+
+def _intervals(model: Path) -> tuple[Intervals | None, tuple[float, float] | None]:
+    """The intervals that the JSON beside a model has, if it is this model's, and the range of its scores."""
+    path = model.resolve()
+    try:
+        about = read_description(path) or {}
+        if about.get("sha256") != hashlib.sha256(read_bytes(path)).hexdigest():
+            return None, None
+        return intervals_of(about), score_range(about)
+    except (DescriptionError, IntervalError) as error:
+        _log.warning("%s: not used: %s", path.with_suffix(".json"), error)
+        return None, None
 
 
 def _inputs(model: Path, scorer: Scorer) -> ModelInputs:

@@ -19,7 +19,7 @@ _NEEDED = {
     "feature_order", "features", "feature_mean", "feature_std", "normalization", "onnx_has_scaler", "n_features",
     "encoder_vocab", "encoder_vocab_version", "codec_aware", "codec_block_layout", "codec_preset_norm", "codec_preset_value",
     "codec_crf_norm", "codec_crf_min", "codec_crf_max", "target", "version", "sha256", "parent", "created_at", "base_model",
-    "step", "pairs_seen", "settings", "metrics", "gate", "parity_max_abs_diff", "journal",
+    "step", "pairs_seen", "settings", "metrics", "gate", "parity_max_abs_diff", "journal", "intervals",
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from sidecar.checkpoints.publishing import Terms, publish_network
 from sidecar.fleet.reading import Read, Sampling
 from sidecar.journal.run import kernel
 from sidecar.learning.head import Head
+from sidecar.learning.intervals import Intervals
 from sidecar.learning.metrics import Metrics, metrics, rmse
 from sidecar.learning.outliers import Outliers
 from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, no_progress, schedule
@@ -53,7 +54,7 @@ class Result:
     one), "live" and "ema"; metrics: by ("train" or "held_out", one of these); curve: empty if it was not asked for;
     curve_pairs: how many pairs it was measured on, by "train" and "held_out"; refused: why libvmaf cannot use the checkpoint,
     empty if it can; seeds: the held-out figures of each seed's EMA weights, if there are several; read: what workers read, if
-    they did; pods: then the figures of each pod.
+    they did; pods: then the figures of each pod; intervals: the checkpoint's prediction intervals, None if it has none.
     """
 
     checkpoint: Checkpoint
@@ -76,6 +77,7 @@ class Result:
     seeds: list[Metrics]
     read: Read | None
     pods: list[PodFigures]
+    intervals: Intervals | None
 
 
 def train_offline(
@@ -175,8 +177,11 @@ def train_offline(
         description["settings"]["sample"], description["settings"]["per_group"] = sampling.limits
         description["sampled"] = {**read.as_json(), "pods": [each.as_json() for each in pods[:_PODS]], "kernel": kernel()}
     terms = Terms(output, recipe.score_max - recipe.score_min, base, export_io)
-    judged = Evidence("held-out pairs", pairs.features[held_out], pairs.true_score[held_out])
-    published = publish_network(fitted.ema.network(), terms, [judged], pairs.features[:_PARITY_PAIRS], description)
+    judged = Evidence("held-out pairs", pairs.features[held_out], pairs.true_score[held_out], group=pairs.position[held_out])
+    left_out = validation.intervals(pairs, group_by) if validation is not None and group_by is not None else None
+    published = publish_network(
+        fitted.ema.network(), terms, [judged], pairs.features[:_PARITY_PAIRS], description, intervals=left_out
+    )
     return Result(
         published.checkpoint,
         published.sha256,
@@ -198,6 +203,7 @@ def train_offline(
         [_figures(each.ema, pairs, held_out) for each in trained] if seeds.count > 1 and len(held_out) else [],
         read,
         pods,
+        published.intervals,
     )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from onnx_builder.network import Float32, Network
 from sidecar.learning.head import Head
+from sidecar.learning.intervals import Intervals, calibrate
 from sidecar.learning.metrics import Metrics, metrics
 from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, no_progress
 from sidecar.offline.seeds import Seeds
@@ -45,6 +46,12 @@ class Validation:
     @property
     def min_plcc(self) -> float:
         return float(np.min([fold.metrics.plcc for fold in self.folds]))
+
+    def intervals(self, pairs: RecordedPairs, by: str) -> Intervals | None:
+        """Prediction intervals from the residuals of the groups, which are the values of the field `by`."""
+        assert pairs.group is not None
+        rows = np.flatnonzero(~np.isnan(self.predicted))
+        return calibrate(self.predicted[rows], pairs.true_score[rows], pairs.group[rows], "left-out", by)
 
     def as_json(self) -> dict[str, Any]:
         """The figures by name, without those that are undefined."""

@@ -54,7 +54,7 @@ def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callab
     }
 
     def publish() -> Published:
-        sets = [Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2])]
+        sets = [Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2], group=held_out[:, -1])]
         anchor, readable = None, True
         if stable := linked(terms.directory, STABLE):
             try_to_restore_anchor(state_directory, stable)  # where a crash came between its link and its anchor

@@ -78,7 +78,7 @@ def train_stream(
         "data": [str(path) for path in paths],
     }
     real = trainer.replay.rows(newest=PARITY_PAIRS)[:, : run.n_features]
-    judged = Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2])
+    judged = Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2], group=held_out[:, -1])
     published = publish_network(trainer.network(trainer.ema), terms, [judged], real, description)
     if learner.tenants is not None:
         publish_heads(learner.tenants.models(trainer), terms, published.gate, real, description)

@@ -335,6 +335,29 @@
       ];
     },
 
+    intervals() {
+      const {intervals} = said;
+      if (!intervals) return [];
+      const {predicted, half_widths: widths, coverage} = intervals;
+      const levels = Object.keys(widths).map((level) => ({level, name: `${short(100 * level)} %`}));
+      const series = levels.map(({level, name}) => ({name, points: predicted.map((x, i) => ({x, y: widths[level][i]}))}));
+      const ranges = levels.map(({level, name}) => `${name} from ${rmse(Math.min(...widths[level]))} to ${rmse(Math.max(...widths[level]))}`);
+      const drawn = figure(`Half-widths of prediction intervals, in score points: ${ranges.join(", ")}`,
+        "How far the true score may be from the predicted one, either way, in score points, for this share of the pairs to be covered.",
+        (width) => Charts.lines(width, series, {x: "Predicted score", y: "Half-width", zero: true}));
+      const rows = levels.map(({level, name}) => {
+        const {covered, by_group: byGroup, lowest, width, pairs} = coverage?.[level] ?? {};
+        return [name, rmse(covered), rmse(byGroup), rmse(lowest), rmse(width), count(pairs ?? 0)];
+      });
+      return [
+        paragraph(`Made from ${report.intervals_from}.`),
+        columns(drawn, ...(coverage ? [table("Share of these pairs that is covered: of all, and as the mean and the lowest of the groups' shares",
+          ["interval", "#covered", "#by group", "#lowest", "#width", "#pairs"], rows)] : [])),
+        behind("The same as a table", table("Half-widths, in score points", ["#predicted score", ...levels.map(({name}) => `#${name}`)],
+          predicted.map((score, i) => [short(score), ...levels.map(({level}) => rmse(widths[level][i]))]))),
+      ];
+    },
+
     settings: () => [fields("The options of this run, including defaults", report.settings)],
 
     data() {

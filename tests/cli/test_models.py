@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from onnx_builder.runtime import Scorer
 from onnx_builder.write import to_bytes
 from sidecar.checkpoints.directory import checkpoints, linked, publish
 from sidecar.checkpoints.verify import verify
+from sidecar.learning.intervals import Intervals
 from tests.conftest import EXAMPLE, run
 
 
@@ -36,6 +38,7 @@ def test_inspect_and_verify(trained):
     assert document(run("verify", directory, directory / "latest.onnx", "--json"))["ok"]
     text = run("inspect", directory / "stable.onnx").stdout
     assert said["sha256"] in text
+    assert "  intervals\n    kind                 held-out\n" in text
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,7 @@ def test_inspect_and_verify(trained):
         (lambda d: (d / "model_v000001.onnx.sha256").unlink(), "digest"),
         (lambda d: (d / "model_v000001.json").write_text("{"), "description"),
         (lambda d: (d / "model_v000001.json").unlink(), "description"),
+        (lambda d: (d / "model_v000001.json").write_text('{"intervals": {}}'), "description"),
         (lambda d: (d / "model_v000001.onnx").write_bytes(b"junk"), "graph"),
         (lambda d: (d / "model_v000001.onnx").write_bytes((d / "model_v000001.onnx").read_bytes()[:-99]), "parity"),
     ],
@@ -190,6 +194,36 @@ def test_evaluate_says_which_pairs_the_model_was_trained_on(trained, tmp_path, m
     assert "trained_on" not in document(run("evaluate", model, copy, "--json"))
     both = document(run("evaluate", model, copy, EXAMPLE, "--json"))
     assert (both["pairs"], both["trained_on"]) == (2 * 2496, 2256)
+
+
+def test_evaluate_measures_what_the_models_own_intervals_cover(trained, tmp_path, example):
+    model = trained[0] / "latest.onnx"
+    found = document(run("evaluate", model, EXAMPLE, "--json", "--group-by", "source"))["intervals"]
+    about = json.loads((trained[0] / "latest.json").read_text())
+    assert {**about["intervals"], "coverage": found["coverage"]} == found
+    table = Intervals.from_json(about["intervals"])
+    low, high = table.bounds(0.9, Scorer(model).predict(example.features), (0.0, 100.0))
+    rest = example.position < 0.1  # the others were trained on
+    inside = ((low <= example.true_score) & (example.true_score <= high))[rest]
+    sources = example.group[rest]
+    by_source = [inside[sources == source].mean() for source in np.unique(sources)]
+    expected = [inside.mean(), np.mean(by_source), min(by_source), (high - low)[rest].mean()]
+    assert [*found["coverage"]["0.9"].values()] == pytest.approx([*expected, 240])
+    text = run("evaluate", model, EXAMPLE, "--group-by", "source").stdout
+    assert f"90% intervals            {' '.join(f'{each:8.3f}' for each in expected)}" in text
+    assert "made from 240 pairs of 20 held-out encodes; on unseen clips" in text
+
+
+def test_a_table_of_another_model_or_that_cannot_be_used_is_not_used(trained, tmp_path):
+    about = json.loads((trained[0] / "latest.json").read_text())
+    model = tmp_path / "model.onnx"
+    model.write_bytes((trained[0] / "latest.onnx").read_bytes())
+    model.with_suffix(".json").write_text(json.dumps({**about, "sha256": "0" * 64}))
+    assert "intervals" not in document(run("evaluate", model, EXAMPLE, "--json"))
+    model.with_suffix(".json").write_text(json.dumps({**about, "intervals": {**about["intervals"], "predicted": []}}))
+    done = run("evaluate", model, EXAMPLE, "--json")
+    assert "intervals" not in document(done)
+    assert "intervals: predicted: expected 1 to 256 numbers" in done.stderr
 
 
 def test_evaluate_on_what_was_held_out_agrees_with_training(trained, tmp_path):

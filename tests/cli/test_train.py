@@ -50,6 +50,8 @@ def test_description_has_what_the_contract_asks(trained):
     assert (about["name"], about["kind"], about["onnx_opset"], about["version"]) == ("model_v000001", "fr", 17, 1)
     assert about["metrics"] == said["metrics"]["held_out"]["ema"]
     assert about["settings"]["seed"] == 0
+    table = about["intervals"]
+    assert [table[name] for name in ("kind", "by", "groups", "pairs")] == ["held-out", "encode", 20, 240]
 
 
 def test_tables_for_people(trained, tmp_path, write_lines, random_rows):
@@ -83,7 +85,12 @@ def test_every_group_is_held_out_once_and_the_checkpoint_is_trained_on_all(tmp_p
     assert loso["mean_plcc"] == pytest.approx(np.mean([g["plcc"] for g in loso["groups"]]))
     assert loso["pooled_rmse"] ** 2 == pytest.approx(np.mean([g["rmse"] ** 2 for g in loso["groups"]]))
     assert said["pairs"] == {"train": 300, "held_out": 0, "skipped": 0}
-    assert json.loads((tmp_path / "c" / "model_v000001.json").read_text())["loso"] == loso
+    about = json.loads((tmp_path / "c" / "model_v000001.json").read_text())
+    assert about["loso"] == loso
+    table = about["intervals"]
+    assert [table[name] for name in ("kind", "by", "groups", "pairs")] == ["left-out", "source", 3, 300]
+    assert said["intervals"] == table
+    assert min(table["half_widths"]["0.9"]) > loso["pooled_rmse"] / 4
 
 
 def test_holdout_splits_by_whole_groups_and_a_larger_one_holds_out_more(tmp_path, random_rows, write_lines):

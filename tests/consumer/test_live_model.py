@@ -23,6 +23,7 @@ from sidecar import LiveModel
 from sidecar.checkpoints.directory import promote, share_stable, tenant_directory
 from sidecar.consumer.live_model import NoModelError, _close_all
 from sidecar.consumer.verified import verified
+from sidecar.learning.intervals import IntervalError
 from tests.consumer.published import ROW, ModelServer, constant, publish_model, score_of
 from tests.running import PATIENCE_S, wait_until
 
@@ -116,6 +117,31 @@ def test_without_a_model_it_says_so_or_waits(source, directory, registry):
 def test_arguments_that_cannot_be_used_are_told(directory, registry, arguments, message):
     with pytest.raises(ValueError, match=message):
         LiveModel(directory, **arguments, registry=registry)
+
+
+TABLE = {"kind": "left-out", "by": "source", "groups": 8, "pairs": 96, "predicted": [20, 40],
+         "half_widths": {"0.5": [1, 2], "0.9": [30, 50]}}  # fmt: skip
+
+
+def test_it_gives_the_bounds_of_the_models_own_intervals(source, directory, registry):
+    publish_model(directory, constant(20), intervals=TABLE)
+    with LiveModel(source, **SOON, registry=registry) as model:
+        scores, low, high, version = model.predict([ROW, -2 * ROW], interval=0.5)
+        assert scores == pytest.approx(model.predict([ROW, -2 * ROW]))
+        half = np.interp(scores, [20, 40], [1, 2])
+        assert (low, high) == (pytest.approx(scores - half), pytest.approx(scores + half))
+        assert (low.dtype, high.dtype, version) == (np.float32, np.float32, "model_v000001")
+        assert model.predict(ROW, interval=0.9).low.tolist() == [0]
+        with pytest.raises(IntervalError, match=r"interval=0\.8: expected one of 0\.5, 0\.9"):
+            model.predict(ROW, interval=0.8)
+        publish_model(directory, constant(30), intervals={**TABLE, "predicted": [40, 20]})
+        wait_until(lambda: model.reason)
+        assert "intervals: predicted: expected 1 to 256 numbers, each above the one before" in model.reason
+        publish_model(directory, constant(40))
+        wait_until(lambda: model.version == "model_v000003")
+        with pytest.raises(IntervalError, match="model_v000003 has no table of prediction intervals in its JSON"):
+            model.predict(ROW, interval=0.9)
+        assert one(model) == pytest.approx(score_of(40))
 
 
 NAMES = {"feature_order": ["adm2", "vif_scale0", "motion2"]}

@@ -421,6 +421,28 @@ def test_it_opens_without_a_word_on_the_console_or_a_request(chromium, trained, 
     assert chromium.ask("document.documentElement.scrollWidth") <= width
 
 
+def test_intervals_and_what_they_cover(chromium, trained, tmp_path):
+    directory, said = trained
+    table = said["intervals"]
+    drawn(chromium, directory / "report.html")
+    shown = chromium.ask("document.getElementById('intervals').innerText")
+    assert f"Made from {table['pairs']} pairs of {table['groups']} held-out encodes; on unseen clips" in shown
+    cells = "[...document.querySelectorAll('#intervals td')].map(each => each.textContent)"
+    widths = zip(*table["half_widths"].values(), strict=True)
+    assert chromium.ask(cells) == [cell for x, at in zip(table["predicted"], widths, strict=True)
+                                   for cell in (f"{x:.5g}", *(f"{each:.3f}" for each in at))]  # fmt: skip
+    evaluated = tmp_path / "evaluated.html"
+    done = run("evaluate", directory / "c" / "latest.onnx", EXAMPLE, "--report", evaluated, "--json")
+    covered = json.loads(done.stdout)["intervals"]["coverage"]
+    drawn(chromium, evaluated)
+    shown = chromium.ask(cells)
+    for each in covered.values():
+        figures = [f"{each[name]:.3f}" for name in ("covered", "by_group", "lowest", "width")]
+        start = shown.index(figures[0])
+        assert shown[start : start + 5] == [*figures, "240"]
+    assert chromium.violations() == []
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
 def test_axe_finds_nothing(chromium, trained, width, dark):
     drawn(chromium, trained[0] / "report.html", width=width, dark=dark)
@@ -447,7 +469,7 @@ def test_charts_have_marks_and_texts_in_their_place(chromium, trained):
         sum(each["band"] is not None for each in calibration)
     ]
     labels = chromium.ask("[...document.querySelectorAll('.chart svg[role=img]')].map(s => s.getAttribute('aria-label'))")
-    assert len(labels) == 7
+    assert len(labels) == 8
     assert all(labels)
     assert chromium.ask("[...document.querySelectorAll('figure:has(> .chart)')].every(f => f.querySelector('figcaption'))")
 
@@ -635,4 +657,4 @@ def test_what_is_folded_is_on_paper(chromium, trained):
     opened = "document.querySelectorAll('details[open]').length"
     chromium.driver.execute_script("addEventListener('beforeprint', () => { window.unfolded = " + opened + "; })")
     assert chromium.driver.print_page()
-    assert (chromium.ask("window.unfolded"), chromium.ask(opened)) == (2, 0)
+    assert (chromium.ask("window.unfolded"), chromium.ask(opened)) == (3, 0)

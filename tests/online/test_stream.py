@@ -52,6 +52,8 @@ def test_a_journal_and_its_lines_as_a_file_make_the_same_checkpoint(state, tmp_p
     about = json.loads((tmp_path / "a" / "model_v000001.json").read_text())
     assert about["journal"] == {"first": 0, "last": 599}
     assert about["pairs_seen"] > 500
+    assert about["intervals"]["kind"] == "held-out"
+    assert about["intervals"]["pairs"] == about["metrics"]["pairs"] == 12 * about["intervals"]["groups"]
 
 
 def test_until_stops_after_a_position(state, tmp_path, example):

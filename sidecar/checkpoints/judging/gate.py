@@ -98,13 +98,15 @@ def judge(
 class Evidence(NamedTuple):
     """Pairs that a checkpoint is judged on: features (n, n_features), raw, and their true scores (n,).
 
-    rmse_ratio: the largest ratio of RMSE to the reference's on these, where that is less than what is asked on all.
+    rmse_ratio: the largest ratio of RMSE to the reference's on these, where that is less than what is asked on all. group:
+    (n,), what tells their encodes apart, where that is known.
     """
 
     name: str
     features: Array
     true: Array
     rmse_ratio: float = math.inf
+    group: Array | None = None
 
 
 def judge_on_each(
