@@ -29,7 +29,7 @@ FULL = Status(
     feature_distance=0.125,
     shifted_features=0,
     comparison=Comparison(
-        np.array([0.1, 0.125]), np.array([-1, -1]), np.tile(np.arange(128.0), (2, 1)).T, np.tile(np.arange(64.0), (2, 1)).T
+        np.array([-1, -1]), np.tile(np.arange(128.0), (2, 1)).T, np.stack([np.arange(64.0) + 1, np.arange(64.0)]).T
     ),
     step_seconds=29e-6,
     replay_size=9000,

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from sidecar.learning.drift.two_samples import Comparison, distances
+from sidecar.learning.drift.two_samples import Comparison
 from sidecar.monitoring.history import COLUMNS, HISTORY, History, write_history
 from sidecar.monitoring.pages import JSON, Pages
 from sidecar.monitoring.status import Finding, Status, TenantFigures
@@ -303,7 +303,7 @@ def test_features_that_have_changed_are_shown_beside_what_they_were(page, show):
     reference, latest = np.sort(rng.normal(size=(128, 20)), axis=0), rng.normal(size=(64, 20))
     since = np.full(20, -1)
     latest[:, 7], since[7] = 5, 4096
-    comparison = Comparison(distances(reference, latest), since, reference, latest)
+    comparison = Comparison(since, reference, latest)
     names = tuple(f"feature_{place}" for place in range(20))
     show([], comparison=comparison, feature_distance=1.0, shifted_features=1, shifted="feature_7", features=names)
     wait_until(lambda: page.ask("document.querySelectorAll('#features svg').length") == 12, "twelve charts")

@@ -12,6 +12,7 @@ from sidecar.learning.drift.two_samples import (
     TwoSamples,
     distances,
     limit,
+    over_limit,
 )
 
 
@@ -48,6 +49,17 @@ def test_the_limit_is_that_of_the_asymptotic_distribution():
     scipy = pytest.importorskip("scipy.stats")
     effective = REFERENCE_GROUPS * LATEST_GROUPS / (REFERENCE_GROUPS + LATEST_GROUPS)
     assert 80 * scipy.kstwobign.sf(limit(80) * np.sqrt(effective)) == pytest.approx(1e-5, rel=1e-3)
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 6])
+def test_what_is_over_the_limit_is_found_as_by_the_distances(decimals):
+    rng = np.random.default_rng(decimals)
+    shifts = rng.uniform(-3, 3, size=2000)  # so that distances lie on both sides of the limit, and close to it
+    reference = np.sort(rng.normal(size=(REFERENCE_GROUPS, 2000)).round(decimals).astype(np.float32), axis=0)
+    latest = (shifts + rng.normal(size=(LATEST_GROUPS, 2000))).round(decimals).astype(np.float32)
+    expected = distances(reference, latest) > limit(2000)
+    assert 400 < expected.sum() < 1600
+    assert over_limit(reference, latest).tolist() == expected.tolist()
 
 
 def test_a_stream_without_a_change_raises_no_alarm(stream):
