@@ -60,13 +60,15 @@ def over_limit(reference: Array, latest: Array) -> NDArray[np.bool_]:
     value of the reference. Between two of these its share rises by at most 8/m, and so the distance is at most larger by that.
     """
     m, most = len(reference), limit(reference.shape[1])
-    at_most = latest[:, np.newaxis] <= reference[_STEP - 1 :: _STEP]
-    share = at_most.view(np.uint8).sum(axis=0, dtype=np.uint8) / len(latest)
-    difference = np.abs(share - np.arange(_STEP, m + 1, _STEP)[:, np.newaxis] / m).max(axis=0)
-    over = difference > most - _STEP / m
-    if unsettled := np.flatnonzero(over).tolist():
+    values = reference[_STEP - 1 :: _STEP]
+    up_to = (latest[:, np.newaxis] <= values).view(np.uint8).sum(axis=0, dtype=np.uint8)
+    above = up_to / len(latest) - np.arange(_STEP, m + 1, _STEP)[:, np.newaxis] / m
+    next_is_larger = reference[_STEP::_STEP] > values[:-1]  # else more of the reference are at most this value
+    over = np.asarray((-above > most).any(axis=0) | ((above[:-1] > most) & next_is_larger).any(axis=0))
+    unsettled = np.flatnonzero(~over & (np.abs(above).max(axis=0) > most - _STEP / m)).tolist()
+    if unsettled:
         over[unsettled] = distances(reference[:, unsettled], latest[:, unsettled]) > most
-    return np.asarray(over)
+    return over
 
 
 @dataclass(frozen=True)

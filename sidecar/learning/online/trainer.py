@@ -403,7 +403,8 @@ class Trainer:
         predicted = np.empty((len(new), 2), dtype=np.float32)
         predicted[:, 0], predicted[:, 1] = weights.ema.predict_rows(rows), new[:, self.n_features]
         self.prequential.add(predicted)
-        errors = np.sort(np.abs(predicted[:, 0] - predicted[:, 1]))
+        errors = np.abs(predicted[:, 0] - predicted[:, 1])
+        errors.sort()
         median = float(errors[len(errors) // 2])
         self._note_error(median, len(errors))
         self._give_up_earlier_pairs(median, len(errors))

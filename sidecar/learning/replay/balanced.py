@@ -45,7 +45,9 @@ class BalancedReplayBuffer(ReplayBuffer):
                 sizes[own] = count + 1
                 most = max(most, count + 1)
             elif count and count + 1 >= most:
-                place = bins[own].popleft()
+                places.append(bins[own][0])
+                bins[own].rotate(-1)
+                continue
             else:
                 fullest = sizes.index(most)
                 place = bins[fullest].popleft()
@@ -58,7 +60,7 @@ class BalancedReplayBuffer(ReplayBuffer):
         self._size = size
         self._most = most
         found = np.array(places, dtype=np.intp)
-        self._arrivals[found] = self.added + np.arange(len(rows))
+        self._arrivals[found] = np.arange(self.added, self.added + len(rows))
         return found
 
     def _put(self, places: Places) -> None:
