@@ -27,7 +27,7 @@ _BINS = 8
 """Into so many parts of equal weight predictions are divided by their score, to see where residuals are large."""
 _SMALLEST = 0.1
 """Residuals are nowhere taken to be smaller than this share of their mean, however well some scores are predicted."""
-UNSEEN = "77% instead of 90%, and 36% instead of 50%"
+_UNSEEN = "77% instead of 90%, and 36% instead of 50%"
 """What tables of held-out encodes covered of the pairs of sources that were left out, in `benchmarks/intervals.py`."""
 _FOLDS = 20
 """The level is calibrated by leaving out each group, or each of so many lots of groups if there are more."""
@@ -107,7 +107,7 @@ class Intervals:
         if self.kind == "left-out":
             said = f"{pairs} groups by {self.by}, each predicted by a model that was trained on the others"
         else:
-            said = f"{pairs} held-out {self.by}s; on unseen clips, such tables covered {UNSEEN}"
+            said = f"{pairs} held-out {self.by}s; on unseen clips, such tables covered {_UNSEEN}"
         most = self.groups / (self.groups + 1)
         return f"{said}; so few can guarantee {most:.0%} at most" if most < max(self.half_widths) else said
 
