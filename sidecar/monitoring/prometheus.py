@@ -103,6 +103,12 @@ def metric_families(status: Status) -> list[Metric]:
             counts(DAMAGED, status.damage),
             "file",
         ),
+        _gauge(
+            "degraded_files",
+            "Files of the state directory that were found damaged and still lie in damaged/.",
+            status.degraded_files,
+        ),
+        _gauge("base_model_refused", "1 while the base model that is there is not followed.", status.base_model_refused),
         _counter(
             "base_models",
             "Base models that took the place of another one while it ran, by whether they were followed.",

@@ -64,6 +64,7 @@ class StatusBoard:
         failed = failed or online.backlog.failed
         seen = trainer.prequential.rows()
         comparison = learner.samples.comparison
+        degraded = tuple(online.damages.names) or tuple(online.damages.counts)
         drift = trainer.drift.largest if trainer.drift and trainer.trained else None
         self.status = replace(
             self.status,
@@ -109,7 +110,8 @@ class StatusBoard:
             shifts=trainer.shifts,
             **_of_tenants(learner.tenants),
             refits=dict(trainer.refits),
-            degraded=tuple(online.damages.names) or tuple(online.damages.counts),
+            degraded=degraded,
+            degraded_files=len(degraded),
             damage=dict(online.damages.counts),
             log_dropped=log.dropped(),
             **others,

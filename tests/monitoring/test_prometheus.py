@@ -61,6 +61,8 @@ METRICS = {
     'vmafx_training_state_damage_total{file="anchor"}': 0,
     'vmafx_training_state_damage_total{file="published"}': 0,
     'vmafx_training_state_damage_total{file="history"}': 0,
+    "vmafx_training_degraded_files": 1,
+    "vmafx_training_base_model_refused": 1,
     'vmafx_training_base_models_total{result="followed"}': 2,
     'vmafx_training_base_models_total{result="refused"}': 1,
     "vmafx_training_log_lines_dropped_total": 6,
@@ -99,7 +101,7 @@ def scrape(tmp_path):
 
 
 def test_metrics_are_exactly_those_that_are_promised(scrape):
-    samples, families = scrape(FULL)
+    samples, families = scrape(dataclasses.replace(FULL, degraded_files=1, base_model_refused=True))
     assert samples == METRICS
     for family in families:
         assert re.fullmatch(r"[A-Z1][^.]*\.", family.documentation), "one sentence"

@@ -123,6 +123,27 @@ RULES = (
         detail=lambda status: status.reason,
     ),
     Rule(
+        "Degraded",
+        "warning",
+        Compare(Gauge("degraded_files"), ">", _NONE),
+        "{value} files of the state directory were damaged",
+        "They were moved to `damaged/` there, and the sidecar goes on from what is whole; the log says what was lost. Look "
+        "at the health of the volume, and at what `vmafx-sidecar verify` says of the directory. Then empty `damaged/` and "
+        "restart.",
+        unit="count",
+        detail=lambda status: ", ".join(status.degraded),
+        why="A counter would not show it: most damage is found at the start, before the first scrape.",
+    ),
+    Rule(
+        "BaseModelRefused",
+        "warning",
+        Compare(Gauge("base_model_refused"), ">", _NONE),
+        "the base model was replaced by one that is not followed",
+        "Training goes on from the one before. `base_model_refused` in /status says why. Mend or remove the file before the "
+        "next restart, which would end in phase failed.",
+        detail=lambda status: status.base_refused,
+    ),
+    Rule(
         "NoPairs",
         "warning",
         Compare(Increase("pairs", _FIVE_MINUTES, "result", ("accepted", "held_out")), "==", _NONE),
