@@ -1,8 +1,8 @@
 """Makes the pictures in docs/ from real runs in a real browser: `python docs/screenshots.py`, in a checkout with the dev extra.
 
-Needs Chromium and chromedriver, and takes six minutes. The report is of the README's first command, with `--group-by source`
-and a holdout. The live page is that of a sidecar that receives the example pairs at 12 per second, with a few bad lines and one
-restart.
+Needs Chromium and chromedriver, and takes six minutes. The report is of the README's first command, with the features' names,
+`--group-by source` and a holdout. The live page is that of a sidecar that receives the example pairs at 12 per second, with some
+bad lines and one restart.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ def main() -> None:
     with browser() as chromium, tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.html"
         train(report)
-        picture(chromium, report.as_uri(), "report.png", width=1400, height=1180)
-        picture(chromium, report.as_uri(), "report-narrow.png", width=400, height=1180, dark=True)
+        picture(chromium, report.as_uri(), "report.png", width=1400, height=1440)
+        picture(chromium, f"{report.as_uri()}#predictions", "report-narrow.png", width=400, height=1180, dark=True)
         with tempfile.TemporaryDirectory() as other, live(Path(other)) as address:
             picture(chromium, f"http://{address}/", "live.png", width=1400, height=1200)
             picture(chromium, f"http://{address}/", "live-narrow.png", width=400, height=1180, dark=True)
 
 
 def train(report: Path) -> None:
-    options = ["--group-by", "source", "--holdout", "0.1", "--output", report.parent / "checkpoints", "--report", report]
+    names = PAIRS.with_name("recorded-80.features").read_text().strip()
+    options = ["--group-by", "source", "--holdout", "0.1", "--features", names]
+    options += ["--output", report.parent / "checkpoints", "--report", report]
     run("train-offline", PAIRS.relative_to(ROOT), *options)
 
 
@@ -74,7 +76,7 @@ def ending(running: Sidecar) -> Iterator[Sidecar]:
 
 
 def picture(chromium: Browser, url: str, name: str, *, width: int, height: int, dark: bool = False) -> None:
-    """Saves the top of a page, width × height pixels."""
+    """Saves a page from its top, or from a section, width × height pixels."""
     chromium.open(url, width, height, dark)
     chromium.wait("[...document.querySelectorAll('.chart')].every(each => each.querySelector('svg[role=img]'))")
     chromium.driver.save_screenshot(str(ROOT / "docs" / name))

@@ -10,21 +10,27 @@ const Charts = (() => {
   const CROWD = "var(--text)";
   const EVENTS = {quiet: "plus", good: "circle", bad: "times"};
   const MARKERS = 14; // on each line, so that it can be told from the others
+  const TIPPED = "tipped", TIPPED_ROW = "tipped-row"; // classes of marks with tips
   const TIP = {format: {stroke: false, fill: false, symbol: false}};
+  const ROW_TIP = {format: {...TIP.format, y: false}};
   const STYLE = {background: "none", color: "inherit", fontSize: "12px", overflow: "visible"};
 
   // Draw a chart in an element, now and whenever its width changes. label: what a screen reader says instead of the chart;
-  // make: a function from the width to the chart. Returns a function that redraws it.
+  // make: a function from the width to the chart. Returns a function that redraws it. The tips of marks are shown, and said, with
+  // the arrow keys too.
   function show(element, label, make) {
     let width = 0;
+    const said = document.createElement("div");
+    said.className = "unseen";
+    said.setAttribute("aria-live", "polite");
     const draw = () => {
-      const chart = make(width);
-      const svg = chart.localName === "svg" ? chart : chart.querySelector(":scope > svg");
+      const chart = make(width), svg = svgOf(chart);
       svg.setAttribute("role", "img");
       svg.setAttribute("aria-label", label);
       for (const part of svg.querySelectorAll("g[aria-label]")) part.setAttribute("role", "group"); // else it may have no name
       for (const style of chart.querySelectorAll("style")) style.remove(); // style.css has these; the live page allows no others
-      element.replaceChildren(chart);
+      element.replaceChildren(chart, said);
+      withKeys(element, svg, said);
     };
     new ResizeObserver(() => {
       const now = Math.floor(element.clientWidth);
@@ -36,6 +42,47 @@ const Charts = (() => {
     return () => width && draw();
   }
 
+  const svgOf = (chart) => (chart.localName === "svg" ? chart : chart.querySelector(":scope > svg"));
+
+  // Let the arrow keys go through the marks that have tips, by their place on x, or row by row. Plot shows a tip where the pointer
+  // is, so the pointer is said to be there.
+  function withKeys(element, svg, said) {
+    const marks = [...svg.querySelectorAll(`.${TIPPED} > *, .${TIPPED_ROW} > *`)];
+    if (!marks.length) {
+      for (const name of ["tabindex", "role", "aria-label"]) element.removeAttribute(name);
+      element.onkeydown = element.onblur = null;
+      return;
+    }
+    for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", "Chart; the arrow keys go through its values"]]) {
+      element.setAttribute(name, value);
+    }
+    const point = (type, {x = 0, y = 0}) => svg.dispatchEvent(new PointerEvent(type, {clientX: x, clientY: y, pointerType: "mouse"}));
+    const middle = (mark) => {
+      const {x, y, width, height} = mark.getBoundingClientRect();
+      return {x: x + width / 2, y: y + height / 2, isRow: mark.parentNode.classList.contains(TIPPED_ROW)};
+    };
+    const inOrder = () => marks.map(middle).sort((a, b) => (a.isRow ? a.y - b.y || a.x - b.x : a.x - b.x || a.y - b.y));
+    let at = -1;
+    element.onkeydown = (event) => {
+      const last = marks.length - 1;
+      const to = {
+        ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: last, PageDown: at + 10, PageUp: at - 10,
+      }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      at = Math.max(0, Math.min(last, to));
+      point("pointermove", inOrder()[at]);
+      const lines = [...svg.querySelectorAll("[aria-label=tip] text > tspan")].map((line) => line.textContent.replace("\u200b", "").trim());
+      said.textContent = lines.filter((line) => line).join("; ");
+    };
+    element.onblur = () => {
+      at = -1;
+      said.textContent = "";
+      point("pointerleave", {});
+    };
+  }
+
+  const plain = (value) => String(Number(value.toPrecision(5)));
   const height = (width) => Math.round(Math.max(220, Math.min(360, width * 0.5)));
   const ticks = (width) => Math.max(3, Math.floor(width / 90));
   // Colours and symbols that tell series apart, by index in names; rest: the name of a last series that combines all others.
@@ -103,13 +150,14 @@ const Charts = (() => {
             Plot.ruleX(some, {x: "x", stroke, strokeOpacity: 0.35}),
             Plot.dot(some, {
               x: "x", frameAnchor: "top", stroke, fill: "var(--background)", symbol, r: 4, channels: {checkpoint: "name", gate: "gate"}, tip: TIP,
+              className: TIPPED,
             }),
           ];
         }),
         ...drawn.map(({points}, i) => Plot.line(points, {
           x: "x", y: "y", stroke: COLOURS[i % COLOURS.length], strokeWidth: 1.75, strokeDasharray: DASHES[i % DASHES.length],
         })),
-        Plot.dot(marked, {x: "x", y: "y", stroke: "i", fill: "i", symbol: "i", r: 3, channels: {name: "name"}, tip: TIP}),
+        Plot.dot(marked, {x: "x", y: "y", stroke: "i", fill: "i", symbol: "i", r: 3, channels: {name: "name"}, tip: TIP, className: TIPPED}),
       ],
     });
   }
@@ -120,8 +168,11 @@ const Charts = (() => {
   // that the axes hold.
   function scatter(width, points, {x, y, line, groups = [], cells = [], xs = [], ys = []}) {
     const told = groups.length > COLOURS.length ? COLOURS.length - 1 : groups.length;
-    const kind = ({group}) => (group < 0 ? told : Math.min(group, told));
-    const drawn = [...points].sort((a, b) => kind(b) - kind(a)); // the others below, the first on top
+    const kind = ({group = 0}) => (group < 0 ? told : Math.min(group, told));
+    const centres = cells.map((cell) => ({...cell, x: (cell.x1 + cell.x2) / 2, y: (cell.y1 + cell.y2) / 2}));
+    // The others below, the first on top. The centres of cells are not seen, but have tips: two marks with tips would show two.
+    const drawn = [...centres, ...points.toSorted((a, b) => kind(b) - kind(a))];
+    const value = (axis) => (one) => (one.pairs ? `${plain(one[`${axis}1`])} to ${plain(one[`${axis}2`])}` : plain(one[axis]));
     const all = {x: [...points.map((point) => point.x), ...xs], y: [...points.map((point) => point.y), ...ys]};
     const isSquare = line === "diagonal", margins = {marginLeft: 64, marginRight: 20, marginTop: 20, marginBottom: 40};
     const size = isSquare ? Math.min(width, 480) : width;
@@ -136,12 +187,17 @@ const Charts = (() => {
       y: {label: y, grid: true, nice: !isSquare, ticks: isSquare ? ticks(size) : 5, domain: isSquare ? range : around([...all.y, 0])},
       marks: [
         ...levels.map(({least, most, fillOpacity}) => Plot.rect(cells.filter(({pairs}) => pairs >= least && pairs <= most), {
-          x1: "x1", x2: "x2", y1: "y1", y2: "y2", fill: CROWD, fillOpacity, channels: {pairs: "pairs"}, tip: TIP,
+          x1: "x1", x2: "x2", y1: "y1", y2: "y2", fill: CROWD, fillOpacity,
         })),
         right(halo), right(dashed),
         Plot.dot(drawn, {
-          x: "x", y: "y", ...(told > 1 ? {stroke: kind, symbol: kind} : {stroke: COLOURS[0]}), r: 2.5, strokeOpacity: 0.7,
-          channels: told ? {group: ({group}) => groups[group] ?? "–"} : {}, tip: TIP,
+          x: "x", y: "y", ...(told > 1 ? {stroke: kind, symbol: kind} : {stroke: COLOURS[0]}), r: 2.5,
+          strokeOpacity: {value: ({pairs}) => (pairs ? 0 : 0.7), scale: null}, className: TIPPED,
+          channels: {
+            [x]: {value: value("x"), label: x}, [y]: {value: value("y"), label: y}, pairs: "pairs",
+            ...(told ? {group: ({pairs, group}) => (pairs ? undefined : groups[group] ?? "–")} : {}),
+          },
+          tip: {format: {...TIP.format, strokeOpacity: false, x: false, y: false}},
         }),
       ],
     });
@@ -161,7 +217,7 @@ const Charts = (() => {
 
   // The chart with a legend of the shades above it.
   function withLegend(chart, levels) {
-    const isBare = chart.localName === "svg", svg = isBare ? chart : chart.querySelector(":scope > svg");
+    const isBare = chart.localName === "svg", svg = svgOf(chart);
     const made = (namespace, name, attributes, ...children) => {
       const one = document.createElementNS(namespace, name);
       for (const [key, value] of Object.entries(attributes)) one.setAttribute(key, value);
@@ -191,7 +247,7 @@ const Charts = (() => {
       marks: [
         Plot.ruleY([0], {stroke: "currentColor", strokeDasharray: "4 3"}),
         Plot.rect(banded, {x1: "low", x2: "high", y1: "from", y2: "to", fill: COLOURS[0], fillOpacity: 0.3, inset: 1}),
-        Plot.dot(rows, {x: middle, y: "mean", fill: COLOURS[0], r: 3.5, channels: shown, tip: TIP}),
+        Plot.dot(rows, {x: middle, y: "mean", fill: COLOURS[0], r: 3.5, channels: shown, tip: TIP, className: TIPPED}),
       ],
     });
   }
@@ -210,7 +266,7 @@ const Charts = (() => {
       y: {label: null, domain: [...rows.keys()]},
       marks: [
         names(width, rows),
-        Plot.barX(rows, {x: "value", y: (_, i) => i, fill: COLOURS[0], channels: {name: "name"}, tip: {format: {y: false}}}),
+        Plot.barX(rows, {x: "value", y: (_, i) => i, fill: COLOURS[0], channels: {name: "name"}, tip: ROW_TIP, className: TIPPED_ROW}),
         Plot.ruleX([0], {stroke: "currentColor"}),
       ],
     });
@@ -227,7 +283,7 @@ const Charts = (() => {
         names(width, rows),
         Plot.ruleX([0], {stroke: "currentColor", strokeDasharray: "4 3"}),
         Plot.ruleY(rows, {x1: "low", x2: "high", y, stroke: COLOURS[0], strokeWidth: 2}),
-        Plot.dot(rows, {x: "value", y, fill: COLOURS[0], r: 4, channels: {name: "name"}, tip: {format: {...TIP.format, y: false}}}),
+        Plot.dot(rows, {x: "value", y, fill: COLOURS[0], r: 4, channels: {name: "name"}, tip: ROW_TIP, className: TIPPED_ROW}),
       ],
     });
   }
@@ -245,7 +301,8 @@ const Charts = (() => {
         names(width, rows),
         Plot.ruleX([0], {stroke: "currentColor", strokeDasharray: "4 3"}),
         Plot.dot(all, {
-          x: "value", y: "row", stroke: "i", fill: "i", symbol: "i", r: 3.5, channels: {name: "name"}, tip: {format: {...TIP.format, y: false}},
+          x: "value", y: "row", stroke: "i", fill: "i", symbol: "i", r: 3.5, className: TIPPED_ROW,
+          channels: {name: "name", of: ({i}) => told[i]}, tip: ROW_TIP,
         }),
       ],
     });
@@ -265,7 +322,10 @@ const Charts = (() => {
         names(width, rows),
         ...(zero ? [Plot.ruleX([0], {stroke: "currentColor", strokeDasharray: "4 3"})] : []),
         Plot.ruleY(rows, {x1: at(0), x2: at(4), y, stroke: COLOURS[0], strokeWidth: 2}),
-        Plot.barX(rows, {x1: at(1), x2: at(3), y, fill: COLOURS[0], insetTop: 3, insetBottom: 3}),
+        Plot.barX(rows, {
+          x1: at(1), x2: at(3), y, fill: COLOURS[0], insetTop: 3, insetBottom: 3, className: TIPPED_ROW,
+          channels: {name: "name", "5 %": at(0), median: at(2), "95 %": at(4)}, tip: ROW_TIP,
+        }),
         Plot.tickX(rows, {x: at(2), y, stroke: "var(--background)", strokeWidth: 2.5}),
       ],
     });

@@ -129,7 +129,7 @@
     return [
       ...(models.some((model) => !model.judged.validates) ? [paragraph("There are models that were trained on some of these pairs, " +
         "which flatters them. With --held-out, models are compared on pairs that none was trained on.", "bad")] : []),
-      table(`On ${report.what}`, ["model", ...FIGURES, "#of these trained on"],
+      table(`On ${report.what}`, ["model", ...FIGURES, "#trained on"],
         models.map((model, i) => [model.name, ...figures(model.judged), trainedOn[i]])),
       table(`RMSE less that of ${first.name}, in score points: below 0 is better`,
         ["model", "verdict", "#difference", "#95 % interval", "#better in"],

@@ -453,12 +453,11 @@ def test_charts_have_marks_and_texts_in_their_place(chromium, trained):
     directory, said = trained
     drawn(chromium, directory / "report.html")
     marks = "[...document.querySelectorAll('#{} svg[role=img]')].map(s => s.querySelectorAll('{}').length)"
-    for section, drawn_pairs in zip(
-        ("predictions", "scores"), model_of(directory / "report.html")["scatter"].values(), strict=True
-    ):
-        crowded = [pairs for _, _, pairs in drawn_pairs["cells"]]
-        assert chromium.ask(marks.format(section, "[aria-label=rect] > *")) == [len(crowded)]
-        assert chromium.ask(marks.format(section, "[aria-label=dot] > *")) == [said["pairs"]["held_out"] - sum(crowded)]
+    for section, chart in (("predictions", "predicted"), ("scores", "residual")):
+        shown = model_of(directory / "report.html")["scatter"][chart]
+        assert len(shown["points"]) + sum(pairs for _, _, pairs in shown["cells"]) == said["pairs"]["held_out"]
+        assert chromium.ask(marks.format(section, "[aria-label=rect] > *")) == [len(shown["cells"])]
+        assert chromium.ask(marks.format(section, '[aria-label=dot] > :not([stroke-opacity="0"])')) == [len(shown["points"])]
     assert chromium.ask(marks.format("training", "[aria-label=line] path")) == [2, 2]
     fills = chromium.ask("[...document.querySelectorAll('#training [aria-label=dot] > *')].map(e => e.getAttribute('fill'))")
     assert set(fills) == {"var(--series-1)", "var(--series-2)"}
@@ -641,6 +640,47 @@ def test_a_keyboard_reaches_every_section_and_what_is_folded(chromium, trained):
     assert chromium.ask(
         "[...document.querySelectorAll('table')].every(t => t.caption && t.tHead.querySelector('th[scope=col]'))"
     )
+
+
+def test_the_arrow_keys_go_through_the_values_of_each_chart(chromium, validated):
+    from selenium.webdriver.common.keys import Keys
+
+    report, _ = validated
+    drawn(chromium, report)
+    charts = chromium.driver.find_elements("css selector", ".chart")
+    said = {}
+    for chart in charts:
+        section = chromium.driver.execute_script("arguments[0].focus(); return arguments[0].closest('section').id", chart)
+        for key in (Keys.END, Keys.HOME, Keys.ARROW_RIGHT):
+            chart.send_keys(key)
+        words = chromium.driver.execute_script("return arguments[0].querySelector('[aria-live]').textContent", chart)
+        tip = chromium.driver.execute_script("return arguments[0].querySelectorAll('[aria-label=tip] text').length", chart)
+        assert (words != "", tip) == (True, 1), section
+        said[section] = words
+    assert {"training", "predictions", "groups", "scores", "calibration", "features"} <= said.keys()
+    shown = document_of(report)
+    second = shown["models"][0]["calibration"][1]
+    assert f"pairs {second['pairs']:,}; groups {second['groups']}" in said["calibration"]
+    assert f"name {shown['groups'][1]['group']}; " in said["groups"]
+    assert f"name {shown['features'][1]['name']}; " in said["features"]
+    charts[0].send_keys(Keys.TAB)
+    chromium.wait("!document.querySelector('[aria-label=tip] text')")
+
+
+def test_a_wide_table_scrolls_in_its_box_and_keeps_its_first_column(chromium, validated):
+    from selenium.webdriver.common.keys import Keys
+
+    drawn(chromium, validated[0], width=400)
+    box = chromium.driver.find_element("css selector", "#groups .scrolls")
+    chromium.driver.execute_script("arguments[0].focus()", box)
+    for _ in range(30):
+        box.send_keys(Keys.ARROW_RIGHT)
+    chromium.wait(
+        "(box => box.scrollLeft + box.clientWidth >= box.scrollWidth - 1)(document.querySelector('#groups .scrolls'))"
+    )
+    cells = "[...document.querySelectorAll('#groups tbody tr:first-child > *')].map(c => c.getBoundingClientRect())"
+    first, last = chromium.ask(f"(cells => [cells[0].left, cells.at(-1).right])({cells})")
+    assert 0 <= first < last <= 400
 
 
 def test_paper_is_white(chromium, trained):
