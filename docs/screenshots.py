@@ -1,8 +1,8 @@
 """Makes the pictures in docs/ from real runs in a real browser: `python docs/screenshots.py`, in a checkout with the dev extra.
 
 Needs Chromium and chromedriver, and takes six minutes. The report is of the README's first command, with the features' names,
-`--group-by source` and a holdout. The live page is that of a sidecar that receives the example pairs at 12 per second, with some
-bad lines and one restart.
+`--group-by source` and a holdout. The live page is that of a sidecar that receives the example pairs at 12 per second, with
+some bad lines and one restart.
 """
 
 from __future__ import annotations
