@@ -43,6 +43,11 @@
     return element("div", {class: "scrolls", tabindex: "0", role: "group", "aria-label": caption}, made);
   }
   const behind = (summary, ...children) => element("details", {}, element("summary", {}, summary), ...children);
+  // A table of many rows is folded away.
+  const long = (caption, names, rows) => {
+    const made = table(caption, names, rows);
+    return rows.length > 30 ? behind(`${caption}, as a table`, made) : made;
+  };
   const fields = (caption, values) => table(caption, ["name", "value"], Object.entries(values).map(([name, value]) => [
     name, value === null || value === "" ? "–" : String(value),
   ]));
@@ -145,20 +150,20 @@
     ];
   }
 
-  // What the gate compared: for each set of pairs this model, the models beside it, and the limits.
-  function gateRows({compared}) {
-    const sets = [...new Set(compared.map((row) => row.on))];
-    const NAMES = [["plcc", plcc, "at least"], ["rmse", rmse, "at most"], ["winsorized_rmse", rmse, "at most"]];
-    const fails = (row, name) => known(row.limits[name]) && !(name === "plcc" ? row.plcc >= row.limits.plcc : row[name] <= row.limits[name]);
-    return sets.flatMap((on) => {
-      const rows = compared.filter((row) => row.on === on);
-      return rows.flatMap((row) => [
-        [row.model, on, ...NAMES.map(([name, shown]) => (fails(row, name)
-          ? element("span", {class: "bad"}, `${shown(row[name])} (too ${name === "plcc" ? "low" : "high"})`) : shown(row[name]))),
-          known(row.pairs) ? count(row.pairs) : "–", row.verdict ?? ""],
-        ...(Object.keys(row.limits).length ? [["limit", on,
-          ...NAMES.map(([name, shown, word]) => (known(row.limits[name]) ? `${word} ${shown(row.limits[name])}` : "–")), "", ""]] : []),
-      ]);
+  // What the gate compared: a table for each set of pairs, of this model, its limits and the models beside it.
+  function gateTables({compared}) {
+    const kinds = [["plcc", plcc, "≥"], ["rmse", rmse, "≤"], ["winsorized_rmse", rmse, "≤"]];
+    const isLimited = ({limits}) => Object.keys(limits).length > 0;
+    const isOver = (row, name) => known(row.limits[name]) && !(name === "plcc" ? row.plcc >= row.limits.plcc : row[name] <= row.limits[name]);
+    const cell = (row, [name, shown]) => (isOver(row, name)
+      ? element("span", {class: "bad"}, `${shown(row[name])} (too ${name === "plcc" ? "low" : "high"})`) : shown(row[name]));
+    return [...new Set(compared.map((row) => row.on))].map((on) => {
+      const rows = compared.filter((row) => row.on === on), [{pairs, verdict}] = rows;
+      return table(`On ${on}${known(pairs) ? `, ${count(pairs)} pairs` : ""}${verdict ? `: ${verdict}` : ""}`, ["model", "#PLCC", "#RMSE", "#winsorized"],
+        rows.flatMap((row) => [
+          [row.model, ...kinds.map((kind) => cell(row, kind))],
+          ...(isLimited(row) ? [["limit", ...kinds.map(([name, shown, sign]) => (known(row.limits[name]) ? `${sign} ${shown(row.limits[name])}` : "–"))]] : []),
+        ]));
     });
   }
 
@@ -175,8 +180,7 @@
       if (!verdict || differences) return [];
       return [
         element("p", {}, element("span", {class: gateKind(verdict)}, verdict), reason ? `: ${reason}.` : "."),
-        ...(rows.length ? [table("What the gate compared, when the model was published",
-          ["model", "on", "#PLCC", "#RMSE", "#winsorized", "#pairs", "verdict"], gateRows(models[0]))] : []),
+        ...(rows.length ? [paragraph("What the gate compared, when the model was published:"), columns(...gateTables(models[0]))] : []),
       ];
     },
 
@@ -230,7 +234,7 @@
           `In score points; left of the dashed line a model is better than ${first.name}. The groups that differ most come first.${part}`,
           (width) => Charts.dots(width, drawn.map((group) => ({name: group.group, values: apart(group)})),
             {x: "Difference of RMSE", names: others.map(({name}) => name)})),
-        table(groups.length < report.n_groups ? `The ${groups.length} groups that differ most` : "All groups",
+        long(groups.length < report.n_groups ? `The ${groups.length} groups that differ most` : "All groups",
           ["group", "#pairs", ...models.map(({name}, i) => `#${i ? "" : "RMSE of "}${name}`)],
           groups.map((group) => [group.group, count(group.pairs),
             ...group.rmse.map((value, i) => (i ? `${rmse(value)} (${signed(value - group.rmse[0])})` : rmse(value)))])),
@@ -249,7 +253,7 @@
           "Predicted minus true, in score points. Half of a group's pairs lie in the thick bar, nine out of ten in the thin " +
             `one, and the gap is the median. The group with the largest RMSE comes first.${part}`,
           (width) => Charts.spreads(width, drawn, {x: "Residual"})),
-        table(groups.length < all ? `The ${groups.length} groups with the largest RMSE` : "All groups",
+        long(groups.length < all ? `The ${groups.length} groups with the largest RMSE` : "All groups",
           ["group", "#pairs", "#PLCC", "#SROCC", "#RMSE", ...(base ? ["#base RMSE"] : []), "#mean residual", "#5 %", "#median",
             "#95 %"],
           groups.map((row) => [row.group, count(row.pairs), plcc(row.plcc), plcc(row.srocc), rmse(row.rmse),

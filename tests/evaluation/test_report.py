@@ -432,7 +432,7 @@ def test_intervals_and_what_they_cover(chromium, trained, tmp_path):
     assert chromium.ask(cells) == [cell for x, at in zip(table["predicted"], widths, strict=True)
                                    for cell in (f"{x:.5g}", *(f"{each:.3f}" for each in at))]  # fmt: skip
     evaluated = tmp_path / "evaluated.html"
-    done = run("evaluate", directory / "c" / "latest.onnx", EXAMPLE, "--report", evaluated, "--json")
+    done = run("evaluate", directory / "c" / "latest.onnx", EXAMPLE, "--held-out", "--report", evaluated, "--json")
     covered = json.loads(done.stdout)["intervals"]["coverage"]
     drawn(chromium, evaluated)
     shown = chromium.ask(cells)
@@ -567,13 +567,28 @@ def test_what_the_gate_compared_is_a_table_with_the_limits(chromium, trained):
     assert said["gate"]["reason"] in chromium.ask("document.getElementById('gate').textContent")
     about = json.loads((directory / "c" / "model_v000001.json").read_text())
     own, base = about["gate"]["compared"]
-    shown = [[row[0], row[4], *row[5:]] for row in cells_of(chromium, "gate")]
-    limit = f"at most {own['limits']['winsorized_rmse']:.3f}"
-    assert shown == [
-        ["this model", f"{own['winsorized_rmse']:.3f}", "240", "stable"],
-        ["limit", limit, "", ""],
-        [base["model"], f"{base['winsorized_rmse']:.3f}", "240", ""],
+    caption = chromium.ask("document.querySelector('#gate caption').textContent")
+    assert caption == f"On held-out pairs, 240 pairs: {said['gate']['verdict']}"
+    limits = own["limits"]
+    assert cells_of(chromium, "gate") == [
+        ["this model", *(figures(own | {"srocc": 0})[n] for n in (0, 2, 3))],
+        ["limit", f"≥ {limits['plcc']:.5f}", f"≤ {limits['rmse']:.3f}", f"≤ {limits['winsorized_rmse']:.3f}"],
+        [base["model"], *(figures(base | {"srocc": 0})[n] for n in (0, 2, 3))],
     ]
+
+
+def test_what_the_gate_found_too_high_is_marked_on_each_set(chromium, trained, tmp_path):
+    directory, said = trained
+    anchor = ROW | {"on": "anchor", "verdict": "unstable", "limits": {"plcc": 0.95, "rmse": 1.5, "winsorized_rmse": 1.5}}
+    gate = {"verdict": "unstable", "reason": "as told", "compared": [ROW | {"verdict": "stable"}, anchor]}
+    (tmp_path / "m.onnx").write_bytes((directory / "c" / "model_v000001.onnx").read_bytes())
+    (tmp_path / "m.json").write_text(json.dumps({"sha256": said["sha256"], "gate": gate}))
+    assert run("evaluate", tmp_path / "m.onnx", EXAMPLE, "--report", tmp_path / "r.html").returncode == 0
+    drawn(chromium, tmp_path / "r.html")
+    captions = chromium.ask("[...document.querySelectorAll('#gate caption')].map(e => e.textContent)")
+    assert captions == ["On held-out pairs, 40 pairs: stable", "On anchor, 40 pairs: unstable"]
+    assert cells_of(chromium, "gate", 0) == [["this model", "0.90000", "2.000", "1.000"]]
+    assert cells_of(chromium, "gate", 1)[0] == ["this model", "0.90000 (too low)", "2.000 (too high)", "1.000"]
 
 
 def test_figures_of_cross_validation_and_of_the_published_model_are_apart(chromium, validated):
