@@ -39,6 +39,9 @@ const TILES = {
     of: "divergences", text: count(now.divergences),
     notes: [known(now.learning_rate_share) && `learning rate: ${number(now.learning_rate_share)} of what is set`],
   }),
+  "Fits to the replay buffer, adopted": (now) => ({
+    of: "refits", text: count(now.refits?.adopted ?? 0), notes: [`no better, not adopted: ${count(now.refits?.rejected ?? 0)}`],
+  }),
   "Scores changed meaning": (now) => ({of: "shifts", text: count(now.shifts), notes: []}),
   "Journal": (now) => {
     const limit = Number(latest.settings.journal_max_bytes) || 0;

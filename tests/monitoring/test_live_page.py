@@ -265,6 +265,7 @@ def test_each_figure_has_its_limit_and_what_it_is_compared_with(page, show, tmp_
         rows_of(lambda i: 2, journal_bytes=lambda i: i * 10**6), findings=(far_off, moved), latest_version=2, stable_version=1,
         prequential_rmse=12.0, prequential_winsorized_rmse=3.0, prequential_constant_rmse=20.0, prequential_plcc=0.99998,
         feature_drift=4.0, drifting_feature="adm2", outliers=3, divergences=1, rate_share=0.25, shifts=2,
+        refits={"adopted": 7, "rejected": 1},
         journal_bytes=30 * 10**6, disk_free_bytes=60 * 10**6, settings={"journal_max_bytes": 10**8},
         limits={"feature_drift": 3, "prequential_rmse/prequential_constant_rmse": 0.5, "journal_bytes": 9 * 10**7},
     )  # fmt: skip
@@ -279,6 +280,7 @@ def test_each_figure_has_its_limit_and_what_it_is_compared_with(page, show, tmp_
     assert told["Outliers, not trained on"][1] == "3"
     assert told["Weights diverged"][1:] == ["1", "learning rate: 0.25 of what is set"]
     assert told["Scores changed meaning"][1] == "2"
+    assert told["Fits to the replay buffer, adopted"][1:] == ["7", "no better, not adopted: 1"]
     assert told["Journal"][1:] == ["30 MB of 100 MB", "at its limit in about 11 minutes", "alert above 90 MB"]
     assert told["Disk"][1:] == ["60 MB free", "full in about 10 minutes"]
     wait_until(lambda: "base model m.onnx, held out" in text_of(page, "#prequential_rmse"), "the base model's line")
