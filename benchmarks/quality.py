@@ -34,19 +34,21 @@ from sidecar.pairs.recorded import RecordedPairs, read_pairs
 
 VARIATIONS: list[tuple[str, Any]] = [
     ("optimizer", "adam"),
-    *(("group_lasso", value) for value in (0.0, 3e-4, 3e-3)),
+    ("loss", "squared"),
+    *(("huber_delta", value) for value in (0.02, 0.2)),
+    *(("group_lasso", value) for value in (0.0, 1e-4, 1e-3)),
     ("score_max", 1e9),  # no bound: a prediction beyond 100 is an error like any other
-    *(("feature_clip", value) for value in (3.0, 6.0, 1e9)),
-    *(("bias_deviation", value) for value in (0.0, 2.0)),
+    *(("feature_clip", value) for value in (3.0, 1e9)),
+    ("bias_deviation", 0.0),
     *(("weight_gain", value) for value in (0.03, 0.3, 1.0)),
-    *(("weight_decay", value) for value in (1e-5, 1e-4, 1e-3)),
-    *(("epochs", value) for value in (20, 60, 480)),
-    *(("learning_rate", value) for value in (0.01, 0.02, 0.08)),
+    ("weight_decay", 1e-4),
+    *(("epochs", value) for value in (60, 154, 1230)),
+    *(("learning_rate", value) for value in (0.01, 0.04)),
     *(("momentum", value) for value in (0.9, 0.98)),
-    *(("batch_size", value) for value in (16, 64)),
+    ("batch_size", 64),
     *(("hidden", value) for value in (32, 128)),
     *(("activation", value) for value in ("tanh", "gelu", "leaky_relu")),
-    *(("ema_decay", value) for value in (0.0, 0.9999)),
+    ("ema_decay", 0.0),
 ]
 Predict = Callable[[np.ndarray], np.ndarray]
 Train = Callable[[RecordedPairs, np.ndarray, int], Predict]
