@@ -30,6 +30,7 @@ from sidecar.learning.recipe import Recipe, fit
 from sidecar.monitoring import fetch
 from sidecar.pairs.recorded import RecordedPairs, read_pairs
 from tests.browser import Browser, browser
+from tests.firefox import Firefox, firefox
 from tests.running import PATIENCE_S, Sidecar
 
 # Hypothesis measures how long an example takes, which says nothing on a busy machine.
@@ -109,6 +110,13 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Sidecar]]:
 def chromium() -> Iterator[Browser]:
     """A browser for the tests of pages, which skip where there is none."""
     with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def another_browser() -> Iterator[Firefox]:
+    """Firefox, for the tests of what every browser must show."""
+    with firefox() as opened:
         yield opened
 
 

@@ -1,4 +1,4 @@
-"""Accessibility of the pages, as axe-core judges it, in both colour schemes and on a narrow screen."""
+"""The pages for everybody: accessibility as axe-core judges it, in both colour schemes and on a narrow screen; and Firefox."""
 
 from __future__ import annotations
 
@@ -40,15 +40,23 @@ def address(tmp_path):
     server.close()
 
 
+PAGES = [
+    ("", "document.querySelectorAll('#features svg').length && document.querySelectorAll('#checkpoints tbody tr').length"),
+    ("checkpoint?model_v000002", "document.querySelectorAll('#held-out svg').length"),
+]
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
-@pytest.mark.parametrize(
-    ("path", "ready"),
-    [
-        ("", "document.querySelectorAll('#features svg').length && document.querySelectorAll('#checkpoints tbody tr').length"),
-        ("checkpoint?model_v000002", "document.querySelectorAll('#held-out svg').length"),
-    ],
-)
+@pytest.mark.parametrize(("path", "ready"), PAGES)
 def test_axe_finds_nothing(chromium, address, path, ready, width, dark):
     chromium.open(f"http://{address}/{path}", width, dark=dark)
     chromium.wait(ready)
     assert chromium.violations() == []
+
+
+@pytest.mark.parametrize(("path", "ready"), PAGES)
+def test_firefox_shows_them_too(another_browser, address, path, ready):
+    another_browser.open(f"http://{address}/{path}", width=400)
+    another_browser.wait(ready)
+    assert another_browser.ask("document.documentElement.scrollWidth") <= 400
+    assert another_browser.console == []
