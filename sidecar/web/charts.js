@@ -20,7 +20,7 @@ const Charts = (() => {
   // the arrow keys too.
   function show(element, label, make) {
     let width = 0;
-    const said = document.createElement("div");
+    const state = {at: -1}, said = document.createElement("div");
     said.className = "unseen";
     said.setAttribute("aria-live", "polite");
     const draw = () => {
@@ -30,7 +30,7 @@ const Charts = (() => {
       for (const part of svg.querySelectorAll("g[aria-label]")) part.setAttribute("role", "group"); // else it may have no name
       for (const style of chart.querySelectorAll("style")) style.remove(); // style.css has these; the live page allows no others
       element.replaceChildren(chart, said);
-      withKeys(element, svg, said);
+      withKeys(element, svg, said, state);
     };
     new ResizeObserver(() => {
       const now = Math.floor(element.clientWidth);
@@ -45,8 +45,8 @@ const Charts = (() => {
   const svgOf = (chart) => (chart.localName === "svg" ? chart : chart.querySelector(":scope > svg"));
 
   // Let the arrow keys go through the marks that have tips, by their place on x, or row by row. Plot shows a tip where the pointer
-  // is, so the pointer is said to be there.
-  function withKeys(element, svg, said) {
+  // is, so the pointer is said to be there. state: the place of the mark that is shown, -1 for none; it outlasts a redrawing.
+  function withKeys(element, svg, said, state) {
     const marks = [...svg.querySelectorAll(`.${TIPPED} > *, .${TIPPED_ROW} > *`)];
     if (!marks.length) {
       for (const name of ["tabindex", "role", "aria-label"]) element.removeAttribute(name);
@@ -62,24 +62,28 @@ const Charts = (() => {
       return {x: x + width / 2, y: y + height / 2, isRow: mark.parentNode.classList.contains(TIPPED_ROW)};
     };
     const inOrder = () => marks.map(middle).sort((a, b) => (a.isRow ? a.y - b.y || a.x - b.x : a.x - b.x || a.y - b.y));
-    let at = -1;
+    const last = marks.length - 1;
+    const go = (to) => {
+      state.at = Math.max(0, Math.min(last, to));
+      point("pointermove", inOrder()[state.at]);
+      const lines = [...svg.querySelectorAll("[aria-label=tip] text > tspan")].map((line) => line.textContent.replace("\u200b", "").trim());
+      said.textContent = lines.filter((line) => line).join("; ");
+    };
     element.onkeydown = (event) => {
-      const last = marks.length - 1;
+      const {at} = state;
       const to = {
         ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: last, PageDown: at + 10, PageUp: at - 10,
       }[event.key];
       if (to === undefined) return;
       event.preventDefault();
-      at = Math.max(0, Math.min(last, to));
-      point("pointermove", inOrder()[at]);
-      const lines = [...svg.querySelectorAll("[aria-label=tip] text > tspan")].map((line) => line.textContent.replace("\u200b", "").trim());
-      said.textContent = lines.filter((line) => line).join("; ");
+      go(to);
     };
     element.onblur = () => {
-      at = -1;
+      state.at = -1;
       said.textContent = "";
       point("pointerleave", {});
     };
+    if (state.at >= 0) go(state.at);
   }
 
   const plain = (value) => String(Number(value.toPrecision(5)));

@@ -678,6 +678,12 @@ def test_the_arrow_keys_go_through_the_values_of_each_chart(chromium, validated)
     assert f"pairs {second['pairs']:,}; groups {second['groups']}" in said["calibration"]
     assert f"name {shown['groups'][1]['group']}; " in said["groups"]
     assert f"name {shown['features'][1]['name']}; " in said["features"]
+    charts[0].send_keys(Keys.END)
+    before = chromium.ask("document.querySelector('.chart [aria-live]').textContent")
+    chromium.resize(1000, 1000)  # draws it again
+    chromium.wait("document.querySelector('.chart svg[role=img]').getAttribute('width') < 500")
+    assert chromium.ask("document.querySelector('.chart [aria-label=tip] text') !== null")
+    assert chromium.ask("document.querySelector('.chart [aria-live]').textContent") == before
     charts[0].send_keys(Keys.TAB)
     chromium.wait("!document.querySelector('[aria-label=tip] text')")
 
