@@ -208,6 +208,7 @@ def _of_one(judged: Judged, basis: Basis, model: Path, score_range: tuple[float,
         "models": [{"name": _cut(model.name), **_view(judged, basis, model, score_range, _POINTS, index)}],
         "groups": [{**each, "group": _cut(each["group"])} for each in groups],
         "n_groups": n_groups,
+        "residual": _residual(judged, index),
         "scores": by_score(judged, *score_range),
         "worst": [{**each, "job_id": _cut(each["job_id"]), "group": _cut(each["group"])} for each in worst(judged)],
         **_features(judged),
@@ -222,7 +223,7 @@ def _view(
     points: int,
     index: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What is shown of each of several models. points, index: as in `_scatter`."""
+    """What is shown of each of several models. points: about so many in the chart; index: as in `_scatter`."""
     return {
         **_model(model),
         "judged": {
@@ -230,30 +231,34 @@ def _view(
             **judged.metrics.as_json(),
             **({} if judged.base is None else {"base": metrics(judged.base, judged.true).as_json()}),
         },
-        "scatter": _scatter(judged, index, points),
+        "predicted": _predicted(judged, index, points),
         "calibration": calibration(judged, *score_range),
     }
 
 
-def _scatter(judged: Judged, index: Mapping[str, int], most: int) -> dict[str, Any]:
-    """Predicted over true scores, on axes with the same cells, and residuals over true scores.
-
-    A point is a pair's place and the number of its group in `index`, −1 for others. most: about so many points.
-    """
+def _predicted(judged: Judged, index: Mapping[str, int], most: int) -> dict[str, Any]:
+    """Predicted over true scores, on axes with the same cells. index, most: as in `_scatter`."""
     both = Axis.over(judged.true, judged.predicted)
-    charts: dict[str, tuple[Array, tuple[Axis, Axis]]] = {
-        "predicted": (judged.predicted, (both, both)),
-        "residual": (judged.residuals, (both, Axis.over(judged.residuals, np.zeros(1)))),
-    }
-    found = {}
-    for name, (y, axes) in charts.items():
-        drawn = scatter(judged.true, y, axes, worst_of(judged), most)
-        points = [
-            [round(float(judged.true[at]), 3), round(float(y[at]), 3), index.get(group_of(judged.pairs, judged.rows[at]), -1)]
-            for at in drawn.shown
-        ]
-        found[name] = {**drawn.as_json(), "points": points}
-    return found
+    return _scatter(judged, judged.predicted, (both, both), index, most)
+
+
+def _residual(judged: Judged, index: Mapping[str, int]) -> dict[str, Any]:
+    """Residuals over true scores. index: as in `_scatter`."""
+    axes = Axis.over(judged.true, judged.predicted), Axis.over(judged.residuals, np.zeros(1))
+    return _scatter(judged, judged.residuals, axes, index, _POINTS)
+
+
+def _scatter(judged: Judged, y: Array, axes: tuple[Axis, Axis], index: Mapping[str, int], most: int) -> dict[str, Any]:
+    """y (len(judged.rows),) over true scores. A point is a pair's place and the number of its group in `index`, −1 for others.
+
+    most: about so many points.
+    """
+    drawn = scatter(judged.true, y, axes, worst_of(judged), most)
+    points = [
+        [round(float(judged.true[at]), 3), round(float(y[at]), 3), index.get(group_of(judged.pairs, judged.rows[at]), -1)]
+        for at in drawn.shown
+    ]
+    return {**drawn.as_json(), "points": points}
 
 
 def _features(judged: Judged) -> dict[str, Any]:

@@ -211,7 +211,7 @@
           curve.map((point) => [count(point.step), ...cells(point, "train"), ...cells(point, "held_out")])))];
     },
 
-    predictions: () => ofEach(({judged: found, scatter: {predicted}}) => {
+    predictions: () => ofEach(({judged: found, predicted}) => {
       const {points, shown} = pairsOf(predicted);
       const words = `PLCC ${plcc(found.plcc)}, SROCC ${plcc(found.srocc)}, RMSE ${rmse(found.rmse)}`;
       return [
@@ -279,7 +279,7 @@
 
     scores() {
       if (differences) return [];
-      const {residual} = models[0].scatter, {points, shown} = pairsOf(residual);
+      const {residual} = report, {points, shown} = pairsOf(residual);
       const [most] = [...scores].sort((a, b) => b.rmse - a.rmse);
       const range = (row) => `${short(row.low)} to ${short(row.high)}`;
       const base = scores.some((row) => row.base_rmse !== undefined);

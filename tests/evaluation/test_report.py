@@ -454,7 +454,8 @@ def test_charts_have_marks_and_texts_in_their_place(chromium, trained):
     drawn(chromium, directory / "report.html")
     marks = "[...document.querySelectorAll('#{} svg[role=img]')].map(s => s.querySelectorAll('{}').length)"
     for section, chart in (("predictions", "predicted"), ("scores", "residual")):
-        shown = model_of(directory / "report.html")["scatter"][chart]
+        document = document_of(directory / "report.html")
+        shown = {**document, **document["models"][0]}[chart]
         assert len(shown["points"]) + sum(pairs for _, _, pairs in shown["cells"]) == said["pairs"]["held_out"]
         assert chromium.ask(marks.format(section, "[aria-label=rect] > *")) == [len(shown["cells"])]
         assert chromium.ask(marks.format(section, '[aria-label=dot] > :not([stroke-opacity="0"])')) == [len(shown["points"])]
