@@ -141,13 +141,16 @@ const Charts = (() => {
       return points.filter((point, at) => has(point) && ((at + shift) % every === 0 || isAlone(at)))
         .map((point) => ({...point, name, i}));
     });
+    const axis = log && values.length ? logAxis(low, high) : linearAxis(low, high, {zero, most});
     const times = from && [from, ...series.flatMap(({points}) => [points[0].x, points.at(-1).x])].sort((a, b) => a - b);
     return Plot.plot({
       width, height: height(width), style: STYLE, marginLeft: 64, marginTop: 30, marginBottom: 40,
       ...scale(drawn.map(({name}) => name)),
       x: {label: x, ticks: ticks(width), type: time ? "time" : "linear", domain: times && [times[0], times.at(-1)]},
-      y: {label: y, grid: true, ...(log && values.length ? logAxis(low, high) : linearAxis(low, high, {zero, most}))},
+      y: {label: y, grid: true, ...axis},
       marks: [
+        // Of a logarithmic axis, d3 leaves out labels where it would have few ticks itself.
+        ...(axis.type === "log" ? [Plot.axisY(axis.ticks, {ticks: 1000, tickFormat: axis.tickFormat})] : []),
         ...Object.entries(EVENTS).flatMap(([kind, symbol]) => {
           const some = events.filter((event) => event.kind === kind), stroke = `var(--${kind})`;
           return [

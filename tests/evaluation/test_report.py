@@ -510,6 +510,16 @@ def test_groups_are_told_apart_the_worst_six_where_there_are_many(chromium, of_g
     assert chromium.ask("document.querySelectorAll('#groups table')[0].tBodies[0].rows.length") == count
 
 
+def test_a_logarithmic_axis_has_a_label_at_each_tick(chromium, trained):
+    drawn(chromium, trained[0] / "report.html")
+    series = "[{name: 'a', points: [{x: 0, y: 0.3}, {x: 1, y: 25}]}]"
+    made = f"Charts.lines(600, {series}, {{x: 'x', y: 'y', log: true}})"
+    labels = "[aria-label='y-axis tick label'] text"
+    assert chromium.ask(f'[...{made}.querySelectorAll("{labels}")].map(t => t.textContent)') == [
+        "0.2", "0.5", "1", "2", "5", "10", "20", "50",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("width", [1400, 400])
 def test_predicted_and_true_scores_have_the_same_scale(chromium, trained, width):
     drawn(chromium, trained[0] / "report.html", width=width)
