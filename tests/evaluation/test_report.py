@@ -730,3 +730,10 @@ def test_what_is_folded_is_on_paper(chromium, trained):
     chromium.driver.execute_script("addEventListener('beforeprint', () => { window.unfolded = " + opened + "; })")
     assert chromium.driver.print_page()
     assert (chromium.ask("window.unfolded"), chromium.ask(opened)) == (3, 0)
+
+
+def test_firefox_shows_it_too(another_browser, validated):
+    another_browser.open(validated[0].as_uri(), width=400)
+    another_browser.wait("[...document.querySelectorAll('.chart')].every(c => c.querySelector('svg[role=img]'))")
+    assert another_browser.ask("document.documentElement.scrollWidth") <= 400
+    assert another_browser.console == []
