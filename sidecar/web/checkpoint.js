@@ -51,9 +51,14 @@ function showOne(told) {
   const rows = list(told.gate?.compared).filter((row) => row !== null && typeof row === "object");
   const head = ["Model", "On", "Pairs", "RMSE", "Winsorized", "PLCC"];
   $("no-compared").hidden = rows.length > 0;
-  fill($("compared"), head.map((each, i) => element("th", each, ...(i > 1 ? ["number"] : []))), rows.map((row) => [
-    element("th", String(row.model)), element("td", String(row.on)), element("td", count(row.pairs), "number"),
-    ...[row.rmse, row.winsorized_rmse, row.plcc].map((value) => element("td", number(value, 5), "number")),
+  const figures = [["rmse", "≤"], ["winsorized_rmse", "≤"], ["plcc", "≥"]];
+  const line = (model, row, pairs, of) => [
+    element("th", model), element("td", String(row.on)), element("td", pairs, "number"),
+    ...figures.map((figure) => element("td", of(...figure), "number")),
+  ];
+  fill($("compared"), head.map((each, i) => element("th", each, ...(i > 1 ? ["number"] : []))), rows.flatMap((row) => [
+    line(String(row.model), row, count(row.pairs), (name) => number(row[name], 5)),
+    ...(row.limits ? [line("its limits", row, "", (name, sign) => (known(row.limits[name]) ? `${sign} ${number(row.limits[name], 5)}` : ""))] : []),
   ]));
   $("json").textContent = JSON.stringify(told, null, 2);
 }

@@ -361,9 +361,13 @@ def test_a_checkpoint_has_a_page_beside_its_parent_or_another_one(page, serve, b
     rows = page.ask(
         "[...document.querySelectorAll('#compared tbody tr')].map(row => [...row.cells].map(cell => cell.innerText))"
     )
-    assert [row[:3] for row in rows] == [
-        [each["model"], each["on"], f"{each['pairs']:,}"] for each in about["gate"]["compared"]
+    compared = about["gate"]["compared"]
+    assert [row[:3] for row in rows if row[0] != "its limits"] == [
+        [each["model"], each["on"], f"{each['pairs']:,}"] for each in compared
     ]
+    limited = [each for each in compared if "limits" in each]
+    assert [row[1:3] for row in rows if row[0] == "its limits"] == [[each["on"], ""] for each in limited] != []
+    assert all(re.match("≤ [0-9.]+$", row[3]) and re.match("≥ 0", row[5]) for row in rows if row[0] == "its limits")
     assert {row[0] for row in rows} >= {"this model", f"base model {base_path.name}"}
     wait_until(lambda: page.ask("document.querySelectorAll('#held-out svg').length") == 2, "two charts")
     assert page.ask("document.querySelectorAll('#held-out svg')[0].querySelectorAll('[aria-label=dot] *').length") == len(
