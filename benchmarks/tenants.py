@@ -10,7 +10,8 @@ of 1.15, or from 10 to 90. Real ones: each codec, each source. A fifth of the en
 figures are the means over tenants and seeds of the RMSE, in score points, of each tenant's model after so many of its pairs.
 `published` is the head where it is in use, else the shared model that it stands on.
 
-lies: each codec is a tenant; one of them sends each of its pairs ten times, with a random score. capacity: 256 tenants.
+lies: each codec is a tenant; one of them sends each of its pairs ten times, with a random score, or with the true one and 8
+points more or less. capacity: 256 tenants.
 """
 
 from __future__ import annotations
@@ -181,23 +182,23 @@ def lies(path: str) -> None:
     base, chosen, test = split(data, 0)
     stream = real(data, data.codecs, chosen, test, 0)
     liar, *others = stream.tests
-    for share, lying in ((0.5, False), (0.5, True), (0.1, True), (1.0, True)):
+    lie = {"is honest": 1, "tells random scores": 10, "is 8 points off": 10}
+    for share, how in ((0.5, "is honest"), *((share, how) for how in [*lie][1:] for share in (0.1, 0.5, 1.0))):
         generator, settings = np.random.default_rng(0), replace(SETTINGS, tenant_share=share)
         trainer, tenants = Trainer(80, settings, base), Tenants(80, settings)
         for row, name, score in zip(stream.rows, stream.names, stream.scores, strict=True):
-            times = 10 if lying and name == liar else 1
-            for _ in range(times):
-                told = 100 * generator.random() if times > 1 else score
+            for _ in range(lie[how] if name == liar else 1):
+                told = score
+                if name == liar and lie[how] > 1:
+                    off = score + 8 * generator.choice([-1, 1])
+                    told = 100 * generator.random() if how == "tells random scores" else np.clip(off, 0, 100)
                 tenants.add(trainer, data.features[row][None], np.array([told]), [name])
         models = {each.name: each.network() for each in tenants.models(trainer)}
         assert trainer.ema is not None
         shared = trainer.network(trainer.ema)
         heads = np.mean([error(models[name], data, stream.tests[name]) for name in others])
         trunk = np.mean([error(shared, data, stream.tests[name]) for name in others])
-        print(
-            f"one of four {'lies' if lying else 'is honest':9}, share {share:g}: "
-            f"heads of the others {heads:.3f}, shared {trunk:.3f}"
-        )
+        print(f"one of four {how:19}, share {share:g}: heads of the others {heads:.3f}, shared {trunk:.3f}")
 
 
 def capacity(path: str, count: int = 100_000) -> None:

@@ -169,7 +169,7 @@ def test_a_head_that_is_no_better_leaves_the_tenant_the_shared_model(tmp_path, e
     mine = tenant_directory(tmp_path / "c", "a")
     assert read_description(mine / "model_v000001.onnx")["gate"] == {
         "verdict": "unverified",
-        "reason": "16 pairs of the tenant were predicted, fewer than 50",
+        "reason": "24 pairs of the tenant were predicted, fewer than 50",
     }
     assert [os.readlink(mine / name) for name in ("stable.onnx", "stable.json")] == ["../../stable.onnx", "../../stable.json"]
     assert linked(mine, LATEST).version == 1

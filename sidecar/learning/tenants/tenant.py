@@ -11,9 +11,15 @@ FIRST_PAIRS, MADE_EVERY = 16, 256
 """A head is made from so many pairs, from twice as many, and so on; then whenever so many have come."""
 ADAPTER_EVERY = 4
 """The adapter, which takes ten times as long, is made with the first so many heads, then with each of so many."""
-HELD_PAIRS = 128
-"""A tenant's first pairs train the shared weights when so many are there, and its head knows how they differ. Measured in
-`benchmarks/tenants.py`: tenants of a good base model whose scores contradict each other would spoil it before."""
+HELD_PAIRS, HELD_ERROR = 64, 0.01
+"""While a tenant has sent fewer pairs, and the RMSE of the shared weights on them is more than this share of the range of
+scores, its pairs wait to train these: they may contradict those of others, which its head is to show. Measured in
+`benchmarks/tenants.py`: tenants of a good base model whose scores contradict each other would spoil it in 50 pairs each, and
+where tenants differ in their content only, waiting costs."""
+FAR_OFF = 0.1
+"""If neither the shared weights nor the head predict a tenant's pairs with an RMSE of at most this share, they wait until the
+ring is full, and train no shared weights from then on, as long as another tenant's are predicted. Measured there, too: one
+tenant with random scores would spoil all."""
 
 
 class Tenant:

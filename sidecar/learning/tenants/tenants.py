@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from functools import partial
@@ -16,11 +17,11 @@ from sidecar.learning.online.fits import Evidence, no_evidence
 from sidecar.learning.online.trainer import Group, Trainer
 from sidecar.learning.online.weights import Weights
 from sidecar.learning.replay.ring import ReplayBuffer
-from sidecar.learning.tenants.comparison import Comparison
+from sidecar.learning.tenants.comparison import LEAST_PAIRS, Comparison
 from sidecar.learning.tenants.head import adapter_of, row_of
 from sidecar.learning.tenants.share import Share
-from sidecar.learning.tenants.tenant import HELD_PAIRS, Tenant
-from sidecar.learning.tenants.trunk import Own, Trunk
+from sidecar.learning.tenants.tenant import FAR_OFF, HELD_ERROR, HELD_PAIRS, RING_PAIRS, Tenant
+from sidecar.learning.tenants.trunk import Hidden, Own, Trunk
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.settings import MOST_TENANTS
 
@@ -38,11 +39,23 @@ class Model(NamedTuple):
     network: Callable[[], Network]
 
 
+class _Errors(NamedTuple):
+    """The errors of the shared weights in n pairs (n,), and those of the tenants' heads, which are the same for a pair of none.
+
+    without_own: the scores without what is particular to a tenant: what the shared weights predict, what all heads add to it,
+    and the error that the tenant's own head leaves.
+    """
+
+    shared: Array
+    own: Array
+    without_own: Array
+
+
 class Tenants:
     """Makes heads for tenants, and feeds the trainer of the weights that they share.
 
-    A pair trains its tenant's head, and the shared weights: while the head is used, with what these predict plus the error that
-    the head leaves, so that tenants whose scores contradict each other do not spoil the trunk.
+    A pair trains its tenant's head, and the shared weights: while the head is used, without what is particular to the tenant,
+    so that tenants whose scores contradict each other do not spoil the trunk.
 
     tenants: by name, in the order in which they came. refused: pairs of others, which train the shared weights alone.
     """
@@ -61,7 +74,7 @@ class Tenants:
 
     @property
     def passed(self) -> int:
-        """Pairs that did not train the shared weights, because their tenant has had its share."""
+        """Pairs that did not train the shared weights, because their tenant has had its share, or its scores are far off."""
         return self._share.passed
 
     @property
@@ -109,7 +122,10 @@ class Tenants:
         return groups
 
     def models(self, trainer: Trainer) -> list[Model]:
-        """The heads that were made, each on the averaged shared weights as they are now."""
+        """The heads that were made, each on the averaged shared weights as they are now.
+
+        The pairs that wait to complete a round have been predicted by them, and count in what compares a head.
+        """
         trainer.finish()
         weights = trainer.weights
         if weights is None:
@@ -121,11 +137,20 @@ class Tenants:
             steps = Trunk.of(shared.steps).with_own(own.of(number))
             return weights.in_base_units(dataclasses.replace(shared, steps=steps))
 
-        return [
-            Model(name, deepcopy(tenant.pairs), copy(tenant.comparison), partial(network, tenant.number))
+        models = {
+            name: Model(name, deepcopy(tenant.pairs), copy(tenant.comparison), partial(network, tenant.number))
             for name, tenant in self.tenants.items()
             if tenant.heads
-        ]
+        }
+        rows = self._rows[: len(self._names)]
+        names = [name if name in models else "" for name in self._without_outliers(trainer, rows, self._names)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            errors = self._errors(Trunk.of(weights.ema.steps(shared=True)), rows, names)
+        for place, name in enumerate(names):
+            if name:
+                models[name].pairs.add(rows[place : place + 1])
+                models[name].comparison.add(float(errors.shared[place]), float(errors.own[place]))
+        return [*models.values()]
 
     def reorder(self, places: Sequence[int]) -> None:
         """Take the features of all pairs so far from these places, as `Trainer.reorder` does."""
@@ -136,7 +161,7 @@ class Tenants:
         """The tenants that other settings allow, and the pairs that the shared weights have not been given and no such tenant
         holds: rows (n, n_features + 1), in order, and whose they are."""
         others, rows, names = Tenants(self.n_features, settings), [self._rows[: len(self._names)]], list[str]()
-        others._share.restore(self._share.recent, self._share.passed)
+        others._share.restore(self._share.recent, self._share.passed, self._share.run)
         for name, tenant in self.tenants.items():
             if others._admitted(name):
                 tenant.number = others.tenants[name].number
@@ -155,7 +180,7 @@ class Tenants:
         tenants = [*self.tenants.values()]
         texts = {
             "names": [*self.tenants], "waiting": self._names, "recent": [*self._share.recent], "passed": self._share.passed,
-            "refused": self.refused,
+            "run": self._share.run, "refused": self.refused,
         }  # fmt: skip
         counts = [(tenant.pairs.added, len(tenant.pairs), tenant.held) for tenant in tenants]
         state: dict[str, Array] = {
@@ -173,7 +198,7 @@ class Tenants:
         """Continue from a `state`, with the trainer that its trainer continues as."""
         texts = json.loads(state["tenants"].tobytes())
         self.refused = texts["refused"]
-        self._share.restore(texts["recent"], texts["passed"])
+        self._share.restore(texts["recent"], texts["passed"], tuple(texts["run"]))
         self._names = texts["waiting"]
         self._rows[: len(self._names)] = state["tenants_waiting"]
         start = 0
@@ -193,9 +218,11 @@ class Tenants:
         """Take pairs of one round, or some that a new model is fitted to."""
         if _has_no_model(trainer):
             for row, name in zip(rows, names, strict=True):
+                self._share.note([name])
                 if name:
                     self.tenants[name].pairs.add(row[None])
-            return self._train(trainer, rows, names, evidence)
+                self._train(trainer, row[None], [name], evidence)
+            return []
         waiting = len(self._names)
         self._rows[waiting : waiting + len(rows)] = rows
         self._names += names
@@ -204,46 +231,86 @@ class Tenants:
         trainer.finish()
         assert trainer.weights is not None
         self._keep_up(trainer.weights)
-        rows, names, self._names = self._rows, self._names, []
-        for place in np.flatnonzero(trainer.outliers.among(rows[:, :-1])):
-            names[place] = ""
+        rows, names, self._names = self._rows, self._without_outliers(trainer, self._rows, self._names), []
+        self._share.note(names)
         return self._train(trainer, *self._learn(Trunk.of(trainer.weights.ema.steps(shared=True)), rows, names), evidence)
 
-    def _learn(self, trunk: Trunk, rows: Array, names: list[str]) -> tuple[Array, list[str]]:
+    def _learn(self, trunk: Trunk, rows: Array, names: Sequence[str]) -> tuple[Array, list[str]]:
         """Learn the heads from the pairs of a round. Returns what the shared weights are trained on, and the tenants."""
-        hidden, scores = trunk.see(rows[:, :-1]), rows[:, -1]
-        own = self._own.of(np.array([self.tenants[name].number if name else -1 for name in names]))
-        shared = trunk.scores(trunk.outputs(hidden))
-        left = trunk.errors(trunk.scores(trunk.outputs(hidden, own)), scores)
-        corrected, now, released = rows.copy(), np.ones(len(rows), dtype=bool), list[tuple[Array, str]]()
-        for name, *errors in zip(names, trunk.errors(shared, scores).tolist(), left.tolist(), strict=True):
+        errors, places = self._errors(trunk, rows, names), defaultdict[str, list[int]](list)
+        for place, (name, *compared) in enumerate(zip(names, errors.shared.tolist(), errors.own.tolist(), strict=True)):
             if name:
-                self.tenants[name].comparison.add(*errors)
-        for name in dict.fromkeys(filter(None, names)):
-            tenant, its = self.tenants[name], np.array([each == name for each in names])
-            heads, is_held = tenant.heads, tenant.pairs.added < HELD_PAIRS
+                self.tenants[name].comparison.add(*compared)
+                places[name].append(place)
+        given, now, released = rows.copy(), np.ones(len(rows), dtype=bool), list[tuple[Array, str]]()
+        for name, its in places.items():
+            tenant = self.tenants[name]
+            heads, waiting = tenant.heads, [tenant.pairs.rows(newest=tenant.held), rows[its]]
             tenant.pairs.add(rows[its])
             if tenant.heads > heads:
                 self._make(trunk, tenant)
-            if is_held:
+            if self._waits(tenant):
                 now[its] = False
-                tenant.held += int(its.sum())
-                if tenant.pairs.added >= HELD_PAIRS:
-                    released.append((self._released(trunk, tenant), name))
+                tenant.held += len(its)
+            elif self._is_far_off(tenant):
+                now[its] = False
+                self._share.passed += tenant.held + len(its)
+                tenant.held = 0
+            elif tenant.held:
+                now[its] = False
+                released.append((self._released(trunk, name, np.concatenate(waiting)), name))
+                tenant.held = 0
             elif tenant.comparison.used:
-                corrected[its, -1] = self._corrected(scores[its], shared[its] + left[its])
+                given[its, -1] = errors.without_own[its]
+        if now.all():
+            return given, [*names]
         names = [name for name, is_now in zip(names, now, strict=True) if is_now]
         names += [name for its, name in released for _ in its]
-        return np.concatenate([corrected[now], *(its for its, _ in released)]), names
+        return np.concatenate([given[now], *(its for its, _ in released)]), names
 
-    def _released(self, trunk: Trunk, tenant: Tenant) -> Array:
+    def _errors(self, trunk: Trunk, rows: Array, names: Sequence[str]) -> _Errors:
+        """The errors of the shared weights, and of the heads of their tenants, in rows of pairs."""
+        hidden, scores = trunk.see(rows[:, :-1]), rows[:, -1]
+        numbers = np.array([self.tenants[name].number if name else -1 for name in names], dtype=np.intp)
+        outputs = trunk.outputs(hidden)
+        shared = trunk.scores(outputs)
+        own = trunk.errors(trunk.scores(trunk.outputs(hidden, self._own.of(numbers))), scores)
+        common = self._common(hidden)
+        typical = shared if common is None else trunk.scores(outputs + common)
+        return _Errors(trunk.errors(shared, scores), own, self._corrected(scores, typical + own))
+
+    def _common(self, hidden: Hidden) -> Array | None:
+        """What all heads add to the shared weights' outputs (n,), none less: no tenant's own; None if there is nothing.
+
+        Without it, shared weights that are wrong for all would stay so, being right with each tenant's head.
+        """
+        compared = [tenant for tenant in self.tenants.values() if tenant.comparison.pairs >= LEAST_PAIRS]
+        if not compared or not all(tenant.comparison.used for tenant in compared):
+            return None
+        added = hidden.values @ self._own.row[[tenant.number for tenant in compared]].T
+        return np.asarray(np.clip(0.0, added.min(axis=1), added.max(axis=1)))
+
+    def _waits(self, tenant: Tenant) -> bool:
+        """Whether a tenant's pairs wait to train the shared weights."""
+        shared, own = self._rmse(tenant)
+        return shared > HELD_ERROR and tenant.pairs.added < (HELD_PAIRS if min(shared, own) <= FAR_OFF else RING_PAIRS)
+
+    def _is_far_off(self, tenant: Tenant) -> bool:
+        """Whether neither the shared weights nor its head explain a tenant's scores, while one of them does so for another."""
+        return min(self._rmse(tenant)) > FAR_OFF and any(
+            each.heads and min(self._rmse(each)) <= FAR_OFF for each in self.tenants.values()
+        )
+
+    def _rmse(self, tenant: Tenant) -> tuple[float, float]:
+        """RMSE of the shared weights and of the head on a tenant's pairs, as shares of the range of scores."""
+        shared, own = tenant.comparison.rmse
+        span = self.settings.score_max - self.settings.score_min
+        return shared / span, own / span
+
+    def _released(self, trunk: Trunk, name: str, rows: Array) -> Array:
         """The pairs of a tenant that have waited, as the shared weights are trained on them."""
-        rows, tenant.held = tenant.pairs.rows(newest=tenant.held), 0
-        if tenant.comparison.used:
-            hidden = trunk.see(rows[:, :-1])
-            own = trunk.scores(trunk.outputs(hidden, self._own.of(tenant.number)))
-            left = trunk.errors(own, rows[:, -1])
-            rows[:, -1] = self._corrected(rows[:, -1], trunk.scores(trunk.outputs(hidden)) + left)
+        if self.tenants[name].comparison.used:
+            rows[:, -1] = self._errors(trunk, rows, [name] * len(rows)).without_own
         return rows
 
     def _train(self, trainer: Trainer, rows: Array, names: Sequence[str], evidence: Evidence) -> list[Group]:
@@ -277,6 +344,12 @@ class Tenants:
             for tenant in self.tenants.values():
                 if tenant.heads:
                     self._make(trunk, tenant)
+
+    @staticmethod
+    def _without_outliers(trainer: Trainer, rows: Array, names: Sequence[str]) -> list[str]:
+        """The tenants of rows of pairs, "" in place of those of pairs that the trainer will leave out."""
+        outliers = trainer.outliers.among(rows[:, :-1])
+        return ["" if is_out else name for name, is_out in zip(names, outliers.tolist(), strict=True)]
 
     def _admitted(self, name: str) -> str:
         """The name of a tenant, which is made if it may be, "" in its place if it may not."""

@@ -126,9 +126,8 @@ def test_there_are_at_most_so_many_tenants(example, base):
 def test_what_one_tenant_sends_does_not_touch_the_head_of_another_and_the_trunk_no_more_than_its_share(example, base):
     features, scores, _ = stream(example, 480)
     settings = replace(SETTINGS, steps_per_batch=16, tenant_share=0.25)  # 248 of 992 pairs
-    lies = 100 - scores
     names = ["good" if row % 4 == 0 else "liar" for row in range(480)]
-    scores = np.where([name == "liar" for name in names], lies, scores)
+    scores = np.where([name == "liar" for name in names], scores + 5, scores)
     trainer, tenants, _ = fed(base, (features, scores, names), [0, 480], settings)
     assert tenants.passed == 360 - 248
     rows = tenants.tenants["good"].pairs.rows()
@@ -136,16 +135,46 @@ def test_what_one_tenant_sends_does_not_touch_the_head_of_another_and_the_trunk_
     assert not trainer.replay.added - 248 > 120
 
 
+def test_scores_that_nothing_explains_do_not_train_the_shared_weights(example, base):
+    features, scores, _ = stream(example, 480)
+    names = ["good" if row % 4 == 0 else "noise" for row in range(480)]
+    noise = np.random.default_rng(0).uniform(0, 100, 480)
+    scores = np.where([name == "noise" for name in names], noise, scores)
+    trainer, tenants, _ = fed(base, (features, scores, names), [0, 480])
+    assert (trainer.trained, tenants.passed) == (112, 360)
+    trainer, tenants, _ = fed(base, (features, noise, ["noise"] * 480), [0, 480])  # nothing says that the weights are right
+    assert (trainer.trained, tenants.passed) == (480, 0)
+
+
+def test_tenants_that_do_not_differ_train_the_shared_weights_as_without_tenants(example, base):
+    features, names = example.features[:320], ["abcd"[row // 12 % 4] for row in range(320)]
+    scores = base.forward(features) + np.random.default_rng(0).normal(0, 0.2, 320)
+    trainer, tenants, groups = fed(base, (features, scores, names), [0, 320])
+    plain = Trainer(80, SETTINGS, base)
+    assert plain.add(features, scores) == groups
+    assert_equal(plain.state(), trainer.state())
+    assert not any(tenant.comparison.used for tenant in tenants.tenants.values())
+
+
+def test_a_head_is_in_use_from_the_fiftieth_pair_on_though_its_round_is_not_complete(example, base):
+    features, scores = example.features[:50], example.true_score[:50] + 5
+    trainer, tenants, _ = fed(base, (features, scores, ["a"] * 50), [0, 50])
+    assert tenants.tenants["a"].comparison.pairs == 48
+    (model,) = tenants.models(trainer)
+    assert (model.comparison.pairs, model.comparison.used, model.pairs.added) == (50, True, 50)
+    assert tenants.tenants["a"].comparison.pairs == 48
+
+
 @pytest.mark.parametrize("changed", [("a", "c"), None])
 def test_with_other_tenants_those_that_stay_go_on_and_no_pair_is_lost(example, base, changed):
-    pairs = stream(example, 330)  # fewer than 128 of each tenant, and ten that wait
-    trainer, tenants, _ = fed(base, pairs, [0, 330])
+    pairs = stream(example, 234)  # fewer than 64 of each tenant, and ten that wait
+    trainer, tenants, _ = fed(base, pairs, [0, 234])
     settings = replace(SETTINGS, tenants=changed)
     continued, rows, names = tenants.continued(settings)
     stay = [*changed] if changed else []
     assert [*continued.tenants] == stay
     held = sum(tenant.held for tenant in continued.tenants.values())
-    assert trainer.trained + (16 - trainer.missing) + len(rows) + held == 330
+    assert trainer.trained + (16 - trainer.missing) + len(rows) + held == 234
     assert len(rows) == len(names)
 
 
