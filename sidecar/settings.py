@@ -315,7 +315,11 @@ class Settings:
     )  # fmt: skip
     tenant_share: float = setting(
         0.5, "VMAFX_SIDECAR_TENANT_SHARE", "tenantShare", number(0, 1),
-        "Share of any thousand steps of the shared weights that one tenant may drive.",
+        "Share of any thousand steps of the shared weights that one tenant may drive while others send pairs, too.",
+    )  # fmt: skip
+    tenant_labels: bool = setting(
+        False, "VMAFX_SIDECAR_TENANT_LABELS", "tenantLabels", FLAG,
+        "1: metrics of each tenant, with its name as a label.",
     )  # fmt: skip
     snapshot_interval: float = setting(
         60.0, "VMAFX_SIDECAR_SNAPSHOT_INTERVAL_S", "snapshotIntervalSeconds", duration("s", over=True),
@@ -389,7 +393,7 @@ SECTIONS = {
     "replay_capacity replay_policy replay_mix ema_decay ema_warmup seed cuda",
     "Checkpoints and the gate": "checkpoint_interval min_samples keep_checkpoints holdout_fraction stability_plcc_delta "
     "stability_rmse_ratio rollback_threshold",
-    "Tenants": "tenants tenant_rank tenant_share",
+    "Tenants": "tenants tenant_rank tenant_share tenant_labels",
     "Journal": "journal_fsync journal_retention_days journal_max_bytes snapshot_interval",
     "Log": "log_format log_level",
 }

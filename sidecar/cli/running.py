@@ -155,6 +155,9 @@ class _WithProgram(click.Command):
     help="Which model is followed; pinned: the one of --version.",
 )
 @click.option("--version", type=click.IntRange(min=1), help="The version that is meant, with --policy pinned.")
+@click.option(
+    "--tenant", metavar="NAME", help="The tenant whose model is followed; if it has none of its own, that is the shared one."
+)
 @duration_option("--interval", "0.5s", "Time between two looks.")
 @duration_option("--timeout", "60s", "How long the program may run.")
 @click.option(
@@ -168,7 +171,14 @@ class _WithProgram(click.Command):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object, on a line, for each run and each refused model.")
 def watch_command(
-    source: str, policy: str, version: int | None, interval: float, timeout: float, command: tuple[str, ...], as_json: bool
+    source: str,
+    policy: str,
+    version: int | None,
+    tenant: str | None,
+    interval: float,
+    timeout: float,
+    command: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Run a program for each new stable model, until Ctrl-C.
 
@@ -190,7 +200,7 @@ def watch_command(
     if shutil.which(command[0]) is None:
         raise click.BadParameter(f"{command[0]}: there is no such program", param_hint="--exec")
     try:
-        follower = Follower(source, policy, version)
+        follower = Follower(source, policy, version, tenant=tenant)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     stdout = 2 if as_json else None

@@ -85,7 +85,8 @@ _NOT_HERE = b"not found; available: /, /status, /metrics, /healthz, /readyz, /ap
 class Pages:
     """A sidecar's answers. read_status, read_history: called for each request that needs them, on the HTTP thread.
 
-    models: the checkpoints can be fetched. limits: above which values of figures there is an alert.
+    models: the checkpoints can be fetched. limits: above which values of figures there is an alert. tenant_labels: there are
+    metrics of each tenant.
     """
 
     def __init__(
@@ -96,11 +97,12 @@ class Pages:
         settings: Mapping[str, Any],
         models: bool = False,
         limits: Mapping[str, float] = MappingProxyType({}),
+        tenant_labels: bool = False,
     ) -> None:
         self._status, self._history, self._directory = read_status, read_history, checkpoint_directory
         self._settings, self._limits = dict(settings), dict(limits)
         self._registry = CollectorRegistry()
-        self._registry.register(_Collector(read_status))
+        self._registry.register(_Collector(read_status, tenant_labels))
         self._present = _Fresh(self._make_present)
         self._all_history = _Fresh(lambda: self._make_history(0))
         self._drift = _Fresh(lambda: _encode(drift_document(read_status())))
@@ -211,11 +213,11 @@ class _Fresh:
 
 
 class _Collector:
-    def __init__(self, read_status: Callable[[], Status]) -> None:
-        self._read_status = read_status
+    def __init__(self, read_status: Callable[[], Status], tenant_labels: bool) -> None:
+        self._read_status, self._tenant_labels = read_status, tenant_labels
 
     def collect(self) -> Iterable[Metric]:
-        return metric_families(self._read_status())
+        return metric_families(self._read_status(), self._tenant_labels)
 
 
 def _probe(good: bool, line: str) -> Page:

@@ -11,8 +11,12 @@ from sidecar.monitoring.status import Phase, Status
 from sidecar.monitoring.status_document import DAMAGED, FOLLOWED, GATES, REFITS, RESULTS, STAGES, counts, finite
 
 
-def metric_families(status: Status) -> list[Metric]:
-    """A status as Prometheus metrics: all labels from the start, but no metric that has no value yet."""
+def metric_families(status: Status, tenant_labels: bool = False) -> list[Metric]:
+    """A status as Prometheus metrics: all labels from the start, but no metric that has no value yet.
+
+    tenant_labels: with metrics of each tenant, of which there are at most 256.
+    """
+    tenants = {tenant.name: tenant for tenant in status.tenants or () if tenant_labels}
     phases = {phase: int(phase == status.phase) for phase in get_args(Phase)}
     families = [
         _counter("pairs", "Pairs answered by this process, by result.", counts(RESULTS, status.pairs), "result"),
@@ -72,6 +76,30 @@ def metric_families(status: Status) -> list[Metric]:
             status.tenant_pairs,
             "result",
         ),
+        _counter(
+            "tenant_head_pairs",
+            "Pairs of each tenant that trained its head.",
+            {name: tenant.pairs for name, tenant in tenants.items()},
+            "tenant",
+        ),
+        _gauge(
+            "tenant_head_used",
+            "1 if the tenant's head is in use.",
+            {name: int(tenant.used) for name, tenant in tenants.items()},
+            "tenant",
+        ),
+        _gauge(
+            "tenant_shared_rmse",
+            "Root mean squared error of the shared weights on some of the tenant's newest pairs, in score points.",
+            {name: tenant.rmse_of_shared for name, tenant in tenants.items()},
+            "tenant",
+        ),
+        _gauge(
+            "tenant_head_rmse",
+            "The same of the tenant's head, each pair being predicted by both before it was trained on.",
+            {name: tenant.rmse for name, tenant in tenants.items()},
+            "tenant",
+        ),
         _gauge("phase", "1 for the current phase, 0 for the others.", phases, "phase"),
         _gauge("replay_size", "Pairs in the replay buffer.", status.replay_size),
         _counter("replay_evictions", "Pairs that have left the replay buffer.", status.replay_evictions),
@@ -126,12 +154,12 @@ def _counter(name: str, help_text: str, value: int | Mapping[str, int], label: s
     return _with_samples(CounterMetricFamily(f"vmafx_training_{name}", help_text, labels=[label] if label else []), value)
 
 
-def _gauge(name: str, help_text: str, value: float | Mapping[str, int] | None, label: str = "") -> Metric:
+def _gauge(name: str, help_text: str, value: float | Mapping[str, float] | None, label: str = "") -> Metric:
     return _with_samples(GaugeMetricFamily(f"vmafx_training_{name}", help_text, labels=[label] if label else []), value)
 
 
 def _with_samples(
-    family: CounterMetricFamily | GaugeMetricFamily, value: float | Mapping[str, int] | None
+    family: CounterMetricFamily | GaugeMetricFamily, value: float | Mapping[str, float] | None
 ) -> CounterMetricFamily | GaugeMetricFamily:
     """The family with a sample for each label, or one without a label; without samples if there is no finite value."""
     if isinstance(value, Mapping):

@@ -126,7 +126,7 @@ class Server:
         settings, board = self._settings, self._board
         pages = Pages(
             lambda: board.status, lambda: board.history, settings.checkpoint_dir, _told(settings), settings.http_models,
-            limits(settings),
+            limits(settings), settings.tenant_labels,
         )  # fmt: skip
         try:
             return start_http(address, pages.look_up, replace(http.BOUNDS, connections=connections)).close

@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 
+from sidecar.checkpoints.directory import tenant_directory
 from tests.conftest import run
 from tests.consumer.published import constant, publish_model
 from tests.running import PATIENCE_S, gone, start_process, wait_until
@@ -35,6 +36,18 @@ def start(tmp_path):
         )
 
     return start
+
+
+def test_it_follows_the_model_of_a_tenant(directory, start):
+    publish_model(directory, constant(20))
+    publish_model(tenant_directory(directory, "a"), constant(30))
+    publish_model(tenant_directory(directory, "a"), constant(40))
+    for tenant, expected in (("a", 2), ("b", 1)):  # b has none of its own
+        with start(directory, "true", "--json", "--tenant", tenant) as process:
+            said = json.loads(process.stdout.readline())
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=PATIENCE_S)
+        assert said["version"] == expected
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)])
@@ -97,6 +110,7 @@ def test_without_json_the_program_writes_where_the_command_does(directory, start
         (["ftp://x", "--exec", "true"], "ftp://x: expected http://HOST:PORT"),
         (["x", "--policy", "pinned", "--exec", "true"], "version=None: expected the number of a version"),
         (["x", "--version", "3", "--exec", "true"], "version=3: only with the policy 'pinned'"),
+        (["x", "--tenant", "../x", "--exec", "true"], "tenant='../x': expected"),
         (["x", "--timeout", "0", "--exec", "true"], "'0' is not a finite number above 0, in seconds or with a unit"),
         (["x", "--interval", "1w", "--exec", "true"], "'1w' is not a finite number above 0"),
     ],

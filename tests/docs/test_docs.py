@@ -17,7 +17,7 @@ from sidecar.cli.main import cli
 from sidecar.cli.train import train_offline_command
 from sidecar.client.feedback_client import _metrics
 from sidecar.monitoring.prometheus import metric_families
-from sidecar.monitoring.status import Status
+from sidecar.monitoring.status import Status, TenantFigures
 from sidecar.settings import Settings, option_of
 from tests.conftest import EXAMPLE, ROOT
 
@@ -83,8 +83,10 @@ def test_every_metric_is_explained_and_no_other():
     # A value that is not there yet is not exported.
     errors = ("loss", *(f"prequential_{figure}" for figure in ("rmse", "winsorized_rmse", "constant_rmse", "plcc")))
     gauges = (*errors, "feature_drift", "feature_distance", "step_seconds", "checkpoint_time")
-    status = Status(version=1, tenants=(), tenant_pairs={"head": 1}, **dict.fromkeys(gauges, 0.5))
-    exported = {family.name + ("_total" if family.type == "counter" else "") for family in metric_families(status)}
+    status = Status(
+        version=1, tenants=(TenantFigures("a", 60, 2.0, 1.0, True),), tenant_pairs={"head": 1}, **dict.fromkeys(gauges, 0.5)
+    )
+    exported = {family.name + ("_total" if family.type == "counter" else "") for family in metric_families(status, True)}
     assert set(re.findall(r"^\| `(vmafx_training_\w+)", OPERATIONS, flags=re.MULTILINE)) == exported
     clients = {f"{counter.describe()[0].name}_total" for counter in _metrics(None)}
     assert set(re.findall(r"vmafx_training_\w+", OPERATIONS)) == exported | clients

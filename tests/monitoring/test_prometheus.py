@@ -114,6 +114,17 @@ def test_metrics_of_a_fresh_sidecar_have_all_labels_and_nothing_that_has_no_valu
     assert samples == {name: int(any(each in name for each in one_at_first)) for name in METRICS if name not in ABSENT_AT_FIRST}
 
 
+def test_metrics_of_each_tenant_are_there_where_they_are_wanted(tmp_path):
+    pages = Pages(lambda: FULL, History, tmp_path, {}, tenant_labels=True)
+    text = pages.look_up("/metrics", {}).body.decode()
+    samples = [each for family in text_string_to_metric_families(text) for each in family.samples if "tenant" in each.labels]
+    assert {(each.name.removeprefix("vmafx_training_tenant_"), each.labels["tenant"]): each.value for each in samples} == {
+        ("head_pairs_total", "a"): 3000, ("head_used", "a"): 1, ("shared_rmse", "a"): 2.5, ("head_rmse", "a"): 0.5,
+        ("head_pairs_total", "b"): 900, ("head_used", "b"): 1, ("shared_rmse", "b"): 1.5, ("head_rmse", "b"): 1.25,
+        ("head_pairs_total", "c"): 100, ("head_used", "c"): 0, ("shared_rmse", "c"): 1, ("head_rmse", "c"): 1,
+    }  # fmt: skip
+
+
 def test_label_values_that_are_not_foreseen_are_told_too(scrape):
     _, families = scrape(dataclasses.replace(FULL, checkpoint_failures={'a "new"\nstage\\': 2}))
     failures = next(family for family in families if family.name == "vmafx_training_checkpoint_failures")

@@ -245,7 +245,7 @@ class Tenants:
         given, now, released = rows.copy(), np.ones(len(rows), dtype=bool), list[tuple[Array, str]]()
         for name, its in places.items():
             tenant = self.tenants[name]
-            heads, waiting = tenant.heads, [tenant.pairs.rows(newest=tenant.held), rows[its]]
+            heads, waited = tenant.heads, tenant.pairs.rows(newest=tenant.held) if tenant.held else rows[:0]
             tenant.pairs.add(rows[its])
             if tenant.heads > heads:
                 self._make(trunk, tenant)
@@ -258,7 +258,7 @@ class Tenants:
                 tenant.held = 0
             elif tenant.held:
                 now[its] = False
-                released.append((self._released(trunk, name, np.concatenate(waiting)), name))
+                released.append((self._released(trunk, name, np.concatenate([waited, rows[its]])), name))
                 tenant.held = 0
             elif tenant.comparison.used:
                 given[its, -1] = errors.without_own[its]
