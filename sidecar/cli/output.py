@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # these load onnxruntime, which --help should not
     from sidecar.learning.intervals import Coverage, Intervals
     from sidecar.learning.metrics import Metrics
     from sidecar.offline.pods import PodFigures
+    from sidecar.offline.tenants import TenantFigures
     from sidecar.offline.training import Result
     from sidecar.pairs.recorded import RecordedPairs
 
@@ -46,6 +47,7 @@ def result_json(result: Result) -> dict[str, Any]:
         **({"seeds": [figures.as_json() for figures in result.seeds]} if result.seeds else {}),
         **({"refused": result.refused} if result.refused else {}),
         **({"intervals": result.intervals.as_json()} if result.intervals else {}),
+        **({"tenants": [each.as_json() for each in result.tenants]} if result.tenants else {}),
         "columns": result.pairs.chosen,
     }
     if result.read:
@@ -77,6 +79,8 @@ def print_result(result: Result) -> None:
     _print_seeds("held out", result.seeds, result)
     if result.read:
         _print_pods(result.read, result.pods)
+    if result.tenants:
+        _print_tenants(result.tenants)
     print_skipped(result.pairs)
     if result.outliers.count:
         unusual = result.outliers.in_words(result.pairs.feature_names)
@@ -113,6 +117,15 @@ def _print_pods(read: Read, pods: list[PodFigures]) -> None:
         f"read by {read.workers} in {read.seconds:.1f} s ({read_pairs / read.seconds:,.0f} pairs per second) "
         f"from {read.parts:,} files and segments"
     )
+
+
+def _print_tenants(tenants: list[TenantFigures]) -> None:
+    click.echo(f"\n{'held out, by tenant':34} {'shared':>8} {'head':>8} {'pairs':>9} {'of':>9}  head")
+    for each in tenants[:_MOST_LINES]:
+        figures = f"{each.rmse_of_shared:8.3f} {each.rmse:8.3f}" if each.held_out else f"{'':17}"
+        click.echo(f"{each.tenant[-34:]:34} {figures} {each.held_out:9} {each.pairs:9}  {each.gate or 'not published'}")
+    if len(tenants) > _MOST_LINES:
+        click.echo(f"and {len(tenants) - _MOST_LINES} more tenants")
 
 
 def _print_seeds(name: str, seeds: list[Metrics], result: Result) -> None:

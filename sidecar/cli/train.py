@@ -62,6 +62,11 @@ _GOES_WITH_STREAM = (
     metavar="FIELD",
     help="Cross-validate first: leave out each value of this field once. Then train on all pairs.",
 )
+@click.option(
+    "--tenant",
+    metavar="FIELD",
+    help="Publish also a head for each value of this field, in tenants/VALUE of the checkpoint directory.",
+)
 @pairs_options
 @columns_options
 @click.option(
@@ -222,6 +227,7 @@ def train_offline_command(
     output: Path,
     holdout: float | None,
     group_by: str | None,
+    tenant: str | None,
     skip_bad: bool,
     report: Path | None,
     as_json: bool,
@@ -277,6 +283,8 @@ def train_offline_command(
         return exit_codes.of_gate(published.gate.verdict)
     if base is None and recipe["epochs"] == 0:
         raise click.UsageError("--epochs 0 publishes the base model unchanged, but there is no base model")
+    if group_by and tenant:
+        raise click.UsageError("--group-by and --tenant cannot be used together")
     if ensemble and seeds == 1:
         raise click.UsageError("--ensemble needs --seeds 2 or more")
     if workers and scheduler:
@@ -306,6 +314,7 @@ def train_offline_command(
                 export_io=export_io if base else "canonical",
                 holdout=holdout,
                 group_by=group_by,
+                tenant=tenant,
                 skip_bad=skip_bad,
                 for_report=report is not None,
                 progress=progress,
@@ -321,7 +330,7 @@ def train_offline_command(
     else:
         print_result(result)
     if report is not None:
-        asked: dict[str, Any] = {"holdout": holdout, "group_by": group_by, "skip_bad": skip_bad}
+        asked: dict[str, Any] = {"holdout": holdout, "group_by": group_by, "tenant": tenant, "skip_bad": skip_bad}
         asked |= {"base_model": base_model and str(base_model), "base_scaler": base_scaler, "export_io": export_io}
         _write_report(report, result, pairs, asked)
         if not as_json:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sidecar.checkpoints.directory import Checkpoint, check_writable
+from sidecar.checkpoints.heads import publish_heads
 from sidecar.checkpoints.judging.gate import Evidence, Gate
 from sidecar.checkpoints.publishing import Terms, publish_network
 from sidecar.fleet.reading import Read, Sampling
@@ -21,12 +22,13 @@ from sidecar.learning.head import Head
 from sidecar.learning.intervals import Intervals
 from sidecar.learning.metrics import Metrics, metrics, rmse
 from sidecar.learning.outliers import Outliers
-from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, no_progress, schedule
+from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, fit, no_progress, schedule
 from sidecar.models.base_model import BaseModel, ExportIo, require_features
 from sidecar.models.evidence import evidence
 from sidecar.models.inputs import ModelInputs
 from sidecar.offline.pods import PodFigures, by_pod
 from sidecar.offline.seeds import Seeds
+from sidecar.offline.tenants import LOOK_EPOCHS, LOOKS, TenantFigures, heads, scores_without_own, tenants_of
 from sidecar.offline.validation import Validation, leave_one_group_out, predict
 from sidecar.pairs.recorded import RecordedPairs, read_columns, require_target
 from sidecar.pairs.tables.choice import Columns
@@ -54,7 +56,8 @@ class Result:
     one), "live" and "ema"; metrics: by ("train" or "held_out", one of these); curve: empty if it was not asked for;
     curve_pairs: how many pairs it was measured on, by "train" and "held_out"; refused: why libvmaf cannot use the checkpoint,
     empty if it can; seeds: the held-out figures of each seed's EMA weights, if there are several; read: what workers read, if
-    they did; pods: then the figures of each pod; intervals: the checkpoint's prediction intervals, None if it has none.
+    they did; pods: then the figures of each pod; intervals: the checkpoint's prediction intervals, None if it has none;
+    tenants: their heads.
     """
 
     checkpoint: Checkpoint
@@ -78,6 +81,7 @@ class Result:
     read: Read | None
     pods: list[PodFigures]
     intervals: Intervals | None
+    tenants: list[TenantFigures]
 
 
 def train_offline(
@@ -89,6 +93,7 @@ def train_offline(
     export_io: ExportIo = "canonical",
     holdout: float = 0.1,
     group_by: str | None = None,
+    tenant: str | None = None,
     skip_bad: bool = False,
     for_report: bool = False,
     progress: Callable[[int], Progress] = lambda total: no_progress,
@@ -100,7 +105,8 @@ def train_offline(
 
     export_io: "base" publishes with the base's inputs and output. holdout: share of pairs, by whole encodes, that are kept out
     of training and judge the result. columns: what is read as what; by default the base model's features. group_by: first
-    validate by leaving out each value of this field once. for_report: keep names, and measure the learning curve. progress:
+    validate by leaving out each value of this field once. tenant: publish also a head for each value of this field, which is
+    not given together with `group_by`. for_report: keep names, and measure the learning curve. progress:
     takes the number of pairs that will be trained on in all, and returns the function that is told about progress. seeds: how
     often each training is done, and where. sampling: workers read the pairs, and a sample of them is trained on.
 
@@ -109,7 +115,7 @@ def train_offline(
     """
     check_writable(output)
     inputs = base.inputs if base else ModelInputs()
-    columns = dataclasses.replace(columns.of_model(inputs.names, inputs.block), label=group_by)
+    columns = dataclasses.replace(columns.of_model(inputs.names, inputs.block), label=group_by or tenant)
     low, high = recipe.score_min, recipe.score_max
     read: Read | None = None
     if sampling is None:
@@ -119,6 +125,8 @@ def train_offline(
         pairs = read.pairs
         seeds = dataclasses.replace(seeds, workers=(sampling.workers, read.features))
     require_target(pairs, inputs.target, columns)
+    if tenant:
+        tenants_of(pairs)  # to say at once what is wrong
     start = base.network if base else None
     outliers = Outliers(pairs.features.shape[1])
     if start and start.n_features == pairs.features.shape[1]:
@@ -142,7 +150,15 @@ def train_offline(
     curve = _Curve(pairs, sets)
     started = time.perf_counter()
     observe = curve.observe if for_report else None
-    (trained,) = seeds.fit(pairs.features, pairs.true_score, [train], recipe, told, start, observe)
+    scores = pairs.true_score
+    if tenant:
+        few = dataclasses.replace(recipe, epochs=min(LOOK_EPOCHS, epochs))
+        for _ in range(LOOKS if start is None else 1):
+            look = start or fit(pairs.features, scores, train, few).ema.network()
+            scores = scores_without_own(look, pairs, train, recipe)
+            if np.array_equal(scores, pairs.true_score):
+                break
+    (trained,) = seeds.fit(pairs.features, scores, [train], recipe, told, start, observe)
     seconds = time.perf_counter() - started - curve.seconds
 
     fitted = seeds.result(trained)
@@ -182,6 +198,8 @@ def train_offline(
     published = publish_network(
         fitted.ema.network(), terms, [judged], pairs.features[:_PARITY_PAIRS], description, intervals=left_out
     )
+    models = heads(fitted.ema.network(), pairs, train, held_out, recipe) if tenant else []
+    published_heads = publish_heads(models, terms, published.gate, pairs.features[:_PARITY_PAIRS], description)
     return Result(
         published.checkpoint,
         published.sha256,
@@ -204,6 +222,7 @@ def train_offline(
         read,
         pods,
         published.intervals,
+        [TenantFigures.of(*each) for each in zip(models, published_heads, strict=True)],
     )
 
 

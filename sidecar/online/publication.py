@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.checkpoints.directory import STABLE, linked
+from sidecar.checkpoints.heads import changed_heads, publish_heads
 from sidecar.checkpoints.judging.gate import Evidence
 from sidecar.checkpoints.publishing import Published, Terms, publish_network
 from sidecar.checkpoints.rollbacks import read_rollbacks
 from sidecar.journal.run import Run
-from sidecar.online.heads import publish_heads
 from sidecar.online.learner import Learner
 from sidecar.online.rollback import evidence_of_rollback, try_to_restore_anchor
 from sidecar.state.anchor import read_anchor, write_anchor
@@ -68,7 +68,7 @@ def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callab
         if found := evidence_of_rollback(terms.directory, state_directory, {**description, "n_features": network.n_features}):
             sets.append(found)
         published = publish_network(network, terms, sets, real, description)
-        publish_heads(models, terms, published.gate, real, description)
+        publish_heads(changed_heads(models, terms.directory), terms, published.gate, real, description)
         _trim_memory()
         try:
             if published.gate.verdict == "stable" and readable:

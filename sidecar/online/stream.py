@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sidecar.checkpoints.directory import check_writable
+from sidecar.checkpoints.heads import changed_heads, publish_heads
 from sidecar.checkpoints.judging.gate import Evidence
 from sidecar.checkpoints.publishing import Published, Terms, publish_network
 from sidecar.journal.run import ALGORITHM, Run
@@ -20,7 +21,6 @@ from sidecar.learning.training_settings import TrainingSettings
 from sidecar.models.base_model import BaseModel, ExportIo, require_features
 from sidecar.models.evidence import evidence
 from sidecar.models.inputs import ModelInputs
-from sidecar.online.heads import publish_heads
 from sidecar.online.learner import Learner
 from sidecar.online.publication import PARITY_PAIRS, about_inputs
 from sidecar.online.recovery import rebuild
@@ -81,7 +81,8 @@ def train_stream(
     judged = Evidence("held-out pairs", held_out[:, :-2], held_out[:, -2], group=held_out[:, -1])
     published = publish_network(trainer.network(trainer.ema), terms, [judged], real, description)
     if learner.tenants is not None:
-        publish_heads(learner.tenants.models(trainer), terms, published.gate, real, description)
+        heads = changed_heads(learner.tenants.models(trainer), output)
+        publish_heads(heads, terms, published.gate, real, description)
     return published
 
 

@@ -12,7 +12,7 @@ from onnx_builder.network import Array, NetworkError
 from sidecar.checkpoints.directory import LATEST, CheckpointError, linked, share_stable, tenant_directory
 from sidecar.checkpoints.judging.gate import Evidence, Gate
 from sidecar.checkpoints.judging.references import PublishedModel, stable_model
-from sidecar.checkpoints.publishing import Terms, publish_network
+from sidecar.checkpoints.publishing import Published, Terms, publish_network
 from sidecar.learning.metrics import rmse
 from sidecar.learning.tenants.comparison import LEAST_PAIRS
 from sidecar.learning.tenants.tenants import Model
@@ -22,18 +22,21 @@ from sidecar.models.description import DescriptionError, read_description
 _log = logging.getLogger(__name__)
 
 
+def changed_heads(models: Sequence[Model], directory: Path) -> list[Model]:
+    """The heads of tenants that have sent pairs since their last one was published in a checkpoint directory."""
+    return [each for each in models if _published_pairs(tenant_directory(directory, each.name)) != each.pairs.added]
+
+
 def publish_heads(
     models: Sequence[Model], terms: Terms, shared: Gate, parity_features: Array, description: dict[str, Any]
-) -> None:
-    """Publish the heads of tenants that have sent pairs since their last one.
+) -> list[Published | None]:
+    """Publish tenants' heads. Returns what became of each, None for one that could not be published, which is logged.
 
     terms, shared, parity_features, description: those of the shared model that they stand on, which is published, and its
-    verdict. A tenant's `stable.onnx` is its own, or the shared one while that is as good. What cannot be published is logged;
-    the next publication tries again.
+    verdict. A tenant's `stable.onnx` is its own, or the shared one while that is as good.
     """
-    changed = [each for each in models if _published_pairs(tenant_directory(terms.directory, each.name)) != each.pairs.added]
-    stable = stable_model(terms.directory) if changed else None
-    for model in changed:
+    stable, results = stable_model(terms.directory) if models else None, list[Published | None]()
+    for model in models:
         no_held_out = Evidence("held-out pairs", parity_features[:0], parity_features[:0, 0])
         directory, (rmse_shared, rmse_own) = tenant_directory(terms.directory, model.name), model.comparison.rmse
         about = {
@@ -50,11 +53,14 @@ def publish_heads(
             )  # fmt: skip
         except (CheckpointError, NetworkError, OSError) as error:
             event(_log, "head not published", logging.ERROR, tenant=model.name, error=str(error) or type(error).__name__)
+            results.append(None)
             continue
+        results.append(published)
         event(
             _log, "head published", tenant=model.name, version=published.checkpoint.name, gate=published.gate.verdict,
             reason=published.gate.reason,
         )  # fmt: skip
+    return results
 
 
 def judge_head(model: Model, stable: PublishedModel | None) -> Gate:
