@@ -24,7 +24,7 @@ from sidecar.settings import MOST_TENANTS
 LOOKS, LOOK_EPOCHS = 10, 100
 """In so few epochs, a new model learns what most pairs have in common, and little by heart; so often, each time without more of
 what is particular to tenants. On the example pairs, as if of four tenants whose scores differ by offsets, a gamma and another
-range, heads have an RMSE of 0.3 to 0.7 on unseen encodes then, 0.5 to 1.2 with three looks of 50 epochs, 2.5 to 4.6 with none."""
+range, heads have an RMSE of 0.3 to 0.7 on unseen encodes then, and 2.5 to 4.6 with no look."""
 _HEAD_PAIRS = 16_384
 """A head has some tens of weights, and is made from at most twice as many pairs as these."""
 
