@@ -11,7 +11,8 @@ change: 1,000 encodes without a change, then 500 with one. A detector that alarm
 - ADWIN, KSWIN, PageHinkley: river's, one for each feature. Their own defaults; and "corrected", with the chance of a false
   alarm divided by the features and by as many looks as a thousand encodes have.
 - on the error: the same with their defaults on the absolute error of a model that was trained on all of these pairs, which is
-  what they are usually used on.
+  what they are usually used on. Page's test: `sidecar/learning/replay/shift.py`, by which earlier pairs are given up; it gets
+  the median error of each encode.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from river import drift
 
 from sidecar.learning.drift.two_samples import TwoSamples
 from sidecar.learning.recipe import Recipe, fit
+from sidecar.learning.replay.shift import ShiftDetector
 from sidecar.pairs.recorded import read_pairs
 
 BEFORE, AFTER, PER_ENCODE = 1000, 500, 12
@@ -81,6 +83,14 @@ def on_the_error(make: Callable[[], drift.base.DriftDetector]) -> Callable[..., 
     return detect
 
 
+def pages_test(features: np.ndarray, errors: np.ndarray) -> int | None:
+    detector = ShiftDetector(0.1)
+    for encode, error in enumerate(np.median(errors.reshape(-1, PER_ENCODE), axis=1).tolist()):
+        if detector.add(error, PER_ENCODE):
+            return encode * PER_ENCODE
+    return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=4)
@@ -122,6 +132,7 @@ def main() -> None:
         "KSWIN": (on_features(lambda: drift.KSWIN(seed=0)), 1),
         "KSWIN, corrected": (on_features(lambda: drift.KSWIN(alpha=0.05 / looks, window_size=192, stat_size=64, seed=0)), 1),
         "PageHinkley": (on_features(drift.PageHinkley), 1),
+        "Page's test on the error": (pages_test, PER_ENCODE),
         "ADWIN on the error": (on_the_error(drift.ADWIN), 1),
         "KSWIN on the error": (on_the_error(lambda: drift.KSWIN(seed=0)), 1),
         "PageHinkley on the error": (on_the_error(drift.PageHinkley), 1),
