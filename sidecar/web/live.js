@@ -201,6 +201,7 @@ function showState(now) {
   $("about").textContent = [now.host, program, up, connections, `${clock(now.time)} (${zone})`].filter(Boolean).join(" · ");
 }
 
+const withCode = (text) => text.split("`").map((part, i) => element(i % 2 ? "code" : "span", part));
 const inWords = ({what, detail}) => (detail ? `${what}: ${detail}` : what);
 
 function finding(told, now, isInFirstLine) {
@@ -209,14 +210,14 @@ function finding(told, now, isInFirstLine) {
   const alert = told.alert_at ? `, alert at ${clock(new Date(told.alert_at) / 1000)}` : "";
   const time = `Since ${clock(since)}, ${duration(now - since)}${alert}. `;
   if (!isInFirstLine) made.append(element("strong", `${capital(inWords(told))}. `));
-  made.append(element("span", time), ...(told.do ?? "").split("`").map((part, i) => element(i % 2 ? "code" : "span", part)));
+  made.append(element("span", time), ...withCode(told.do ?? ""));
   return made;
 }
 
 function showLoss(error) {
   const since = latest ? ` These figures are from ${clock(latest.now.time)}.` : "";
   const {what, do: todo} = latest?.lost ?? {what: "the sidecar does not answer", do: ""};
-  $("lost").textContent = `${capital(what)} (${error.message}). ${todo}${since} This page keeps trying.`;
+  $("lost").replaceChildren(...withCode(`${capital(what)} (${error.message}). ${todo}${since} This page keeps trying.`));
   $("lost").hidden = false;
   document.body.classList.add("lost");
 }

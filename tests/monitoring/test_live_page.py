@@ -150,7 +150,7 @@ def test_the_page_follows_a_replay_shows_a_checkpoint_and_the_loss_of_the_sideca
     sidecar.process.wait()
     wait_until(lambda: lost(page), "the loss")
     assert "The sidecar does not answer" in text_of(page, "#lost")
-    assert DOWN.do.replace("`", "") in text_of(page, "#lost").replace("`", "")
+    assert DOWN.do.replace("`", "") in text_of(page, "#lost")
     assert "2,496" in text_of(page, "#tiles")
 
     serve(**options, http=address).connect()
