@@ -3,7 +3,7 @@
     python benchmarks/fleet.py loop FILE       # recorded pairs with `group`, `source` and `codec`
     python benchmarks/fleet.py sample FILE
     python benchmarks/fleet.py make DIRECTORY --pairs N --pods N
-    python benchmarks/fleet.py read DIRECTORY --workers N --sample N
+    python benchmarks/fleet.py read PATH --workers N --sample N
 
 loop: the base model is made from the pairs of the first source. Of the others ten pods are made, of a source and a codec each,
 which together have all sources and codecs. Each learns from one half of its encodes; one model is trained from all their
@@ -16,7 +16,8 @@ on. The other sources judge. The sample by strata is beside a uniform one of the
 make: pairs are made from those in `examples/` with noise, and written as journals of pods, each of 256 encodes. There are ten
 kinds of pods; those of a kind differ in the names of their encodes.
 
-read: pairs are read by so many processes and trained on for one epoch; speed is that of the reading.
+read: pairs that were made, or a file of others, are read by so many processes and trained on for one epoch; speed is that of
+the reading.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ def make(directory: Path, n_pairs: int, n_pods: int) -> None:
             write_journal(directory / f"pod-{pod}", [start + end for end in ends])
 
 
-def speed(directory: Path, count: int, limits: Limits) -> None:
+def speed(path: Path, count: int, limits: Limits) -> None:
     before, peaks = cpu_seconds(), [0.0, 0.0]
     here = 0.0
 
@@ -214,8 +215,8 @@ def speed(directory: Path, count: int, limits: Limits) -> None:
 
     with tempfile.TemporaryDirectory() as output:
         with processes(count) as workers:
-            sampling, pods = Sampling(workers, limits), [f"{directory}/pod-*"]
-            done = train_offline(pods, Path(output), Recipe(epochs=1), sampling=sampling, progress=is_read)
+            sampling, paths = Sampling(workers, limits), [f"{path}/pod-*" if path.is_dir() else str(path)]
+            done = train_offline(paths, Path(output), Recipe(epochs=1), sampling=sampling, progress=is_read)
             look()
         digest = hashlib.sha256(done.checkpoint.model.read_bytes()).hexdigest()[:16]
     while multiprocessing.active_children():

@@ -21,7 +21,7 @@ from onnx_builder.network import Float32
 from sidecar.fleet.parts import Part, divide
 from sidecar.fleet.sample import Bounds, Limits, Sample, Sampled, keys
 from sidecar.fleet.shared import SharedArray
-from sidecar.fleet.workers import Workers
+from sidecar.fleet.workers import Pieces, Workers
 from sidecar.journal.segments import JournalError, SegmentGoneError
 from sidecar.pairs import rows as checks
 from sidecar.pairs.errors import RecordedPairsError
@@ -174,10 +174,11 @@ class _Task(NamedTuple):
 class _Summary:
     """What a part holds.
 
-    sample: none if nothing of it can be used. score_sum: in 2**-20 points, exact to that. encodes: hash → name.
+    sample: the pairs of it that may be in the sample of all, none if nothing of it can be used. score_sum: in 2**-20 points,
+    exact to that. encodes: hash → name.
     """
 
-    sample: Sampled | None = None
+    sample: Pieces[Sampled] = field(default_factory=Pieces)
     pairs: Counter[int] = field(default_factory=Counter)
     score_sum: int = 0
     ungrouped: int = 0
@@ -218,8 +219,8 @@ def _read_part(task: _Task, part: Part, bounds: Bounds) -> _Summary:
         what = f" (left out: the piece of the file from row {part.piece.first} on)" if part.piece else ""
         return _Summary(left_out=why[0] + what)
     return replace(
-        found, sample=sample.rows(), labels=labels.names, encodes=_first(found.encodes), skipped=reading.skipped,
-        targets=reading.targets, chosen=reading.chosen, feature_names=reading.feature_names,
+        found, sample=Pieces(sample.rows().blocks()), labels=labels.names, encodes=_first(found.encodes),
+        skipped=reading.skipped, targets=reading.targets, chosen=reading.chosen, feature_names=reading.feature_names,
     )  # fmt: skip
 
 
@@ -255,11 +256,11 @@ class _Merged:
         self.done = self.pairs = 0
 
     def add(self, number: int, summary: _Summary) -> None:
-        if (rows := summary.sample) is not None:
+        for rows in summary.sample:
             if summary.labels:
                 rows = rows._replace(label=self._labels.of(Labels(rows.label.astype(np.intp), summary.labels)))
             self._sample.add(rows)
-        self._summaries[number] = replace(summary, sample=None, labels=[], encodes={})
+        self._summaries[number] = replace(summary, sample=Pieces(), labels=[], encodes={})
         self._encodes |= summary.encodes
         if len(self._encodes) > 2 * _NAMED:
             self._encodes = _first(self._encodes)

@@ -51,6 +51,9 @@ class Sampled(NamedTuple):
     def only(self, rows: slice) -> Sampled:
         return Sampled._make(column[rows] for column in self)
 
+    def blocks(self) -> Iterator[Sampled]:
+        return (self.only(slice(start, start + _BLOCK)) for start in range(0, len(self.key), _BLOCK))
+
 
 class Bounds(NamedTuple):
     """Strata (n,), in order, of which pairs had no place, and the smallest key (n,) of these: larger ones have none either."""

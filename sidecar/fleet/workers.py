@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from multiprocessing import connection
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from sidecar import __version__
@@ -33,6 +33,7 @@ _NO_WORKERS_S = 60.0
 _LOOK_S = 1.0
 
 Result = TypeVar("Result")
+Piece = TypeVar("Piece")
 _Call = tuple[int, tuple[Any, ...]]
 
 
@@ -42,6 +43,19 @@ class SchedulerError(ValueError):
 
 class LostError(RuntimeError):
     """The workers, or the scheduler, are lost."""
+
+
+class Pieces(Generic[Piece]):
+    """A part of what a call gives, at most one: of processes, each piece is loaded when it is taken, which is done once."""
+
+    def __init__(self, pieces: Iterable[Piece] = ()) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[Piece]:
+        return iter(self._pieces)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pieces, ([*self],)
 
 
 class Workers:
@@ -170,16 +184,45 @@ def _answer(call: Callable[[], object], taken: Sequence[int]) -> tuple[int, int]
     result = call()
     descriptor = os.memfd_create("result", os.MFD_CLOEXEC)
     with open(descriptor, "wb", closefd=False) as stream:
-        pickle.dump(result, stream, pickle.HIGHEST_PROTOCOL)
+        pickler = _Pickler(stream, pickle.HIGHEST_PROTOCOL)
+        pickler.dump(result)
+        for piece in pickler.pieces:
+            pickle.dump(piece, stream, pickle.HIGHEST_PROTOCOL)
     return os.getpid(), descriptor
+
+
+class _Pickler(pickle.Pickler):
+    """Leaves out pieces, which are to follow."""
+
+    pieces: Pieces[Any] = Pieces()
+
+    def persistent_id(self, value: object) -> str | None:
+        if not isinstance(value, Pieces):
+            return None
+        self.pieces = value
+        return "pieces"
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, memory: mmap.mmap) -> None:
+        super().__init__(memory)
+        self._memory = memory
+
+    def persistent_load(self, name: str) -> Pieces[Any]:
+        return Pieces(_following(self._memory))
+
+
+def _following(memory: mmap.mmap) -> Iterator[Any]:
+    while memory.tell() < len(memory):
+        yield pickle.load(memory)
+        memory.madvise(mmap.MADV_DONTNEED)  # or all that was read would count as memory of this process
 
 
 class _Handed(Future[Any]):
     """A result that is loaded when it is asked for, which is done once: one that waits takes no memory of this process."""
 
     def result(self, timeout: float | None = None) -> Any:
-        with super().result(timeout) as memory:
-            return pickle.loads(memory)
+        return _Unpickler(super().result(timeout)).load()
 
 
 def _take(answer: Future[tuple[int, int]], future: _Handed, taken: deque[int]) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sidecar.fleet import workers as module
 from sidecar.fleet.shared import SharedArray
-from sidecar.fleet.workers import LostError, SchedulerError, cluster, processes
+from sidecar.fleet.workers import LostError, Pieces, SchedulerError, cluster, processes
+from tests.conftest import ROOT
 from tests.running import wait_until
 
 
@@ -55,6 +58,29 @@ def test_workers_may_die_while_they_hand_over_results():
             if number in (3, 8):
                 for child in multiprocessing.active_children():
                     child.kill()
+
+
+def in_pieces(count: int) -> tuple[str, Pieces[np.ndarray]]:
+    return "beside", Pieces(np.full(1 << 19, number) for number in range(count))
+
+
+def peak_megabytes() -> int:
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmHWM")) // 1000
+
+
+def take_pieces() -> None:
+    with processes(1) as workers:
+        before = peak_megabytes()
+        for _, (beside, pieces) in workers.run(in_pieces, [(50,)] * 2):
+            assert beside == "beside"
+            assert [piece.sum() >> 19 for piece in pieces] == [*range(50)]
+        print(peak_megabytes() - before)
+
+
+def test_pieces_are_loaded_one_at_a_time():
+    run = [sys.executable, "-c", "from tests.fleet import test_workers as here; here.take_pieces()"]
+    taken = int(subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert taken < 60  # of 210 MB
 
 
 def test_a_call_that_always_kills_its_worker_ends_the_work(monkeypatch):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -15,6 +16,9 @@ import pytest
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.holdout import holdout_position
 from sidecar.pairs.recorded import read_pairs
+from sidecar.pairs.tables import npz
+from sidecar.pairs.tables.forms import open_table
+from sidecar.pairs.tables.table import Wanted
 from tests.journals import write_journal
 
 
@@ -66,6 +70,24 @@ def test_all_forms_give_the_same_pairs(rows, tmp_path, write_lines, monkeypatch)
         assert np.array_equal(pairs.true_score, scores.astype(np.float32)), form
         if form != "csv":  # which carries no group
             assert pairs.position.tolist() == [holdout_position(row["group"], row["job_id"], b"") for row in rows], form
+
+
+def test_arrays_that_are_stored_by_columns_are_not_held_in_memory(tmp_path, monkeypatch):
+    features = np.asfortranarray(np.random.default_rng(0).random((200_000, 20)))
+    path = write_npz(tmp_path / "f.npz", features=features, true_score=np.ones(len(features)))
+    monkeypatch.setattr(npz, "_IN_MEMORY_BYTES", 1 << 20)
+    tracemalloc.start()
+    try:
+        count = 0
+        with open_table(str(path)) as table:
+            for block in table.read(Wanted((), "true_score")):
+                assert np.array_equal(block.values[:, :-1], features[count : count + len(block.values)])
+                count += len(block.values)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == len(features)
+    assert peak < features.nbytes / 3  # it is a sixth
 
 
 def test_several_files_are_joined_in_order(random_rows, write_lines):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from typing import IO, Any
@@ -37,7 +39,7 @@ def npz_table(source: Source, stack: contextlib.ExitStack) -> Table:
         raise RecordedPairsError(f"{name}: no array 'features'; expected features (n, f) and true_score or scores (n)")
 
     def member(key: str, dimensions: int, kinds: str = "fiu") -> ArrayMember:
-        return ArrayMember(name, key, stack.enter_context(file.open(f"{key}.npy")), dimensions, kinds)
+        return ArrayMember(name, key, stack.enter_context(file.open(f"{key}.npy")), stack, dimensions, kinds)
 
     with _damage_of(name):
         features = member("features", 2)
@@ -87,15 +89,28 @@ def _damage_of(name: str) -> Iterator[None]:
         raise RecordedPairsError(f"{name}: not a numpy .npz archive: {error}") from error
 
 
+_IN_MEMORY_BYTES = 64 << 20
+
+
+@contextlib.contextmanager
+def _copied(stream: IO[bytes]) -> Iterator[IO[bytes]]:
+    """A copy in memory, or in a temporary file if it is large."""
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES) as copy:
+        shutil.copyfileobj(stream, copy)
+        yield copy
+
+
 class ArrayMember:
-    """One array of an archive, read a few rows at a time.
+    """One array of an archive, read a few rows at a time; one that is stored by columns is copied first.
 
     kinds: the numpy kinds of type that it may have. shape: as stored. Raises RecordedPairsError for another kind or number of
     dimensions, ValueError if it is not a .npy file.
     """
 
-    def __init__(self, name: str, key: str, stream: IO[bytes], dimensions: int, kinds: str) -> None:
-        self.key, self._stream = key, stream
+    def __init__(
+        self, name: str, key: str, stream: IO[bytes], stack: contextlib.ExitStack, dimensions: int, kinds: str
+    ) -> None:
+        self.key, self._stream, self._stack = key, stream, stack
         version = np.lib.format.read_magic(self._stream)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         self.shape, fortran, self._dtype = read_header(self._stream)
@@ -104,19 +119,23 @@ class ArrayMember:
                 f"{name}: {key} is {self._dtype} of shape {self.shape}; expected {dimensions} dimension(s) of "
                 f"{'text' if kinds == 'U' else 'numbers' if kinds == 'fiu' else 'text or numbers'}"
             )
-        self._whole: NDArray[Any] | None = None
-        if fortran and dimensions > 1:
-            columns = self._read(self.shape[0] * self.shape[1])
-            self._whole = columns.reshape(self.shape[::-1]).T
+        self._by_columns = fortran and dimensions > 1
+        self._columns: IO[bytes] | None = None
 
     def rows(self, start: int, count: int) -> NDArray[Any]:
         """The next rows (count, *shape[1:]), in the stored type; start must follow on. Raises ValueError if they end early."""
-        if self._whole is not None:
-            return self._whole[start : start + count]
-        return self._read(count * int(np.prod(self.shape[1:]))).reshape(count, *self.shape[1:])
+        if not self._by_columns:
+            return self._read(self._stream, count * int(np.prod(self.shape[1:]))).reshape(count, *self.shape[1:])
+        if self._columns is None:
+            self._columns = self._stack.enter_context(_copied(self._stream))
+        found = np.empty((count, self.shape[1]), self._dtype)
+        for column in range(self.shape[1]):
+            self._columns.seek((column * self.shape[0] + start) * self._dtype.itemsize)
+            found[:, column] = self._read(self._columns, count)
+        return found
 
-    def _read(self, count: int) -> NDArray[Any]:
-        data = self._stream.read(count * self._dtype.itemsize)
+    def _read(self, stream: IO[bytes], count: int) -> NDArray[Any]:
+        data = stream.read(count * self._dtype.itemsize)
         if len(data) < count * self._dtype.itemsize:
             raise ValueError(f"{self.key} ends early")
         return np.frombuffer(data, dtype=self._dtype)
