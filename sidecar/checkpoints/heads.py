@@ -56,10 +56,6 @@ def publish_heads(
             results.append(None)
             continue
         results.append(published)
-        event(
-            _log, "head published", tenant=model.name, version=published.checkpoint.name, gate=published.gate.verdict,
-            reason=published.gate.reason,
-        )  # fmt: skip
     return results
 
 

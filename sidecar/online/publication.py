@@ -15,6 +15,7 @@ from sidecar.checkpoints.judging.gate import Evidence
 from sidecar.checkpoints.publishing import Published, Terms, publish_network
 from sidecar.checkpoints.rollbacks import read_rollbacks
 from sidecar.journal.run import Run
+from sidecar.log import event
 from sidecar.online.learner import Learner
 from sidecar.online.rollback import evidence_of_rollback, try_to_restore_anchor
 from sidecar.state.anchor import read_anchor, write_anchor
@@ -68,7 +69,11 @@ def publication(learner: Learner, terms: Terms, state_directory: Path) -> Callab
         if found := evidence_of_rollback(terms.directory, state_directory, {**description, "n_features": network.n_features}):
             sets.append(found)
         published = publish_network(network, terms, sets, real, description)
-        publish_heads(changed_heads(models, terms.directory), terms, published.gate, real, description)
+        heads = changed_heads(models, terms.directory)
+        for head, its in zip(heads, publish_heads(heads, terms, published.gate, real, description), strict=True):
+            if its is not None:
+                name, (verdict, reason) = its.checkpoint.name, its.gate
+                event(_log, "head published", tenant=head.name, version=name, gate=verdict, reason=reason)
         _trim_memory()
         try:
             if published.gate.verdict == "stable" and readable:
