@@ -116,12 +116,10 @@ class Status:
     tenants: tuple[TenantFigures, ...] | None = None  # None where pairs have no tenants
     tenant_pairs: Mapping[str, int] = field(default_factory=lambda: _NONE)  # of the state, by what became of them
     degraded: tuple[str, ...] = ()  # what was damaged in the state directory
-    degraded_files: int = 0  # how many those are
     damage: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by kind of file
     log_dropped: int = 0
     base_models: Mapping[str, int] = field(default_factory=lambda: _NONE)  # that replaced the base: followed, refused
     base_refused: str = ""  # why the one that is there now is not followed
-    base_model_refused: bool = False  # whether it is not
     checkpoint_directory_lost: int = 0  # how many times it was found removed or replaced
     version: int | None = None  # of the last checkpoint of this process; before that, the newest in the directory
     latest_version: int | None = None  # what the links name, whoever has published it
@@ -133,6 +131,16 @@ class Status:
     rollbacks: int = 0
     rolled_back: str = ""  # the last checkpoint that was taken back, and why
     checkpoint_failures: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by stage: build, parity, write, lock
+
+    @property
+    def degraded_files(self) -> int:
+        """How many files were found damaged, and still lie there."""
+        return len(self.degraded)
+
+    @property
+    def base_model_refused(self) -> bool:
+        """Whether the base model that is there is not followed."""
+        return bool(self.base_refused)
 
     @property
     def heads(self) -> Mapping[str, int]:

@@ -64,7 +64,6 @@ class StatusBoard:
         failed = failed or online.backlog.failed
         seen = trainer.prequential.rows()
         comparison = learner.samples.comparison
-        degraded = tuple(online.damages.names) or tuple(online.damages.counts)
         drift = trainer.drift.largest if trainer.drift and trainer.trained else None
         self.status = replace(
             self.status,
@@ -110,8 +109,7 @@ class StatusBoard:
             shifts=trainer.shifts,
             **_of_tenants(learner.tenants),
             refits=dict(trainer.refits),
-            degraded=degraded,
-            degraded_files=len(degraded),
+            degraded=tuple(online.damages.names) or tuple(online.damages.counts),
             damage=dict(online.damages.counts),
             log_dropped=log.dropped(),
             **others,

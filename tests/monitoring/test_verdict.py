@@ -16,10 +16,12 @@ from sidecar.monitoring.verdict.findings import Findings
 from sidecar.monitoring.verdict.rules import RULES
 from sidecar.settings import Settings
 from tests.conftest import ROOT
-from tests.monitoring.statuses import FULL
+from tests.monitoring import statuses
 
 yaml = pytest.importorskip("yaml", reason="pip install pyyaml")
 
+FULL = replace(statuses.FULL, degraded=(), base_refused="")
+"""With nothing wrong."""
 CASES = yaml.load((ROOT / "tests" / "chart" / "alerts.test.yaml").read_text(), yaml.BaseLoader)["tests"]
 """What promtool is asked about the alerts; BaseLoader, since 0x10 is no number there."""
 
@@ -53,7 +55,12 @@ def merged(series: list[dict[str, str]], minute: int) -> Status:
     known: dict[str, Any] = {}
     for each in series:
         for field, value in fields_of(each, minute).items():
-            known[field] = known.get(field, {}) | value if isinstance(value, dict) else value
+            if field == "degraded_files":
+                known["degraded"] = ("damaged",) * int(value)
+            elif field == "base_model_refused":
+                known["base_refused"] = "it has other features" if value else ""
+            else:
+                known[field] = known.get(field, {}) | value if isinstance(value, dict) else value
     return Status(**known)
 
 

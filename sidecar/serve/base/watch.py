@@ -82,9 +82,7 @@ class BaseWatch:
 
     def as_status(self) -> dict[str, Any]:
         """The fields of a `Status` that are about this."""
-        return {
-            "base_models": dict(self._counts), "base_refused": self._refused, "base_model_refused": bool(self._refused),
-        }  # fmt: skip
+        return {"base_models": dict(self._counts), "base_refused": self._refused}
 
     def _read(self, seen: _Seen, run: Run, present: BaseModel | None, features: Array) -> tuple[BaseModel, Run] | None:
         """On the worker: the base model and its run, None if the files have changed meanwhile. Raises ValueError.
