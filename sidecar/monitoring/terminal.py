@@ -75,7 +75,8 @@ def picture(history: Mapping[str, Any], checkpoints: Mapping[str, Any], width: i
 def verdict(told: Mapping[str, Any], width: int = 80, paint: Paint = plain, title: str = "") -> list[str]:
     """What is wrong, since when and what to do, in lines of at most `width` characters; first, after a title, the phase.
 
-    told: a status document. What has not lasted long enough for an alert is told last, and when the alert will come.
+    told: a status document. What has not lasted long enough for an alert is told last, with the time of the alert in place of
+    what to do.
     """
     findings = [each for each in told.get("findings", ()) if isinstance(each, Mapping)]
     firing = [each for each in findings if "alert_at" not in each]
@@ -90,12 +91,12 @@ def verdict(told: Mapping[str, Any], width: int = 80, paint: Paint = plain, titl
         head = f"{phase}, and nothing is wrong" if phase == "running" else phase
     lines = [paint(line, "bad" if firing or phase != "running" else "good") for line in textwrap.wrap(title + head, width)]
     for each in [*firing, *(each for each in findings if each not in firing)]:
-        rest = [
-            f"since {_minute(each.get('since'))}",
-            *([f"alert at {_minute(each['alert_at'])}"] if "alert_at" in each else []),
-        ]
-        first = "" if each in firing[:1] else f"{_clause(each)}, "
-        words = f"{first}{', '.join(rest)}{'. ' + one_line(str(each['do'])) if 'do' in each else ''}"
+        first, since = "" if each in firing[:1] else f"{_clause(each)}, ", f"since {_minute(each.get('since'))}"
+        if "alert_at" in each:
+            then = f", alert at {_minute(each['alert_at'])}"
+        else:
+            then = f". {one_line(str(each['do']))}" if "do" in each else ""
+        words = f"{first}{since}{then}"
         wrapped = textwrap.wrap(words, width, initial_indent="  ", subsequent_indent="  ")
         lines += wrapped if each in firing else [paint(line, "quiet") for line in wrapped]
     return lines

@@ -113,6 +113,12 @@ def test_the_verdict_is_what_is_wrong_since_when_and_what_to_do(monkeypatch):
         "  since 2001-09-09 01:46. Usually the models volume is full: make room.",
         "quiet:  no pairs arrive, since 2001-09-09 01:46, alert at 2001-09-09 01:47",
     ]
+    waiting = dataclasses.replace(FULL, findings=(pending,))
+    assert verdict(status_document(waiting), paint=lambda text, how: f"{how}:{text}") == [
+        "good:running, and nothing is wrong",
+        "quiet:  no pairs arrive: 0 connections, since 2001-09-09 01:46, alert at 2001-09-09",
+        "quiet:  01:47",
+    ]
     assert verdict(status_document(FULL), paint=lambda text, how: f"{how}:{text}") == ["good:running, and nothing is wrong"]
 
 
