@@ -264,7 +264,7 @@ class _Merged:
         self._encodes |= summary.encodes
         if len(self._encodes) > 2 * _NAMED:
             self._encodes = _first(self._encodes)
-        self._strata += summary.pairs
+        self._strata.update(summary.pairs)
         self.done += 1
         self.pairs += summary.pairs.total()
 

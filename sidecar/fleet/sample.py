@@ -7,12 +7,14 @@ the smallest (rank, key): strata share it evenly, and what a small one does not 
 Within a stratum this is a bottom-k sketch (Cohen, Kaplan: Summarizing data using bottom-k sketches, PODC 2007), with the same
 weight for all pairs. Such sketches can be merged: a pair's rank only grows as other pairs come, and the largest (rank, key) in
 the sample only falls. So what a part of the pairs has no place for, all pairs have none for either, and the sample of some
-samples is the sample of all the pairs that they are of.
+samples is the sample of all the pairs that they are of. Whoever samples a part is told the ranks and keys from which on there
+is no place, and hands on little that has none: of strata that nobody has seen before, too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -56,10 +58,15 @@ class Sampled(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Strata (n,), in order, of which pairs had no place, and the smallest key (n,) of these: larger ones have none either."""
+    """Which pairs have no place any more, in any part of them all.
+
+    stratum: (n,), in order, of which pairs had none; key: (n,), the smallest key of these: larger ones have none either; rank:
+    from which on no pair has one, in no stratum.
+    """
 
     stratum: NDArray[np.int64]
     key: NDArray[np.uint64]
+    rank: int
 
 
 def keys(features: Float32, true_score: Float32, group: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -91,11 +98,11 @@ class Sample:
             np.empty(capacity, np.int32),
         )
         self._count = 0
-        self.bounds = bounds or Bounds(np.empty(0, np.int64), np.empty(0, np.uint64))
+        self.bounds = bounds or Bounds(np.empty(0, np.int64), np.empty(0, np.uint64), sys.maxsize)
 
     def add(self, rows: Sampled) -> None:
         """Add pairs, or the sample of some."""
-        strata, bound = self.bounds
+        strata, bound, _ = self.bounds
         hopeless = np.zeros(len(rows.key), dtype=np.bool_)
         if len(strata):
             place = np.minimum(np.searchsorted(strata, rows.stratum), len(strata) - 1)
@@ -144,23 +151,24 @@ class Sample:
             eligible = np.empty(len(order), dtype=np.bool_)
             eligible[by_cell] = _ranks(code[order[by_cell]], columns.group[order[by_cell]]) < per_group
             order = order[eligible]
-        if len(order) > most:
-            rank = _ranks(code[order])
+        rank, end = _ranks(code[order]), self.bounds.rank
+        kept = rank < end
+        if np.count_nonzero(kept) > most:
             up_to = np.cumsum(np.bincount(rank))
             level = int(np.searchsorted(up_to, most, side="right"))  # of ranks below it, all have a place
-            kept = rank < level
+            kept, end = rank < level, level + 1
             last = np.flatnonzero(rank == level)
             last = last[np.lexsort((code[order[last]], columns.key[order[last]]))]
             kept[last[: most - (int(up_to[level - 1]) if level else 0)]] = True
-            self._lower_bounds(columns.stratum[order[~kept]], columns.key[order[~kept]])
-            order = order[kept]
+        self._lower_bounds(columns.stratum[order[~kept]], columns.key[order[~kept]], end)
+        order = order[kept]
         self._keep(order)
 
-    def _lower_bounds(self, stratum: NDArray[np.int64], key: NDArray[np.uint64]) -> None:
+    def _lower_bounds(self, stratum: NDArray[np.int64], key: NDArray[np.uint64], rank: int) -> None:
         stratum, key = np.append(self.bounds.stratum, stratum), np.append(self.bounds.key, key)
         order = np.lexsort((key, stratum))
         strata, first = np.unique(stratum[order], return_index=True)
-        self.bounds = Bounds(strata, key[order][first])
+        self.bounds = Bounds(strata, key[order][first], rank)
 
     def _keep(self, rows: NDArray[np.integer[Any]]) -> None:
         """Leave these rows: those that lie behind the end of what is left move into the places of those that go."""

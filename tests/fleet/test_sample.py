@@ -97,6 +97,18 @@ def test_strata_share_the_sample_evenly_and_a_small_one_leaves_the_rest_to_the_o
     assert abs(int(kept[0]) - int(kept[1])) <= 1
 
 
+def test_of_strata_that_nobody_has_seen_only_what_may_have_a_place_is_handed_on():
+    rows, limits = pairs(1000, n_groups=1000), Limits(90, 1000)
+    whole = Sample(2, limits)
+    whole.add(rows)
+    whole.rows()
+    part = Sample(2, limits, whole.bounds)
+    part.add(rows._replace(stratum=rows.stratum + 3))
+    assert np.bincount(part.rows().stratum).tolist() == [0, 0, 0, 30, 30, 30]  # as many as others have of theirs
+    whole.add(part.rows())
+    assert np.bincount(whole.rows().stratum).tolist() == [15] * 6
+
+
 def test_a_group_with_many_pairs_has_no_more_than_its_share():
     rows = pairs(1000)._replace(group=np.array([1] * 990 + [2] * 10, dtype=np.uint64), stratum=np.zeros(1000, np.int64))
     found = sample_of([rows], Limits(500, 20))
