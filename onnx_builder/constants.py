@@ -298,6 +298,14 @@ def _gather(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dic
     return np.asarray(np.take(array, places, axis=axis))
 
 
+def _gather_nd(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
+    array, places = arrays
+    if attributes.get("batch_dims", 0):
+        raise NetworkError("gathers within batches; expected batch_dims 0")
+    reserve((*places.shape[:-1], *array.shape[places.shape[-1] :]), array.dtype.itemsize)
+    return np.asarray(array[tuple(np.moveaxis(places, -1, 0))])
+
+
 def _unsqueeze(reserve: Callable[..., None], arrays: Sequence[Any], attributes: dict[str, Any]) -> Array:
     axes = axes_of(arrays, attributes) or []
     if arrays[0].ndim + len(axes) > MAX_RANK:
@@ -385,6 +393,7 @@ MOVES: dict[str, Callable[..., Any]] = {
     "Concat": _concat,
     "Slice": _slice,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "ai.onnx.ml.ArrayFeatureExtractor": _extract,
     "Expand": _expand,
 }

@@ -105,13 +105,15 @@ class _RowsNamedError(Exception):
 class _Value:
     """What depends on the features: a term of the last layer's results, with all values of a row, row after row.
 
-    columns: which of the layer's results it has, None for all in order. is_condition: it is true or false.
+    columns: which of the layer's results it has, None for all in order. is_condition: it is true or false. is_turned: it has
+    rows and columns the other way round, as a Transpose before a selection of features makes it.
     """
 
     term: Term
     shape: Shape
     columns: Columns | None = None
     is_condition: bool = False
+    is_turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,8 @@ class _Reader:
 
     def _begin(self, ports: list[Port]) -> None:
         """Let each input stand for its features, in the order of the inputs."""
+        if not ports:
+            raise NetworkError("no input: it has none, or all have their values in the file; expected one that takes features")
         shapes = ", ".join(str(port.shape) for port in ports)
         if len({port.fixed_batch for port in ports}) != 1:
             raise NetworkError(f"inputs of different batch: {shapes}")
@@ -289,6 +293,9 @@ class _Reader:
     def _computed(self, call: _Call) -> _Value | Array | list[_Value]:
         operator, inputs = operator_of(call.node), call.inputs
         values = [value for value in inputs if isinstance(value, _Value)]
+        for value in values:
+            if value.is_turned and (operator not in MOVES or operator == "Concat"):
+                raise NetworkError(f"takes {self.shown(value.shape)}; expected a row for each encode")
         if operator in _EACH_VALUE:
             return self._each_value(call, values)
         if not values:
@@ -323,10 +330,10 @@ class _Reader:
                     raise NetworkError(f"{node.input[place]!r} is {'true or false' if each.is_condition else 'a number'}")
                 operands.append(each.term)
             elif values:
-                value = _finite(node.input[place], each, booleans=True) if each is not None else None
-                if value is None:
+                if each is None:
                     raise NetworkError("an input is missing")
-                operands.append(value.reshape(-1) if value.ndim and value.size == self._width_of(shape) else value.reshape(()))
+                kinds = "fbiu" if operator == "Pow" else "fb"  # the type of an exponent is its own
+                operands.append(self._of_row(_finite(node.input[place], each, kinds), shape))
             else:
                 operands.append(each)
         result = spelled(self.terms, operator, call.attributes, operands)
@@ -343,14 +350,13 @@ class _Reader:
         )
         if all(value.term.per_row for value in values) and common[-1:] == (1,):
             common = (*common[:-1], max(shape[-1] for shape in padded if shape))
-        width = self._width_of(common)
         batch = common.index(self.rows) if self.rows in common else -1
         for place, (each, shape) in enumerate(zip(call.inputs, padded, strict=True)):
             if isinstance(each, _Value):
                 fits = shape == common or (each.term.per_row and shape == (*common[:-1], 1))
             else:
                 pairs = enumerate(zip(shape, common, strict=True)) if shape else ()
-                fits = all(size == 1 or (size == wanted == width and at != batch) for at, (size, wanted) in pairs)
+                fits = all(size == 1 or (size == wanted and at != batch) for at, (size, wanted) in pairs)
                 fits = fits or (self.rows == 1 and shape == common)
             if not fits:
                 self.tell_width(math.prod(shape))
@@ -358,6 +364,18 @@ class _Reader:
                 its = self.shown(shape) if isinstance(each, _Value) else str(shape)
                 raise NetworkError(f"{kind}{name!r} of shape {its} does not fit {self.shown(common)}")
         return common
+
+    def _of_row(self, constant: Float32, shape: Shape) -> Float32:
+        """A constant that broadcasts to values of a shape: one number, or one for each of a row's values."""
+        if constant.size == 1 and not (constant.ndim and self._width_of(shape) == 1):
+            return constant.reshape(())
+        if constant.size < self._width_of(shape):
+            self.require_room(self._width_of(shape))
+            sizes = [*shape]
+            if self.rows > 1:
+                sizes[shape.index(self.rows)] = 1
+            constant = np.broadcast_to(constant, sizes)
+        return constant.reshape(-1)
 
     def _width_of(self, shape: Shape) -> int:
         return math.prod(shape) // self.rows
@@ -382,7 +400,8 @@ class _Reader:
         ):
             raise _RowsNamedError
         to = ", ".join(str(each.tolist()).replace(str(OPEN), "batch") for each in numbers if each.size <= MAX_RANK)
-        places = np.arange(math.prod(value.shape)).reshape(value.shape)
+        places = np.arange(math.prod(value.shape)).reshape(self.rows, width)
+        places = (places.T if value.is_turned else places).reshape(value.shape)
         arrays = [places, *(array if array is None else np.where(array == OPEN, self.rows, array) for array in others)]
         try:
             moved = self.constants.fold(call.node, arrays, call.attributes)
@@ -391,12 +410,16 @@ class _Reader:
         except (ValueError, IndexError) as error:
             raise NetworkError(f"takes {self.shown(value.shape)} to {to}, which does not fit") from error
         count = moved.size // self.rows
-        places = moved.reshape(-1)[:count]
-        in_rows = np.array_equal(moved.reshape(-1), (np.arange(self.rows)[:, None] * width + places).reshape(-1))
         before = moved.shape[: [*moved.shape, self.rows].index(self.rows)]
-        if not count or not in_rows or (self.rows > 1 and math.prod(before) != 1):
-            raise NetworkError(f"takes {self.shown(value.shape)} to {to}, which mixes rows or loses some")
-        value = replace(value, shape=moved.shape)
+        is_turned = self.rows > 1 and math.prod(before) != 1 and moved.shape[-1] == self.rows
+        rows = moved.reshape(count, self.rows).T if is_turned else moved.reshape(-1)
+        places = rows.reshape(-1)[:count]
+        in_rows = np.array_equal(rows.reshape(-1), (np.arange(self.rows)[:, None] * width + places).reshape(-1))
+        if not count or not in_rows or (self.rows > 1 and math.prod(before) != 1 and not is_turned):
+            if not self.has_fixed_batch and moved.shape[-1:] == (self.rows,) == value.shape[-1:]:
+                raise _RowsNamedError  # which is the batch?
+            raise NetworkError(f"takes {self.shown(value.shape)} to {to or 'other places'}, which mixes rows or loses some")
+        value = replace(value, shape=moved.shape, is_turned=is_turned)
         if np.array_equal(places, np.arange(width)) or (value.term.per_row and not places.any()):
             return value
         if len(set(places.tolist())) < count:
@@ -530,11 +553,16 @@ def _gemm(reader: _Reader, value: _Value, call: _Call) -> _Value:
     if is_gemm and len(value.shape) != 2:
         raise NetworkError(f"takes (batch, width), gets {reader.shown(value.shape)}")
     weight = call.finite(1)
+    is_vector = weight.ndim == 1 and not is_gemm
+    if is_vector:
+        weight = weight.reshape(-1, 1)
     if weight.ndim != 2 or not weight.size:
         raise NetworkError(f"weight {call.node.input[1]!r} has shape {weight.shape}; expected two dimensions, not empty")
     weight = _scaled(weight if attributes.get("transB", 0) else weight.T, "alpha", attributes)
     bias = _scaled(reader.row(call, 2, len(weight)), "beta", attributes)
     result = reader.dense(value, weight, bias, bias_is_open=not is_gemm)
+    if is_vector:
+        result = replace(result, shape=result.shape[:-1])
     activation = attributes.get("activation", b"").decode(errors="replace")
     if not activation:
         return result
@@ -687,8 +715,8 @@ def _same(a: Columns | None, b: Columns | None) -> bool:
     return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
-def _finite(name: str, value: Array, booleans: bool = False) -> Float32:
-    if value.dtype.kind in ("iu" if booleans else "iub"):
+def _finite(name: str, value: Array, kinds: str = "f") -> Float32:
+    if value.dtype.kind in {*"biu"} - {*kinds}:
         raise NetworkError(f"{name!r} is of type {value.dtype}; expected floats")
     with np.errstate(over="ignore", invalid="ignore"):
         converted = value.astype(np.float32, copy=False)
@@ -751,6 +779,8 @@ def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 
     if not bodies:
         return model
+    if known := next((name for domain, name in bodies if onnx.defs.has(name, domain)), None):
+        raise NetworkError(f"its function {known!r} has the name of an operator; ONNX does not say which of them counts")
     if size_of(model.graph.node, 0) > MAX_NODES:
         raise NetworkError(f"its functions make more than {MAX_NODES} nodes")
     try:

@@ -141,7 +141,13 @@ class _Maker:
 
     def shape(self, x: str, width: int) -> str:
         """Nodes that change the shape, to and fro."""
-        match self.chance.randrange(6):
+        match self.chance.randrange(7):
+            case 6:  # a row as a small table, with a constant that broadcasts to it
+                high = self.chance.choice([size for size in range(1, width + 1) if width % size == 0])
+                table = self.add("Reshape", x, self.constant([-1, high, width // high]))
+                sizes = [self.chance.choice([1, size]) for size in (high, width // high)][self.chance.randrange(2) :]
+                row = self.constant(self.numbers.normal(size=sizes).astype(np.float32))
+                return self.add("Flatten", self.add(self.chance.choice(["Add", "Mul", "Max"]), table, row))
             case 0:
                 return self.axes("Squeeze", self.axes("Unsqueeze", x, 1), 1)
             case 1:
@@ -162,9 +168,16 @@ class _Maker:
     def part(self, x: str, width: int) -> tuple[str, int]:
         """Some of the values."""
         places = self.chance.sample(range(width), self.chance.randint(1, width))
-        match self.chance.randrange(3):
+        match self.chance.randrange(4):
             case 0:
                 return self.add("Gather", x, self.constant(np.array(places)), axis=1), len(places)
+            case 3:  # as torch's exporter spells x[:, places]
+                turned = self.add("Transpose", x, perm=[1, 0])
+                if self.opset >= 11 and self.chance.random() < 0.7:
+                    taken = self.add("GatherND", turned, self.constant(np.array(places)[:, None]))
+                else:
+                    taken = self.add("Gather", turned, self.constant(np.array(places)), axis=0)
+                return self.add("Transpose", taken, perm=[1, 0]), len(places)
             case 1:
                 return self.add("ArrayFeatureExtractor", x, self.constant(np.array([places]))), len(places)
             case _:

@@ -53,6 +53,7 @@ CONSTANTS = {
     "w34_16": normal(3, 4).astype(np.float16), "b4_16": normal(4).astype(np.float16),
     "w34_64": rng.normal(size=(3, 4)), "b4_64": rng.normal(size=4), "empty": np.zeros((0, 3), np.float32),
     "yes": np.array(True), "no": np.array(False), "w234": normal(2, 3, 4), "many": np.arange(9), "whole": np.arange(3),
+    "i00": np.array([[0, 0]]), "i0_": np.array([[0]]),
     **{f"i{number}".replace("-", "_"): np.array([number]) for number in (-2, -1, 0, 1, 2, 3)},
     "to_row": np.array([-1, 3]), "copy_row": np.array([0, 3]), "keep_batch": np.array([0, -1]), "flat": np.array([-1]),
     "swapped": np.array([4, -1]), "one_row": np.array([1, 3]), "two_open": np.array([-1, -1]),
@@ -275,6 +276,16 @@ def test_layer_normalization_spelled_out(body, scale):
         (HIDDEN + "r = Relu(h) s = Slice(r, i0, i2, i1) y = Gemm(s, w21, b1)", "Dense relu Dense"),
         (HIDDEN + "r = Mul(h, c4) s = Gather <axis = 1> (r, two_of_three) y = Gemm(s, w21, b1)", "Dense Mul Dense"),
         ("h = Gemm(x, w34, b4) y = Gather <axis = 1> (h, i2)", "Dense"),
+        ("t = Transpose(x) g = GatherND(t, two_rows) s = Transpose(g) y = Gemm(s, w21, b1)", "Dense"),
+        ("t = Transpose(x) g = Gather(t, two_of_three) s = Transpose(g) m = Mul(s, c2) y = Gemm(m, w21)", "Mul Dense"),
+        ("t = Transpose(x) i = Identity(t) s = Transpose(i) y = Gemm(s, w31, b1)", "Dense"),
+        # constants that broadcast to parts of a row
+        (HIDDEN + "r = Reshape(h, to_square) d = Mul(r, c22) f = Flatten(d) y = Gemm(f, w41, b1)", "Dense Mul Dense"),
+        (HIDDEN + "r = Reshape(h, to_square) d = Add(c2, r) f = Flatten(d) y = Gemm(f, w41, b1)", "Dense Add Dense"),
+        (HIDDEN + "r = Reshape(h, to_square) d = Max(r, c21) f = Flatten(d) y = Gemm(f, w41, b1)", "Dense Function Dense"),
+        ("h = MatMul(x, c3) y = Add(h, b1)", "Dense"),
+        (HIDDEN + "r = Relu(h) y = MatMul(r, c4)", "Dense relu Dense"),
+        (HIDDEN + "r = Pow(h, i2) y = Gemm(r, w41, b1)", "Dense Function Dense"),
         ("h = Gemm(x, w34, b4) s = Gather <axis = 1> (h, place) y = Add(s, c)", "Dense Add"),
         ("h = Gemm(x, w31, b1) y = Gather <axis = 1> (h, zeroth)", "Dense"),
         (
@@ -309,7 +320,8 @@ def test_layer_normalization_spelled_out(body, scale):
 def test_what_folds_away(body, steps):
     constants = {
         "m4": normal(4), "m3": normal(3), "c2": positive(2), "i9": np.array([9]), "i_9": np.array([-9]), "place": np.array(3),
-        "zeroth": np.array(0), "two_of_three": np.array([2, 0]),
+        "zeroth": np.array(0), "two_of_three": np.array([2, 0]), "two_rows": np.array([[2], [0]]),
+        "to_square": np.array([-1, 2, 2]), "c22": positive(2, 2), "c21": positive(2, 1),
     }  # fmt: skip
     network = assert_reads(graph(body, **constants))
     assert " ".join(getattr(s, "name", getattr(s, "operator", type(s).__name__)) for s in network.steps) == steps
@@ -394,6 +406,20 @@ def test_functions_of_the_model_itself_are_read():
     deep.functions[19].node[0].CopyFrom(helper.make_node("F0", ["a"], ["r"], domain="local"))
     with pytest.raises(NetworkError, match="its functions call each other too deeply, or themselves"):
         from_bytes(deep.SerializeToString())
+
+
+def test_a_function_with_the_name_of_an_operator_is_refused():
+    model = graph("h = Relu(x) y = Gemm(h, w31, b1)")
+    model.functions.append(onnx.parser.parse_function('<opset_import: ["" : 17], domain: ""> Relu (a) => (r) { r = Neg(a) }'))
+    with pytest.raises(NetworkError, match="its function 'Relu' has the name of an operator"):
+        from_bytes(model.SerializeToString())
+
+
+def test_an_input_that_has_its_value_in_the_file_is_none():
+    model = graph("y = Gemm(x, w31, b1)", x=normal(5, 3))
+    model.graph.initializer.append(numpy_helper.from_array(normal(5, 3), "x"))
+    with pytest.raises(NetworkError, match="no input: it has none, or all have their values in the file"):
+        from_bytes(model.SerializeToString())
 
 
 def test_a_sparse_initializer_is_named():
@@ -538,6 +564,8 @@ def test_layer_normalization_of_inputs_in_another_order():
         ("float[1,3] x", "h = Gemm(x, w31, b1) y = Reshape(h, none)", ()),
         ("float[1,3] x", "s = Squeeze(x) m = MatMul(s, w34) h = Add(m, b4) y = MatMul(h, w41)", (1,)),
         ("float[1,3] x", "s = Squeeze(x) n = LayerNormalization <axis = 0> (s, c3) y = MatMul(n, w31)", (1,)),
+        ("float[1,4] x", "r = Reshape(x, square) m = Mul(r, c2) s = Reshape(m, to_four) y = Gemm(s, w41)", (1, 1)),
+        ("float[4,3] x", "t = Transpose(x) g = GatherND(t, i0_) s = Transpose(g) y = Gemm(s, b11)", (4, 1)),
         ("float[4,3] x", "y = Gemm(x, w31, b1)", (4, 1)),
         ("float[4,3] x", "h = Gemm(x, w31, b1) y = Flatten <axis = -2> (h)", (1, 4)),
         ("float[batch,1,3] x", "s = Squeeze(x, i1) y = Gemm(s, w31, b1)", ("batch", 1)),
@@ -556,7 +584,8 @@ def test_layer_normalization_of_inputs_in_another_order():
     ],
 )  # fmt: skip
 def test_shapes_of_input_and_output(inputs, body, shape):
-    assert assert_reads(graph(body, inputs=inputs)).output == Port("y", shape)
+    constants = {"square": np.array([2, 2]), "c2": positive(2), "to_four": np.array([1, 4])}
+    assert assert_reads(graph(body, inputs=inputs, **constants)).output == Port("y", shape)
 
 
 @pytest.mark.parametrize("batch", [None, 0, -1])
@@ -643,7 +672,7 @@ def test_what_was_written_reads_as_the_same_bytes(make_network):
         ("k = MatMul(w34, w41) h = Mul(x, k) y = Gemm(h, w31)", r"node 'k' \(MatMul\): takes constants alone"),
         ("y = Gemm <transA = 1> (x, w31)", "transposes the features; expected a row for each encode"),
         ("y = Gemm(x, w41)", r"node 'y' \(Gemm\): a weight for 4 values gets \(batch, 3\)"),
-        ("y = MatMul(x, c3)", r"weight 'c3' has shape \(3,\); expected two dimensions"),
+        ("y = Gemm(x, c3)", r"weight 'c3' has shape \(3,\); expected two dimensions"),
         ("y = MatMul(x, w234)", r"weight 'w234' has shape \(2, 3, 4\)"),
         ("y = Gemm <transB = 1> (x, empty)", r"weight 'empty' has shape \(0, 3\); expected two dimensions, not empty"),
         ("u = Unsqueeze(x, i1) y = Gemm(u, w31)", r"takes \(batch, width\), gets \(batch, 1, 3\)"),
@@ -685,7 +714,11 @@ def test_what_was_written_reads_as_the_same_bytes(make_network):
         ("r = Slice(x, i0, i2, i0) y = Gemm(r, w31)", r"node 'r' \(Slice\): takes some rows of \(batch, 3\)"),
         ("g = Gather <axis = 0> (x, i1) y = Gemm(g, w31)", r"\(Gather\): takes some rows of \(batch, 3\)"),
         ("g = Gather <axis = 0> (x, whole) y = Gemm(g, w31)", r"takes some rows of \(batch, 3\)"),
-        ("t = Transpose(x) y = Gemm <transA = 0> (t, w31)", r"\(Transpose\): takes \(batch, 3\) to , which mixes rows"),
+        ("t = Transpose(x) y = Gemm <transA = 1> (t, w31)", r"'y' \(Gemm\): takes \(3, batch\); expected a row for each"),
+        ("t = Transpose(x) r = Relu(t) y = Gemm(r, w31)", r"'r' \(Relu\): takes \(3, batch\); expected a row for each"),
+        ("t = Transpose(x) r = Concat <axis = 0> (t, t) y = Gemm(r, w31)", r"'r' \(Concat\): takes \(3, batch\); expected a"),
+        ("g = GatherND(x, i00) y = Gemm(g, w31)", r"'g' \(GatherND\): takes \(batch, 3\) to \[\[0, 0\]\], which mixes rows"),
+        ("g = GatherND <batch_dims = 1> (x, i00) y = Gemm(g, w31)", r"\(GatherND\): gathers within batches; expected batch"),
         ("s = Slice(x, i0, i2, i1) n = LayerNormalization(s, c) y = Gemm(n, w21)", "normalises only 2 of 3 features"),
         ("s = Slice(x, i0, i2, i1) n = Mul(s, s) m = Neg(n) r = Sqrt(m) y = Gemm(r, w21)", "is of only some values, and not"),
         # LayerNormalization, Dropout, Cast
@@ -708,7 +741,7 @@ def test_what_was_written_reads_as_the_same_bytes(make_network):
         ("s = Squeeze(x, many) y = Gemm(s, w31)", "expected up to 8 whole numbers, got 9 of type int64"),
         ("u = Unsqueeze(x, i_2) s = Unsqueeze(u, i3) t = Unsqueeze(s, many) y = Gemm(t, w31)", "expected up to 8"),
         ("u = Unsqueeze(x, i3) y = Gemm(u, w31)", r"node 'u' \(Unsqueeze\): takes \(batch, 3\) to \[3\], which does not fit"),
-        ("f = Flatten <axis = 0> (x) y = Gemm(f, w31)", r"\(Flatten\): takes \(batch, 3\) to , which mixes rows or loses some"),
+        ("f = Flatten <axis = 0> (x) y = Gemm(f, w31)", r"\(Flatten\): takes \(batch, 3\) to other places, which mixes"),
         ("f = Flatten <axis = 3> (x) y = Gemm(f, w31)", r"node 'f' \(Flatten\): axis 3 of 2 dimensions"),
         ("r = Reshape(x, flat) y = Gemm(r, w31)", r"node 'r' \(Reshape\): takes \(batch, 3\) to \[-1\], which mixes"),
         ("h = Gemm(x, w34) r = Reshape(h, swapped) y = Gemm(r, w41)", r"takes \(batch, 4\) to \[4, -1\], which mixes rows"),
