@@ -90,16 +90,18 @@ def segment_lines(
 
     Raises JournalError if the segment is damaged, SegmentGoneError if it has been deleted.
     """
+    name = str(segment)
     for block in whole_blocks(segment, end):
         position = block.position
         for line in block.lines:
-            if line.startswith(RUN):
-                on_run(line[len(RUN) :])
-                continue
-            if until is not None and position >= until:
+            if line.startswith(b"#"):
+                if line.startswith(RUN):
+                    on_run(line[len(RUN) :])
+                    continue
+            elif until is None or position < until:
+                yield name, position, line
+            else:
                 return
-            if not line.startswith(b"#"):
-                yield str(segment), position, line
             position += 1
 
 

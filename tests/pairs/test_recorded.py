@@ -13,6 +13,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from sidecar.journal.blocks import RUN
+from sidecar.journal.run import Run
+from sidecar.learning.training_settings import TrainingSettings
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.holdout import holdout_position
 from sidecar.pairs.recorded import read_pairs
@@ -269,6 +272,20 @@ def test_paths_that_cannot_be_read(tmp_path):
 def test_only_bad_rows(write_lines):
     with pytest.raises(RecordedPairsError, match=r"line 1: not JSON"):
         read_pairs([write_lines([b"x", b"y"])], skip_bad=True)
+
+
+def test_each_pair_of_a_journal_is_read_in_the_order_of_the_run_before_it(tmp_path):
+    def run(*features: str) -> bytes:
+        return RUN + json.dumps(Run(2, TrainingSettings(), 0.1, features=features, order=("a", "b")).as_json()).encode()
+
+    ab, ba = (json.dumps({"job_id": "j", "features": each, "true_score": 5}).encode() for each in ([1, 2], [2, 1]))
+    segments = {
+        "000000000000.jsonl.gz": [run("a", "b"), ab, ab, run("b", "a"), ba],
+        "000000000003.jsonl": [run("a", "b"), ab, b"{}", run("b", "a"), b"{}", ba],
+    }
+    pairs = read_pairs([write_journal(tmp_path / "state", segments)], skip_bad=True)
+    assert pairs.features.tolist() == [[1, 2]] * 5
+    assert pairs.skipped == 2
 
 
 def test_of_a_segment_that_stands_plain_and_gzipped_the_plain_one_counts(tmp_path, random_rows):

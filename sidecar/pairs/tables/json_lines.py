@@ -197,19 +197,20 @@ def _objects(name: str, lines: Lines, wanted: Wanted, inner: set[str]) -> Iterat
 
 
 def _recorded(lines: Lines, wanted: Wanted, runs: list[Run]) -> Iterator[Block]:
-    """Rows of a journal, each under the last of the runs that were told by then."""
-    readers: dict[Run, NamedFeatures] = {}
-    pack = struct.Struct(f"{len(wanted.features) + 1}d").pack
+    """Rows of a journal, each under the last of the runs that were told before it."""
+    for told, of_run in itertools.groupby(lines, key=lambda line: len(runs)):
+        yield from _of_run(of_run, wanted, runs[told - 1])
 
+
+def _of_run(lines: Lines, wanted: Wanted, run: Run) -> Iterator[Block]:
+    pack = struct.Struct(f"{len(wanted.features) + 1}d").pack
     texts_of = _attributes(wanted.texts)
 
     def take(bodies: Iterator[bytes], packed: Packed, texts: Texts) -> None:
+        values = NamedFeatures(run.features, wanted.features, run.encoder).values
         for line in bodies:
-            run = runs[-1]
-            if run not in readers:
-                readers[run] = NamedFeatures(run.features, wanted.features, run.encoder)
             request: Request = decode_request(line)
-            packed.append(pack(*readers[run].values(request), request.true_score))
+            packed.append(pack(*values(request), request.true_score))
             texts.append(texts_of(request))
 
     def slow(row: dict[str, Any]) -> list[float]:
