@@ -193,6 +193,10 @@ def test_a_missing_group_field_is_a_bad_row(write_lines):
         ("void.csv", b"vif,true_score\n,2\n", "every feature is missing in every row: vif"),
         ("binary.csv", b"vif,true_score\n\xff\xfe,2\n", "not CSV text"),
         ("quote.csv", b'vif,true_score\n"1,2\n', "not CSV text"),
+        ("mac.csv", b"vif,true_score\r1,2\r", "lines end with a carriage return alone; expected line feeds"),
+        ("long.csv", b"vif," + b"x" * 200_000 + b"\n1,2\n", "not CSV text: in the names of the columns, field larger than"),
+        ("twice.jsonl", b'{"vif":1,"vif":2,"vmaf":3}\n', "line 1: named more than once: vif"),
+        ("in.jsonl", b'{"features":{"vif":1,"vif":2},"true_score":3}\n', "line 1: named more than once: vif"),
         ("only.csv", b"true_score\n1\n", "no column is named like a feature of libvmaf"),
         ("none.jsonl", b'{"features":[],"true_score":1}\n', "line 1: features: expected at least one number, got 0"),
         ("pairs.parquet", b"PAR1", "damaged or truncated parquet"),
@@ -204,6 +208,17 @@ def test_bad_files(name, data, message, tmp_path):
         read_pairs([tmp_path / name])
     assert str(tmp_path / name) in str(refused.value)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("nan", ["NaN", "nan", "-nan"])
+def test_a_bare_nan_is_a_missing_value_in_a_file_that_is_one_object(nan, tmp_path):
+    metrics = ['{"vif": 1, "vmaf": 5}', '{"vif": NAN, "vmaf": 5}', '{"vif": 3, "vmaf": 5, "psnr_y": NAN}']
+    frames = ", ".join(f'{{"frameNum": {place}, "metrics": {each}}}' for place, each in enumerate(metrics))
+    log, cache = tmp_path / "log.json", tmp_path / "cache.json"
+    log.write_text(f'{{"version": "a, NaN", "frames": [{frames}]}}'.replace("NAN", nan))
+    cache.write_text(f'{{"feature_names": ["vif"], "per_frame": [[1], [{nan}], [3]], "teacher_per_frame": [5, 5,{nan}]}}')
+    assert read_pairs([log], features=["vif"]).features.tolist() == [[1], [3]]
+    assert read_pairs([cache]).features.tolist() == [[1]]
 
 
 @pytest.mark.parametrize(

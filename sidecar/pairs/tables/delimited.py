@@ -29,8 +29,13 @@ def delimited(source: Source, piece: Piece | None = None) -> Table:
         lines, before = _texts(source, piece), max(1, piece.first - 1)
         if not piece.start:
             _header(lines)
-    delimiter = _delimiter(top)
-    header = [each.strip() for each in next(csv.reader([top], delimiter=delimiter))]
+    if "\r" in top.rstrip():
+        raise RecordedPairsError(f"{name}: lines end with a carriage return alone; expected line feeds")
+    try:
+        delimiter = _delimiter(top)
+        header = [each.strip() for each in next(csv.reader([top], delimiter=delimiter))]
+    except csv.Error as error:
+        raise RecordedPairsError(f"{name}: not CSV text: in the names of the columns, {error}") from None
     while header and not header[-1]:  # a comma at the end of each line
         header.pop()
     if all(map(_is_number, header)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -30,6 +31,8 @@ class _Document(msgspec.Struct):
     teacher_per_frame: Any = None
 
 
+_NAN = re.compile(rb"([\[:,]\s*)-?nan(?=\s*[,\]}])", re.IGNORECASE)
+"""A bare NaN, as Python and older versions of libvmaf write a missing value."""
 _document = msgspec.json.Decoder(_Document)
 _frame: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
@@ -49,8 +52,13 @@ def json_document(source: Source) -> Table:
     data = source.stream.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise RecordedPairsError(f"{name}: a single JSON object of more than {_MOST_BYTES >> 20} MiB; write one object a line")
+    data = data.removeprefix(b"\xef\xbb\xbf")
     try:
-        document = _document.decode(data.removeprefix(b"\xef\xbb\xbf"))
+        try:
+            document = _document.decode(data)
+        except msgspec.DecodeError:
+            data = _NAN.sub(rb"\1null", data)
+            document = _document.decode(data)
         features = _frame.decode(document.features) if document.features is not msgspec.UNSET else None
     except RecursionError:
         raise RecordedPairsError(f"{name}: nested too deep for a table") from None

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
-from sidecar.features.names import NamesError
+from sidecar.features.names import NamesError, repeated
 from sidecar.journal.run import Run
 from sidecar.pairs.errors import PairError, RecordedPairsError
 from sidecar.pairs.lines import Lines
@@ -57,6 +57,8 @@ def json_lines(name: str, lines: Lines, some: Lines | None = None) -> Table:
         return Table(
             name, "line", tuple(columns), lambda wanted: _arrays(lines, wanted, width), width, requests=True, lines=lines
         )
+    if first and (twice := _named_twice(first[0][2])):
+        raise RecordedPairsError(f"{first[0][0]}: line {first[0][1]}: named more than once: {twice}")
     beside = tuple(column for column in columns if column not in inner)
     return Table(
         name,
@@ -112,6 +114,20 @@ def _decoded(line: bytes) -> Any:
             return json.loads(line)
         except (ValueError, RecursionError):
             return None
+
+
+def _named_twice(line: bytes) -> str:
+    """The names that a line has more than once, itself or in its features; "" if there are none. The last value would count."""
+    try:
+        found = json.loads(line, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return ""
+
+    def pairs_of(value: Any) -> list[tuple[str, Any]]:
+        return [pair for pair in value if isinstance(pair, tuple)] if isinstance(value, list) else []
+
+    objects = [pairs_of(found), *(pairs_of(value) for key, value in pairs_of(found) if key == "features")]
+    return next(filter(None, (repeated([key for key, _ in pairs]) for pairs in objects)), "")
 
 
 def _struct(fields: dict[str, tuple[str, Any, Any]]) -> msgspec.json.Decoder[Any]:
