@@ -24,16 +24,30 @@ _STATISTICS = {
     "mean", "means", "mu", "std", "stds", "stddev", "sigma", "var", "variance", "scale", "scales", "scaler", "scaling",
     "shift", "offset", "offsets", "normalization", "normalisation", "normalizer", "normaliser", "normalize", "min", "max",
     "minimum", "maximum", "range", "median", "iqr", "quantile", "quantiles", "percentile", "stats", "statistics", "calib",
-    "calibration", "multiplier", "slope", "intercept", "bias", "center", "centre", "temperature",
+    "calibration", "multiplier", "divisor", "denominator", "norm", "slope", "intercept", "bias", "center", "centre",
+    "temperature",
 }  # fmt: skip
 _SIZES = {
     "hidden", "layer", "layers", "dim", "dims", "size", "sizes", "width", "widths", "unit", "units", "shape", "arch",
     "milestones", "channels", "neurons", "gpus",
 }  # fmt: skip
 _ACTIVATIONS = {"activation", "activations", "act", "actfn", "nonlinearity"}
+_FUNCTIONS = {
+    "relu", "relu6", "leakyrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "swish", "mish", "hardswish", "softplus",
+    "softsign", "tanh", "hardtanh", "sigmoid",
+}  # fmt: skip
 _AT_THE_END = {"output", "out", "final", "last", "head"}
 _JOINS = {"residual", "residuals", "skip", "skips", "shortcut", "gate", "gates", "gating", "gated", "attn", "attention"}
-_SCALED = {"normalize", "normalise", "normalized", "normalised", "standardize", "standardise", "standardized", "standardised"}
+_SCALED = {
+    "normalize", "normalise", "normalized", "normalised", "standardize", "standardise", "standardized", "standardised", "clamp",
+    "clip", "log1p",
+}  # fmt: skip
+_SCALERS = {*_SCALED, "scaler", "scalers", "scaling", "normalizer", "normaliser", "normalization", "normalisation"}
+_NO_SCALERS = {
+    "", "none", "no", "false", "off", "identity", "batch", "batchnorm", "batchnorm1d", "bn", "layer", "layernorm", "ln",
+    "weight", "weightnorm",
+}  # fmt: skip
+"""What stands for none, or for layers that have tensors."""
 _ARRAY = re.compile(r"numpy\.(.*\.)?(_reconstruct|_frombuffer|ndarray)|torch\._utils\._rebuild\w+|torch\._tensor\._rebuild\w+")
 _MODULE = re.compile(r"torch\.(nn\.(modules\.activation|functional)|_C\._nn)\.(\w+)|torch\.(relu|tanh|sigmoid)")
 
@@ -127,6 +141,11 @@ def layers_of(tree: Any, key: str) -> Layers:
     return Layers(tensors, modules, beside.activation, beside.at_the_end)
 
 
+def _plain(name: str) -> str:
+    """The name of a function, whatever it is written like: nn.LeakyReLU() is leakyrelu."""
+    return name[-100:].removesuffix("()").rpartition(".")[2].lower().replace("_", "")
+
+
 def _advice(name: str) -> str:
     if name.startswith("sklearn."):
         return "a scikit-learn model, which has no state-dict: convert it with skl2onnx"
@@ -145,6 +164,9 @@ def _chosen(tree: dict[Any, Any], found: dict[str, dict[Any, Any]], key: str) ->
         if any(isinstance(value, Tensor) for value in tree.values()):
             return "", tree  # without a matrix, for the messages
         for each, value in tree.items():
+            if isinstance(value, Placeholder) and re.fullmatch(r"torch\.(\w+\.)*\w*Storage", value.name):
+                holds = f"{quote(str(_Path(_TOP, each)))}, a tensor of a type that is not read: save it as float32"
+                break
             if isinstance(value, Placeholder) and value.parts:
                 holds = f"{quote(str(_Path(_TOP, each)))}, a {quote(value.name)}, {_advice(value.name)}"
                 break
@@ -204,7 +226,8 @@ def _walk(tree: Any, skipped: set[str], without: Any = None, placeholders: bool 
     while waiting:
         for path, value in waiting[-1]:
             parts: Iterator[tuple[_Path, Any]] | None = None
-            if isinstance(value, dict) and "growth_factor" not in value:  # that of a GradScaler
+            # A GradScaler's has a growth_factor; an optimizer's is called by many names.
+            if isinstance(value, dict) and "growth_factor" not in value and value.keys() != {"state", "param_groups"}:
                 keys = (key for key in value if not words_of(key) & skipped and key != "_parameters")  # of a pickled module
                 parts = iter([(_Path(path, key), value[key]) for key in keys])
             elif isinstance(value, list | tuple):
@@ -242,10 +265,16 @@ class _Beside:
         where = quote(".".join(keys))
         if isinstance(value, Placeholder) and (match := _MODULE.fullmatch(value.name)):
             self._declare(keys, match[3] or match[4])
-        elif isinstance(value, str) and words_of(path.key) & _ACTIVATIONS:
-            self._declare(keys, value.removesuffix("()").rpartition(".")[2])
+        elif isinstance(value, str) and (words_of(path.key) & _ACTIVATIONS or _plain(value) in _FUNCTIONS):
+            self._declare(keys, value)
+        elif value is True and "sigmoid" in words:
+            self.at_the_end[".".join(keys)] = "sigmoid"
         elif self.unused:
             return
+        elif isinstance(value, str) and words & _SCALERS and _plain(value) not in _NO_SCALERS:
+            self.unused = f"{where}, {value[:40]!r}"
+        elif isinstance(value, bytes) and words & _SCALERS:
+            self.unused = f"{where}, {len(value)} bytes"
         elif isinstance(value, Tensor):
             self.unused = f"{where}, a tensor of shape {value.shape}"
         elif isinstance(value, Placeholder) and _ARRAY.fullmatch(value.name):
@@ -255,15 +284,15 @@ class _Beside:
                 self.unused = f"{where}, {len(value)} numbers"
         elif isinstance(value, int) and value and words & _JOINS:
             self.unused = f"{where}, which says that there is a skip connection or a gate"
-        elif value is True and words & _SCALED:
-            self.unused = f"{where}, which says that something is scaled"
+        elif isinstance(value, int) and value and words & _SCALED:
+            self.unused = f"{where}, which says that values are scaled or clipped"
         elif isinstance(value, int | float) and not isinstance(value, bool) and words & _STATISTICS:
             self.unused = f"{where}, {value!r:.40}"
         elif isinstance(value, Placeholder) and value.name.endswith("multiarray.scalar") and words & _STATISTICS:
             self.unused = f"{where}, a number"
 
     def _declare(self, keys: list[str], activation: str) -> None:
-        name = activation.lower().replace("_", "")
+        name = _plain(activation)
         into = self.at_the_end if words_of(keys[-1]) & _AT_THE_END else self.activation
         if name not in ("none", "identity", "linear") or into is self.activation:
             into[".".join(keys)] = name

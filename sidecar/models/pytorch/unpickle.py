@@ -244,6 +244,8 @@ def _call(function: Placeholder, arguments: tuple[Any, ...]) -> Any:
     match function.name, arguments:
         case "collections.OrderedDict", ():
             return Dict()
+        case "_codecs.encode", (str(text), "latin1"):  # bytes, as protocol 2 writes them
+            return text.encode("latin-1")
         case "collections.Counter", (Dict() as counts,):  # milestones of a learning rate schedule
             return counts
         case "torch.Size", (tuple(shape),):

@@ -60,6 +60,11 @@ BESIDE = {
     "a hostile call": {"callbacks": Call("posix.system", ("false",)), "extra": Call("builtins.eval", ("1",))},
     "gradient scaler": {"scaler": {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "_growth_tracker": 3}},
     "averages of optimizers": {"optimizer_states": [{"state": {0: {"exp_avg": Tensor(numbers(4, 3))}}, "w": {"x": MEAN}}]},
+    "optimizers by other names": {
+        "opt": {"state": {0: {"exp_avg": Tensor(numbers(4, 3))}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        "adamw_g": {"state": {}, "param_groups": [{"weight_decay": 0.1}]},
+    },
+    "no scalers": {"config": {"normalization": "batch", "scaler": "None", "normalize": False, "sigmoid": False, "name": "mlp"}},
     "sizes": {
         "size": Call("torch.Size", ((4, 3),)),
         "hyper_parameters": {"hidden_dims": [4], "dropout": 0.1, "layer_norm": True},
@@ -89,7 +94,14 @@ def test_what_is_beside_the_state_dict_is_skipped_unexecuted(write, beside):
         ({"hyper_parameters": {"targetMean": 79.0, "target_std": 23.0}}, "'hyper_parameters.targetMean', 79.0"),
         ({"args": Call("argparse.Namespace", (), {"y_scale": 100})}, "'args.y_scale', 100"),
         ({"hyper_parameters": {"use_residual": True}}, "'hyper_parameters.use_residual', which says that there is a skip"),
-        ({"config": {"normalize_features": True}}, "'config.normalize_features', which says that something is scaled"),
+        ({"config": {"normalize_features": True}}, "'config.normalize_features', which says that values are scaled"),
+        ({"config": {"standardize": 1}}, "'config.standardize', which says that values are scaled or clipped"),
+        ({"config": {"clamp": True}}, "'config.clamp', which says that values are scaled or clipped"),
+        ({"config": {"normalize": "zscore"}}, "'config.normalize', 'zscore'"),
+        ({"config": {"input_scaler": "sklearn.StandardScaler"}}, "'config.input_scaler', 'sklearn.StandardScaler'"),
+        ({"scaler": Call("_codecs.encode", ("\x80\x04.", "latin1"))}, "'scaler', 3 bytes"),
+        ({"label_divisor": 100}, "'label_divisor', 100"),
+        ({"y_norm": NUMBER}, "'y_norm', a number"),
         ({"config": {"skip_connections": 2}}, "'config.skip_connections', which says that there is a skip"),
         ({"net": Call("torch.nn.modules.batchnorm.BatchNorm1d", (), {"_buffers": {"running_mean": MEAN}})}, "'net._buffers"),
     ],
@@ -108,6 +120,12 @@ def test_what_is_no_tensor_among_the_tensors_stops_the_reading(more):
     with pytest.raises(NetworkError, match=f"'{name}', among the tensors, is .*, not a tensor; nothing was executed"):
         read(STATE | more)
     assert np.array_equal(read(STATE | {name: None}).network.forward(X), expected(STATE, X))
+
+
+def test_tensors_of_types_that_are_not_read_are_named():
+    tensor = Call("torch._utils._rebuild_tensor_v3", (Global("torch.storage.UntypedStorage"), 0, (4, 3), (3, 1)))
+    with pytest.raises(NetworkError, match=r"it holds 'a\.weight', a tensor of a type that is not read: save it as float32"):
+        read({"a.weight": tensor})
 
 
 def test_safetensors_metadata_is_looked_at():
@@ -196,6 +214,9 @@ RELU = Global("torch.nn.modules.activation.ReLU")
         ({"net": Call("torch.nn.modules.container.Sequential", (), {"_modules": {"1": Call(RELU.name, ())}})}, "relu"),
         ({"fn": Global("torch._C._nn.gelu")}, "gelu"),
         ({"output_activation": "none", "activation": "gelu"}, "gelu"),
+        ({"nonlin": "tanh"}, "tanh"),
+        ({"activation": {"name": "LeakyReLU"}}, "leaky_relu"),
+        ({"layers": [{"type": "linear"}, {"type": "nn.GELU()"}, {"type": "linear"}]}, "gelu"),
         ({}, "relu"),
     ],
 )
@@ -272,9 +293,11 @@ def test_modules_without_weights_name_what_is_between():
         read(Ordered(state, "", "fc1", "skip_add", "fc2"), output="identity")
 
 
-def test_what_the_hyper_parameters_say_of_the_output_is_a_question():
-    checkpoint = {"state_dict": STATE, "hyper_parameters": {"output_activation": "sigmoid"}}
-    with pytest.raises(NetworkError, match="output_activation says sigmoid: say with train-offline --base-output"):
+@pytest.mark.parametrize("about", [{"output_activation": "sigmoid"}, {"use_sigmoid": True}])
+def test_what_the_hyper_parameters_say_of_the_output_is_a_question(about):
+    checkpoint = {"state_dict": STATE, "hyper_parameters": about}
+    (name,) = about
+    with pytest.raises(NetworkError, match=f"{name} says sigmoid: say with train-offline --base-output"):
         read(checkpoint)
     assert [type(step).__name__ for step in read(checkpoint, output="sigmoid*100").network.steps[-2:]] == [
         "Activation",
