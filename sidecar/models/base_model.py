@@ -14,7 +14,15 @@ from onnx_builder.constants import read_bytes
 from onnx_builder.network import Array, Elementwise, Network, NetworkError
 from sidecar.models.description import DescriptionError, read_description
 from sidecar.models.inputs import ModelInputs, inputs_of
-from sidecar.models.json_scaling import BaseScaler, json_scaling, outside_scaling, padded, scaled
+from sidecar.models.json_scaling import (
+    BaseScaler,
+    json_scaling,
+    outside_scaling,
+    padded,
+    scaled,
+    stated_scaling,
+    unread_scaling,
+)
 from sidecar.models.kinds import require_a_model
 from sidecar.models.pytorch import state_dict
 
@@ -96,6 +104,14 @@ def load(
             path,
         )
     left_out = _left_out(path, about, ports[0][1], network) if scaler == "none" else ()
+    begins_scaled = isinstance(next(iter(network.steps), None), Elementwise)
+    if not begins_scaled and stated_scaling(about) is None and (unread := unread_scaling(about, ports[0][1])):
+        _log.warning(
+            "%s: %s may be a scaling, which is not applied; only feature_mean and feature_std, input_mean and input_std, or "
+            "normalization with mean and std are read",
+            path.with_suffix(".json"),
+            unread,
+        )
     scaling = tuple(padded(step, network.n_features) for step in steps)
     network = Network(network.n_features, (*scaling, *network.steps))
     return BaseModel(path, digest, network, declared, steps, left_out, inputs)

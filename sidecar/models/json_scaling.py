@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,6 +18,8 @@ from onnx_builder.network import Array, Elementwise, Float32, Network, NetworkEr
 _log = logging.getLogger(__name__)
 BaseScaler = Literal["none", "json"]
 _FORMS = (("feature_mean", "feature_std"), ("input_mean", "input_std"))
+_STATISTICS = {"mean", "means", "std", "stds", "stddev", "var", "variance", "scale", "offset", "min", "max"}
+_OF_SCORE = {"target", "output", "label", "y"}
 _MOST_LISTED = 20
 _SAME = 1e-3
 """Numbers of a JSON and of a graph are the same where they differ by less than this share of a deviation."""
@@ -32,12 +35,28 @@ class Stated(NamedTuple):
 def stated_scaling(about: Mapping[str, Any]) -> Stated | None:
     """The scaling that the JSON beside a model states, as tools of this field write it; None if it states none."""
     for mean, std in _FORMS:
-        if mean in about or std in about:
+        if about.get(mean) is not None or about.get(std) is not None:
             return Stated((mean, std), (about.get(mean), about.get(std)))
     nested = about.get("normalization")
     if isinstance(nested, dict) and nested.keys() & {"mean", "std"}:
         return Stated(("normalization.mean", "normalization.std"), (nested.get("mean"), nested.get("std")))
     return None
+
+
+def unread_scaling(about: Mapping[str, Any], width: int) -> str:
+    """The fields of a JSON that look like a scaling, of so many features or of the score, in another form than those that are
+    read, in words; empty if there are none."""
+    fields = {**about}
+    for key, inner in about.items():
+        fields |= {f"{key}.{name}": value for name, value in inner.items()} if isinstance(inner, dict) else {}
+    found = []
+    for key, value in fields.items():
+        words = {*re.split("[^a-z]+", key.lower())}
+        numbers = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        of_score = isinstance(value, int | float) and words & _OF_SCORE
+        if words & _STATISTICS and all(map(_is_number, numbers)) and (of_score or len(numbers) == width > 1):
+            found.append(key)
+    return ", ".join(key[:64] for key in found[:_MOST_LISTED])
 
 
 def json_scaling(model: Path, width: int, graph: Network | None = None) -> tuple[Elementwise, ...]:
@@ -87,6 +106,8 @@ def steps_of(path: Path, stated: Stated, width: int) -> tuple[Elementwise, ...]:
     if len(mean) != len(std) or len(mean) > width:
         first, second = stated.names
         raise NetworkError(f"{path}: {len(mean)} values in {first} and {len(std)} in {second}, for {width} features")
+    if len(mean) < width:
+        _log.info("%s: %s scales the first %d of %d features", path, stated.names[0], len(mean), width)
     if not (std > 0).all() or not (np.isfinite(mean) & np.isfinite(std)).all():
         raise NetworkError(f"{path}: {stated.names[1]}: expected numbers above 0 in float32, got {std.min():g}")
     return Elementwise("Sub", mean), Elementwise("Div", std)

@@ -163,6 +163,29 @@ def test_a_json_that_cannot_be_read_is_a_warning_where_it_is_not_needed(base_pat
         assert said in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("about", "named"),
+    [
+        ({"mean": [1, 2, 3], "std": [1, 1, 1]}, "mean, std"),
+        ({"scaler": {"mean_": [1, 2, 3], "scale_": [1, 2, 3], "n": 3}}, "scaler.mean_, scaler.scale_"),
+        ({"feature_min": {"a": 1, "b": 2, "c": 3}}, "feature_min"),
+        ({"target_mean": 50, "output_scale": 20.0}, "target_mean, output_scale"),
+        ({"feature_mean": None, "feature_std": None, "metrics": {"mean": [1, 2]}, "score_min": 0, "std": [True] * 3}, ""),
+    ],
+)
+def test_what_may_be_a_scaling_in_another_form_is_a_warning(tmp_path, about, named, caplog):
+    path = tmp_path / "m.onnx"
+    network = Network(3, (Dense(np.ones((1, 3), np.float32), np.ones(1, np.float32)),))
+    path.write_bytes(to_bytes(network))
+    path.with_suffix(".json").write_text(json.dumps(about))
+    load(path)
+    assert [f"{named} may be a scaling, which is not applied" in text for text in caplog.messages] == ([True] if named else [])
+    caplog.clear()
+    path.write_bytes(to_bytes(Network(3, (Elementwise("Sub", np.float32([1, 2, 3])), *network.steps))))
+    load(path)
+    assert not caplog.messages
+
+
 def test_a_fixed_batch_of_one_is_kept(tmp_path, pairs_path, base_network):
     base = tmp_path / "one.onnx"
     base.write_bytes(to_bytes(Network(5, base_network.steps, (Port("input", (1, 5)),), Port("vmaf", (1, 1)))))
