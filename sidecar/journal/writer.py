@@ -219,9 +219,9 @@ class Journal:
             if self._syncs or not self._written_again:
                 return False
         self._sync()
-        os.close(self._descriptor)
         self._closed_bytes += self._size
-        self._descriptor, self._path, self._size = None, None, 0
+        self._path, self._size = None, 0
+        self._let_go()
         return True
 
     def roll_daily(self, now: float) -> None:
@@ -235,8 +235,14 @@ class Journal:
             with contextlib.suppress(OSError):
                 self._mend()
                 self._sync()
-            os.close(self._descriptor)
-            self._descriptor = None
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the file, which is on disk. A system that says that this has failed has closed it all the same."""
+        descriptor, self._descriptor = self._descriptor, None
+        assert descriptor is not None
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
     def _append(self, lines: list[bytes], pairs: int) -> None:
         try:
@@ -244,6 +250,8 @@ class Journal:
             if not self._in_place:
                 raise OSError(errno.ESTALE, _ELSEWHERE)
             self._mend()
+            if self.error:  # what has failed may be there still, and be longer than what comes now
+                self._take_back()
             if self._size > SEGMENT_BYTES:
                 self.roll()
             if self._descriptor is None:

@@ -21,15 +21,23 @@ def listen(path: Path, mode: int) -> socket.socket:
     A stale socket, which nobody answers, is replaced. Raises ListenError where a sidecar answers there, where anything else
     stands there (it is left alone), or the path cannot be bound.
     """
-    _make_room(path)
+    try:
+        _make_room(path)
+        return _bound(path, mode)
+    except OSError as error:
+        raise ListenError(f"socket {path}: {error.strerror or error}") from error
+
+
+def _bound(path: Path, mode: int) -> socket.socket:
+    """Raises OSError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     before = os.umask(0o777 & ~mode)
     try:
         listener.bind(os.fspath(path))
         listener.listen(_BACKLOG)
-    except OSError as error:
+    except OSError:
         listener.close()
-        raise ListenError(f"socket {path}: {error.strerror or error}") from error
+        raise
     finally:
         os.umask(before)
     return listener
@@ -52,25 +60,23 @@ def identity_of(path: Path) -> tuple[int, int] | None:
 
 
 def _make_room(path: Path) -> None:
+    """Raises ListenError and OSError."""
     try:
         kind = path.lstat().st_mode
     except FileNotFoundError:
         return
-    except OSError as error:
-        raise ListenError(f"socket {path}: {error.strerror or error}") from error
     if not stat.S_ISSOCK(kind):
         what = "a symbolic link" if stat.S_ISLNK(kind) else "a directory" if stat.S_ISDIR(kind) else "a file"
         raise ListenError(f"socket {path}: {what} stands there; it is left alone")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
         try:
             client.connect(os.fspath(path))
         except (ConnectionRefusedError, FileNotFoundError):
             _remove_stale(path)
-        except OSError as error:
-            raise ListenError(f"socket {path}: {error.strerror or error}") from error
-        else:
-            raise ListenError(f"socket {path}: another sidecar answers there")
+            return
+        except BlockingIOError:  # so many wait to be accepted there that another would have to wait
+            pass
+    raise ListenError(f"socket {path}: another sidecar answers there")
 
 
 def _remove_stale(path: Path) -> None:

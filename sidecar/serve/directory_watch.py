@@ -25,16 +25,24 @@ class DirectoryWatch:
         self._directory, self._holds_state = directory, holds_state
         self._complaints = Complaints(_log)
         self._known = _identity(directory)
+        self._links: dict[str, int | None] = {LATEST: None, STABLE: None}
         self.lost = 0
 
     def look(self) -> dict[str, int | None]:
-        """See to the directory; gives the versions that its links name, None where they name none."""
-        try:
-            self._see_to_it()
-        except OSError as error:
-            self._complaints.warn("directory", "%s: %s; looking again", self._directory, error.strerror or error)
-        links = {link: linked(self._directory, link) for link in (LATEST, STABLE)}
-        return {link: checkpoint.version if checkpoint else None for link, checkpoint in links.items()}
+        """See to the directory; gives the versions that its links name, None where they name none.
+
+        What cannot be read now is as it was at the last look.
+        """
+        for see in (self._see_to_it, self._read_links):
+            try:
+                see()
+            except OSError as error:
+                self._complaints.warn("directory", "%s: %s; looking again", self._directory, error.strerror or error)
+        return self._links
+
+    def _read_links(self) -> None:
+        links = {link: linked(self._directory, link) for link in self._links}
+        self._links = {link: checkpoint.version if checkpoint else None for link, checkpoint in links.items()}
 
     def _see_to_it(self) -> None:
         known, self._known = self._known, _identity(self._directory)

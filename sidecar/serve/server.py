@@ -43,6 +43,7 @@ from sidecar.serve.status_board import StatusBoard
 from sidecar.serve.step_timer import StepTimer
 from sidecar.serve.trials import Trials
 from sidecar.settings import Settings, SettingsError, env_of
+from sidecar.state.directory import StateError
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.2
@@ -84,7 +85,6 @@ class Server:
         """
         settings = self._settings
         event(_log, "starting", **_told(settings))
-        _make_directory(settings.checkpoint_dir)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._signals.handled())
             stack.enter_context(quick_switches())
@@ -92,30 +92,40 @@ class Server:
             fitter = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="fit"))
             looker = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="look"))
             syncer = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="fsync"))
-            connections, http_connections = places(BOUNDS.connections, HTTP_CONNECTIONS)
-            if settings.http:
-                stack.callback(self._start_http(settings.http, http_connections))
             try:
-                online, base = self._recover(worker, fitter)
+                self._start(stack, worker, fitter, looker, syncer)
             except _StoppedError:
                 event(_log, "stopped", phase="initializing")
                 return
-            self._online = online
-            stack.callback(online.close)
-            listener = listen(settings.socket, settings.socket_mode)
-            self._bound = identity_of(settings.socket)
-            stack.callback(lambda: remove(settings.socket, self._bound))
-            bounds = replace(BOUNDS, connections=connections)
-            self._loop = loop = Loop(listener, lambda: LineConversation(self._answer, self._refusals.too_long), bounds)
-            stack.callback(loop.close)
-            self._signals.wake = loop.wake
-            self._checkpointing = Checkpointing(settings, base, online, worker, looker, loop.wake)
-            self._trials = Trials(settings, online.journal, worker, loop.wake)
-            self._base_watch = BaseWatch(settings, online, base, worker, looker, self._follow)
-            self._maintenance = Maintenance(settings, online, self._board.history, worker, syncer)
+            except OSError as error:  # a directory that cannot be read now, say; it may pass, so nothing is changed
+                raise StateError(f"{error.filename or settings.state}: {error.strerror or error}") from error
             gc.freeze()  # what exists now stays; collecting the oldest generation need not look at it again
             self._serve()
             self._finish()
+
+    def _start(
+        self, stack: contextlib.ExitStack, worker: Executor, fitter: Executor, looker: Executor, syncer: Executor
+    ) -> None:
+        """Recover the state and open the socket; `stack` closes what is opened. Raises as `run`, OSError and _StoppedError."""
+        settings = self._settings
+        _make_directory(settings.checkpoint_dir)
+        connections, http_connections = places(BOUNDS.connections, HTTP_CONNECTIONS)
+        if settings.http:
+            stack.callback(self._start_http(settings.http, http_connections))
+        online, base = self._recover(worker, fitter)
+        self._online = online
+        stack.callback(online.close)
+        listener = listen(settings.socket, settings.socket_mode)
+        self._bound = identity_of(settings.socket)
+        stack.callback(lambda: remove(settings.socket, self._bound))
+        bounds = replace(BOUNDS, connections=connections)
+        self._loop = loop = Loop(listener, lambda: LineConversation(self._answer, self._refusals.too_long), bounds)
+        stack.callback(loop.close)
+        self._signals.wake = loop.wake
+        self._checkpointing = Checkpointing(settings, base, online, worker, looker, loop.wake)
+        self._trials = Trials(settings, online.journal, worker, loop.wake)
+        self._base_watch = BaseWatch(settings, online, base, worker, looker, self._follow)
+        self._maintenance = Maintenance(settings, online, self._board.history, worker, syncer)
 
     def _start_http(self, address: str, connections: int) -> Any:
         from sidecar.monitoring.pages import Pages  # imported here, since a sidecar without HTTP does not need them

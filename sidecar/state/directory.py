@@ -18,7 +18,7 @@ class StateError(JournalError):
 def locked(state_directory: Path) -> IO[bytes]:
     """The lock file of a state directory, which is made if it is missing; the lock is held until it is closed.
 
-    Raises StateError if another process holds it, or the directory cannot be made.
+    Raises StateError if another process holds it, or the directory cannot be made or locked.
     """
     try:
         make_directories(state_directory)
@@ -28,7 +28,9 @@ def locked(state_directory: Path) -> IO[bytes]:
         raise StateError(f"{state_directory}: {error.strerror or error}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         lock.close()
-        raise StateError(f"{state_directory}: another sidecar holds this state directory") from None
+        held = isinstance(error, BlockingIOError)
+        why = "another sidecar holds this state directory" if held else f"it cannot be locked: {error.strerror or error}"
+        raise StateError(f"{state_directory}: {why}") from None
     return lock

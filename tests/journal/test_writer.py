@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -163,6 +164,17 @@ def test_where_it_cannot_be_undone_it_is_tried_again_without_a_restart(tmp_path,
     assert lines(tmp_path) == [(0, pair(0)), (1, pair(2))]
 
 
+def test_what_could_not_be_undone_is_not_left_behind_what_comes_next(tmp_path, monkeypatch):
+    journal = journal_at(tmp_path, fsync="always")
+    journal.append([pair(0)])
+    with monkeypatch.context() as patch:
+        fail(patch, "fsync", "ftruncate")
+        with pytest.raises(JournalError):
+            journal.append([pair(1 + number) for number in range(100)])
+    journal.append([pair(101)])
+    assert lines(tmp_path) == [(0, pair(0)), (1, pair(101))]
+
+
 @pytest.mark.parametrize(("fsync", "at_append"), [("always", 1), ("everysec", 0), ("never", 0)])
 def test_always_brings_each_append_to_disk_and_the_others_leave_it_to_a_syncer(tmp_path, monkeypatch, fsync, at_append):
     synced = []
@@ -235,6 +247,26 @@ def test_a_segment_is_not_closed_while_an_fsync_of_it_runs(tmp_path):
     assert journal.roll()
     journal.append([pair(1)])
     assert len(journal_segments(tmp_path)) == 2
+
+
+def test_what_could_not_be_closed_is_not_written_to_any_more(tmp_path, monkeypatch):
+    journal = journal_at(tmp_path)
+    journal.append([pair(0)])
+    close = os.close
+
+    def failing(descriptor):
+        close(descriptor)  # as Linux does, whatever it says
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", failing)
+        assert journal.roll()
+    another = (tmp_path / "another").open("xb")  # which has its number
+    journal.append([pair(1)])
+    assert os.fstat(another.fileno()).st_size == 0
+    another.close()
+    journal.close()
+    assert lines(tmp_path) == [(0, pair(0)), (1, pair(1))]
 
 
 def test_what_is_not_surely_on_disk_is_bounded_and_pairs_are_refused_until_it_is_less(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import json
 import random
@@ -334,6 +336,15 @@ def test_two_sidecars_cannot_share_a_state_directory(tmp_path, run, base, start)
         start(tmp_path, run, base)
     online.close()
     start(tmp_path, run, base).close()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, run, base, start, monkeypatch):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(StateError, match="it cannot be locked: No locks available"):
+        start(tmp_path, run, base)
 
 
 def test_pairs_of_another_width_are_not_mixed(tmp_path, run, base, lines, start):

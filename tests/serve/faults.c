@@ -4,6 +4,8 @@
    FAULTS_ONE_IN  one call in so many fails: EIO, ENOSPC, EROFS, EMFILE, or a write that takes half of its bytes
    FAULTS_SEED    of the random numbers */
 #define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -12,6 +14,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -109,4 +114,32 @@ int open(const char *path, int flags, ...)
     mode_t mode = va_arg(rest, mode_t);
     va_end(rest);
     return open64(path, flags, mode);
+}
+
+/* What only looks. Nobody is told by these that something is not there. */
+#define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+int stat64(const char *path, struct stat64 *about) { return path_fails(path) ? FAIL(EIO, ESTALE) : NEXT(stat64)(path, about); }
+int lstat64(const char *path, struct stat64 *about) { return path_fails(path) ? FAIL(EIO, ESTALE) : NEXT(lstat64)(path, about); }
+int fstat64(int file, struct stat64 *about) { return file_fails(file) ? FAIL(EIO, ESTALE) : NEXT(fstat64)(file, about); }
+int statvfs64(const char *path, struct statvfs64 *about)
+{
+    return path_fails(path) ? FAIL(EIO, ESTALE) : NEXT(statvfs64)(path, about);
+}
+ssize_t readlink(const char *path, char *name, size_t size)
+{
+    return path_fails(path) ? FAIL(EIO, ESTALE) : NEXT(readlink)(path, name, size);
+}
+DIR *opendir(const char *path) { return path_fails(path) ? FAIL(EIO, EMFILE), NULL : NEXT(opendir)(path); }
+int symlink(const char *to, const char *path) { return path_fails(path) ? FAIL(EIO, ENOSPC) : NEXT(symlink)(to, path); }
+int link(const char *from, const char *to) { return path_fails(to) ? FAIL(EIO, ENOSPC) : NEXT(link)(from, to); }
+int mkdir(const char *path, mode_t mode) { return path_fails(path) ? FAIL(EIO, ENOSPC) : NEXT(mkdir)(path, mode); }
+int flock(int file, int how) { return file_fails(file) ? FAIL(EIO, ENOLCK) : NEXT(flock)(file, how); }
+int futimens(int file, const struct timespec times[2]) { return file_fails(file) ? FAIL(EIO, EROFS) : NEXT(futimens)(file, times); }
+
+int close(int file) /* of one that was written; it is closed all the same */
+{
+    int fails = fcntl(file, F_GETFL) & (O_WRONLY | O_RDWR) && file_fails(file);
+    int closed = NEXT(close)(file);
+    return fails ? FAIL(EIO, ENOSPC) : closed;
 }

@@ -200,6 +200,26 @@ def test_bad_settings_stop_the_start_with_one_line(tmp_path, options, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("call", "unreadable"), [("listdir", "state/journal"), ("scandir", ""), ("stat", "")])
+def test_a_directory_that_cannot_be_read_now_stops_the_start_with_one_line(serve, lines, tmp_path, call, unreadable):
+    assert serve().connect().stop() == 0
+    path = str(tmp_path / "checkpoints" / unreadable).rstrip("/")
+    changed = f"""
+import errno, os
+usual = os.{call}
+def stale(path, *arguments, **options):
+    if str(path) == {path!r}:
+        raise OSError(errno.ESTALE, "Stale file handle", path)
+    return usual(path, *arguments, **options)
+os.{call} = stale
+"""
+    again = serve(changed=changed)
+    assert not again.accepts()
+    assert again.process.wait() == 2
+    assert again.log.read_text().endswith(f"Error: {path}: Stale file handle\n")
+    assert "Traceback" not in again.log.read_text()
+
+
 def test_a_bad_environment_variable_is_named(tmp_path):
     environment = {**os.environ, "VMAFX_SIDECAR_LR": "fast"}
     done = run_process("serve", "--socket", tmp_path / "s.sock", "--checkpoint-dir", tmp_path / "c", env=environment)
