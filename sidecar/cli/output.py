@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # these load onnxruntime, which --help should not
 
 _MOST_LINES = 100
 """Of a kind that are printed: more files than that are nobody's to read."""
+_MOST_SHOWN = 8
+"""Of the numbers in a list that are printed."""
 
 
 def result_json(result: Result) -> dict[str, Any]:
@@ -248,16 +250,19 @@ def print_fields(fields: dict[str, Any], indent: str = "") -> None:
             print_fields(value, indent + "  ")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for each in value:
-                words = (f"{key} {_words(part)}" for key, part in each.items())
-                click.echo(f"{indent}{name:{24 - len(indent)}} {', '.join(words)}")
+                click.echo(f"{indent}{name:{24 - len(indent)}} {_words(each)}")
         else:
             click.echo(f"{indent}{name:{24 - len(indent)}} {_words(value)}")
 
 
 def _words(value: Any) -> str:
     if isinstance(value, list):
-        joined = ", ".join(map(_words, value))
-        return joined if all(isinstance(each, str) for each in value) else f"({joined})"
+        if all(isinstance(each, str) for each in value):
+            return ", ".join(value)
+        more = f", … {len(value)} in all" if len(value) > _MOST_SHOWN else ""
+        return f"({', '.join(map(_words, value[:_MOST_SHOWN]))}{more})"
+    if isinstance(value, dict) and value:
+        return ", ".join(f"{key} {_words(part)}" for key, part in value.items())
     return "–" if value is None or value == {} else f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -39,6 +39,8 @@ def test_inspect_and_verify(trained):
     text = run("inspect", directory / "stable.onnx").stdout
     assert said["sha256"] in text
     assert "  intervals\n    kind                 held-out\n" in text
+    assert max(map(len, text.splitlines())) < 300
+    assert "limits plcc " in text
 
 
 @pytest.mark.parametrize(
