@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from sidecar.checkpoints.directory import Checkpoint, CheckpointError, promote
-from sidecar.learning.outliers import Outliers
+from sidecar.learning.drift.outliers import Outliers
 from sidecar.state.anchor import write_anchor
 from sidecar.state.snapshots import read_snapshots
 

@@ -34,6 +34,7 @@ from onnx_builder.network import (
     apply,
 )
 from sidecar.learning.passes import Pass, is_trained, parameter_views, parameters_of, with_parameters
+from sidecar.learning.tiled import Tiled
 
 _SMALL_CHUNK, _CHUNK = 32, 128
 """Rows that `predict` takes at a time if there are few, and if there are many. Larger buffers come fresh from the system each
@@ -118,13 +119,13 @@ class Head:
     def rows(self, features: Array, scores: Array, out: Array | None = None) -> Array:
         """Training rows (n, n_features + 2) of pairs: scaled features, 1, and the score in the units of the loss.
 
-        features: (n, n_features), raw; scores: (n,), in score points; out: an array to fill instead of a new one.
+        features: (n, n_features), raw; scores: (n,), in score points; out: an array to fill instead of a new one. The largest
+        float32 features overflow to infinity, which a new model's Clip handles, and of which numpy warns if it may.
         """
         rows = np.empty((len(features), self.n_features + 2), dtype=self.dtype) if out is None else out
         scaled = np.array(features, dtype=self.dtype)
-        with np.errstate(over="ignore"):  # the largest float32 features give infinity, which a new model's Clip handles
-            for operation in self._scaling:
-                operation(scaled)
+        for operation in self._scaling:
+            operation(scaled)
         rows[:, : self.n_features] = scaled
         rows[:, -2] = 1
         rows[:, -1] = scores
@@ -158,14 +159,15 @@ class Head:
         scores = np.zeros(n, dtype=np.float32)
         work = self._pass(_SMALL_CHUNK if n <= _SMALL_CHUNK else _CHUNK)
         size = len(work.batch)
-        for start in range(0, n, size):
-            count = min(size, n - start)
-            self.rows(features[start : start + count], scores[start : start + count], out=work.batch[:count])
-            for operation in work.forward:
-                operation()
-            for constant in self._range:
-                constant(work.result)
-            scores[start : start + count] = work.result[:count]
+        with np.errstate(over="ignore"):
+            for start in range(0, n, size):
+                count = min(size, n - start)
+                self.rows(features[start : start + count], scores[start : start + count], out=work.batch[:count])
+                for operation in work.forward:
+                    operation()
+                for constant in self._range:
+                    constant(work.result)
+                scores[start : start + count] = work.result[:count]
         return scores
 
     def predict_rows(self, rows: Array) -> Array:
@@ -219,13 +221,11 @@ def _scaling(steps: tuple[Step, ...], n_features: int, dtype: type[np.floating[A
         return [_in_place(step, dtype) for step in steps]
     operations = [(np.subtract, centre), (np.multiply, factor)]
     operations += [(f, bound) for f, bound in ((np.maximum, low), (np.minimum, high)) if np.isfinite(bound).any()]
-    return [_with_row(function, value.astype(dtype)) for function, value in operations]
+    return [_with_row(function, Tiled(value.astype(dtype))) for function, value in operations]
 
 
-def _with_row(function: np.ufunc, value: Array) -> Callable[[Array], Any]:
-    """Of rows (n, n_features) and a row (n_features,)."""
-    several = np.tile(value, (_SMALL_CHUNK, 1))  # with arrays of one shape numpy takes half the time that broadcasting takes
-    return lambda rows: function(rows, several[: len(rows)] if len(rows) <= _SMALL_CHUNK else value, out=rows)
+def _with_row(function: np.ufunc, value: Tiled) -> Callable[[Array], Any]:
+    return lambda rows: function(rows, value.like(rows), out=rows)
 
 
 def _with_constant(function: np.ufunc, value: Array) -> Callable[[Array], Any]:

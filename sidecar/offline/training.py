@@ -18,10 +18,10 @@ from sidecar.checkpoints.judging.gate import Evidence, Gate
 from sidecar.checkpoints.publishing import Terms, publish_network
 from sidecar.fleet.reading import Read, Sampling
 from sidecar.journal.run import kernel
+from sidecar.learning.drift.outliers import Outliers
 from sidecar.learning.head import Head
 from sidecar.learning.intervals import Intervals
 from sidecar.learning.metrics import Metrics, metrics, rmse
-from sidecar.learning.outliers import Outliers
 from sidecar.learning.recipe import Progress, Recipe, Rows, TrainingError, fit, no_progress, schedule
 from sidecar.models.base_model import BaseModel, ExportIo, require_features
 from sidecar.models.evidence import evidence

@@ -21,18 +21,19 @@ def holdout_position(group: str | UnsetType, job_id: str | UnsetType, features: 
 
     It is unseeded, so that all pairs of an encode stay together and a larger fraction holds out a superset.
     """
-    return group_hash(group, job_id, features) / HASHES
+    name = group or job_id
+    return _position_of(name) if name else _hash(features) / HASHES
 
 
 def group_hash(group: str | UnsetType, job_id: str | UnsetType, features: bytes | bytearray) -> int:
     """BLAKE2b-64, read big-endian, of a pair's group, else of its job_id, else of its float32 features (native bytes)."""
     name = group or job_id
-    return _hash_of_name(name) if name else _hash(features)
+    return _hash(name.encode()) if name else _hash(features)
 
 
 @functools.lru_cache(maxsize=1024)  # the pairs of a group come one after the other
-def _hash_of_name(name: str) -> int:
-    return _hash(name.encode())
+def _position_of(name: str) -> float:
+    return _hash(name.encode()) / HASHES
 
 
 def _hash(data: bytes | bytearray) -> int:

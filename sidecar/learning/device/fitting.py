@@ -166,7 +166,8 @@ class Stack:
         row = device.empty((1, self._table.shape[1]), np.float32)
         places, weights, numbers = _parts(row[0], batch_size)
 
-        pairs = device.stack([each.rows(features, scores) for each in heads])
+        with np.errstate(over="ignore"):
+            pairs = device.stack([each.rows(features, scores) for each in heads])
         self.parameters = device.stack([each.parameters for each in heads])
         parameters, gradient = cast(Array, self.parameters), np.zeros_like(cast(Array, self.parameters))
         bounds = None if head.bounds is None else cast(Array, device.stack([cast(Array, each.bounds) for each in heads]))

@@ -12,6 +12,7 @@ import numpy as np
 
 from onnx_builder.network import Array, Dense, Elementwise, LayerNormalization, Network
 from sidecar.learning.scaler import measure_scaling
+from sidecar.learning.tiled import Tiled
 
 HORIZON_PAIRS = 1000
 _MOST_DEVIATIONS = 10.0
@@ -29,7 +30,8 @@ class FeatureDrift:
         self.moving: Array = np.zeros_like(self.mean)
         reach = _MOST_DEVIATIONS * self.deviation
         with np.errstate(over="ignore"):
-            self._low, self._high = (self.mean - reach).astype(np.float32), (self.mean + reach).astype(np.float32)
+            self._low, self._high = (Tiled(limit.astype(np.float32)) for limit in (self.mean - reach, self.mean + reach))
+        self._shares: Array = np.empty(0)  # 1/n, n times
 
     @classmethod
     def of_pairs(cls, features: Array) -> FeatureDrift:
@@ -56,9 +58,11 @@ class FeatureDrift:
 
     def add(self, features: Array) -> None:
         """Add the features (n, n_features) of the next pairs."""
-        near = np.maximum(features, self._low)
-        np.minimum(near, self._high, out=near)
-        mean = np.full(len(near), 1 / len(near)).dot(near.astype(np.float64))  # a third of the time that `near.mean` takes
+        near = np.maximum(features, self._low.like(features))
+        np.minimum(near, self._high.like(near), out=near)
+        if len(self._shares) != len(near):
+            self._shares = np.full(len(near), 1 / len(near))
+        mean = self._shares.dot(near.astype(np.float64))  # a third of the time that `near.mean` takes
         moved = (mean - self.mean) / self.deviation
         self.moving += (1 - (1 - 1 / HORIZON_PAIRS) ** len(features)) * (moved - self.moving)
 

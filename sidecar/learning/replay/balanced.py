@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import chain
 
 import numpy as np
 
@@ -27,53 +28,51 @@ class BalancedReplayBuffer(ReplayBuffer):
         self._edges = np.linspace(low, high, BINS + 1, dtype=np.float32)[1:-1]
         self._sizes = [0] * BINS
         self._most = 0  # the largest of them
+        self._fullest: list[int] = []  # the bins of that size, the lowest last; empty where they have to be found again
         self._bins: list[deque[int]] = [deque() for _ in range(BINS)]
-        """The places of each bin's rows, oldest first."""
-        self._arrivals = np.zeros(capacity, dtype=np.int64)
-        """How many rows had come before the one in each place."""
+        """Each bin's rows, oldest first, one number each: how many had come before it, times the capacity, plus its place."""
 
     def places(self) -> Places:
-        return np.argsort(self._arrivals[: self._size], kind="stable")
+        return np.array(sorted(chain(*self._bins)), dtype=np.intp) % self.capacity
 
     def _find_places(self, rows: Array) -> Places:
-        bins, sizes, most, size, places = self._bins, self._sizes, self._most, self._size, []
-        for own in self._bins_of(rows):
+        bins, sizes, most, size, capacity, places = self._bins, self._sizes, self._most, self._size, self.capacity, []
+        for before, own in enumerate(self._bins_of(rows), self.added):
             count = sizes[own]
-            if size < self.capacity:
+            if size < capacity:
                 place = size
                 size += 1
                 sizes[own] = count + 1
                 most = max(most, count + 1)
             elif count and count + 1 >= most:
-                places.append(bins[own][0])
-                bins[own].rotate(-1)
-                continue
+                place = bins[own].popleft() % capacity
             else:
-                fullest = sizes.index(most)
-                place = bins[fullest].popleft()
-                sizes[fullest] -= 1
+                if not self._fullest:
+                    self._fullest = [number for number in reversed(range(BINS)) if sizes[number] == most]
+                fullest = self._fullest.pop()
+                place = bins[fullest].popleft() % capacity
                 sizes[own] = count + 1
-                if most not in sizes:
-                    most -= 1
-            bins[own].append(place)
+                sizes[fullest] = most - 1
+                if count + 1 == most:  # one of the fullest now: its only row, where no bin has more
+                    self._fullest.clear()
+                if not self._fullest:
+                    most = max(sizes)
+            bins[own].append(before * capacity + place)
             places.append(place)
-        self._size = size
-        self._most = most
-        found = np.array(places, dtype=np.intp)
-        self._arrivals[found] = np.arange(self.added, self.added + len(rows))
-        return found
+        self._size, self._most = size, most
+        return np.array(places, dtype=np.intp)
 
     def _put(self, places: Places) -> None:
         self._size = len(places)
-        self._arrivals[places] = self.added - len(places) + np.arange(len(places))
-        for number, place in zip(self._bins_of(self.data[places]), places.tolist(), strict=True):
-            self._bins[number].append(place)
+        bins = zip(self._bins_of(self.data[places]), places.tolist(), strict=True)
+        for before, (own, place) in enumerate(bins, self.added - len(places)):
+            self._bins[own].append(before * self.capacity + place)
         self._sizes = [*map(len, self._bins)]
         self._most = max(self._sizes)
 
     def _clear(self) -> None:
         super()._clear()
-        self._sizes, self._most = [0] * BINS, 0
+        self._sizes, self._most, self._fullest = [0] * BINS, 0, []
         for places in self._bins:
             places.clear()
 

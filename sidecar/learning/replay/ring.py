@@ -16,6 +16,7 @@ class ReplayBuffer:
     """At most `capacity` rows of `width` numbers in one array made once; when it is full, the oldest rows drop out.
 
     data: the rows, in the places 0 to len(self) - 1; added: how many rows have come, whether they are still there or not.
+    upcoming: the places that will be drawn next from a full buffer, in order; then all places are shuffled again.
 
     Lin: Self-improving reactive agents based on reinforcement learning, planning and teaching (1992).
     """
@@ -26,6 +27,7 @@ class ReplayBuffer:
         self.capacity, self.width = capacity, width
         self.added = self._size = 0
         self._next = 0  # the place of the next row
+        self.upcoming: Places = np.empty(0, dtype=np.intp)
         self.data: Array = np.zeros((capacity, width), dtype=dtype)
 
     def __len__(self) -> int:
@@ -46,18 +48,29 @@ class ReplayBuffer:
     def draw(self, generator: np.random.Generator, times: int, count: int) -> list[Places]:
         """Draw the places of `count` rows, at most len(self), uniformly without replacement, and this several `times`.
 
-        A few places in a large buffer are mostly distinct; drawing until they are takes a fraction of the time that
-        `Generator.choice` takes.
+        As long as the buffer grows, a few places in a large one are mostly distinct, and drawing until they are takes a
+        fraction of the time that `Generator.choice` takes. In a full one all places are shuffled, and each draw takes the next
+        of them, which is faster still, and takes all pairs equally often (Bottou: Curiously fast convergence of some stochastic
+        gradient descent algorithms, 2009).
         """
         size = len(self)
         if not count:
             return []
+        if size == self.capacity:
+            return [self._next_of_shuffled(generator, count) for _ in range(times)]
         if count * count > size:
             return [generator.choice(size, count, replace=False, shuffle=False) for _ in range(times)]
-        drawn = [*(generator.random((times, count)) * size).astype(np.intp)]  # twice as fast as `Generator.integers`
-        for time, places in enumerate(drawn):
-            while len(set(places.tolist())) < count:
-                places = drawn[time] = (generator.random(count) * size).astype(np.intp)
+        drawn = (generator.random((times, count)) * size).astype(np.intp)  # twice as fast as `Generator.integers`
+        for time, places in enumerate(drawn.tolist()):
+            while len(set(places)) < count:
+                drawn[time] = (generator.random(count) * size).astype(np.intp)
+                places = drawn[time].tolist()
+        return [*drawn]
+
+    def _next_of_shuffled(self, generator: np.random.Generator, count: int) -> Places:
+        if len(self.upcoming) < count:
+            self.upcoming = generator.permutation(self.capacity)
+        drawn, self.upcoming = self.upcoming[:count], self.upcoming[count:]
         return drawn
 
     def places(self) -> Places:
@@ -106,3 +119,4 @@ class ReplayBuffer:
 
     def _clear(self) -> None:
         self._size = self._next = 0
+        self.upcoming = self.upcoming[:0]

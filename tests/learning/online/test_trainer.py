@@ -97,6 +97,19 @@ def test_equal_pairs_give_equal_weights_and_another_seed_others(example, base, w
     assert not np.array_equal(first.live.parameters, other.live.parameters)
 
 
+@pytest.mark.parametrize("policy", ["ring", "balanced"])
+def test_a_full_replay_buffer_is_drawn_from_in_the_same_order_after_a_restart(example, base, policy):
+    settings = replace(SETTINGS, replay_policy=policy, replay_capacity=300)
+    trainer, _ = trained(example, settings, base, count=1000)
+    again = Trainer.from_state(80, settings, trainer.state())
+    for each in (trainer, again):
+        each.add(example.features[:64], example.true_score[:64])
+    assert np.array_equal(trainer.live.parameters, again.live.parameters)
+    assert {name: values.tobytes() for name, values in trainer.state().items()} == {
+        name: values.tobytes() for name, values in again.state().items()
+    }
+
+
 def test_measuring_the_units_again_changes_no_prediction(example, base):
     trainer, _ = trained(example, replace(SETTINGS, learning_rate=1e-30, weight_decay=0.0), base, count=240)
     predicted = trainer.network(trainer.ema).forward(example.features)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx_builder.network import Array, Network
 from sidecar.features.names import name_of
 from sidecar.learning.drift.moving_mean import FeatureDrift
+from sidecar.learning.tiled import Tiled
 
 DEVIATIONS = 10.0
 """So many robust deviations from the median a feature is usual, and at least as far as the median is from 0."""
@@ -37,9 +38,8 @@ _NEARLY_CONSTANT = 1e-3
 class Outliers:
     """What is usual in each feature, and what was left out because of it. At first, everything is usual.
 
-    usual: (2, n_features) float32, from where to where each feature is usual; replaced, not changed. came: outliers that came
-    so far; given_up: pairs that turned out to be outliers later; by_feature: (n_features,), in how many of all these each
-    feature was unusual.
+    came: outliers that came so far; given_up: pairs that turned out to be outliers later; by_feature: (n_features,), in how
+    many of all these each feature was unusual.
     """
 
     def __init__(self, n_features: int) -> None:
@@ -50,6 +50,15 @@ class Outliers:
         self._most = int(MOST_UNUSUAL * n_features)
         self._newest: Array = np.zeros((STAYING, n_features), dtype=np.float32)
         self._arrivals = np.full(STAYING, -OF_PAIRS, dtype=np.int64)
+
+    @property
+    def usual(self) -> Array:
+        """From where to where each feature is usual: (2, n_features) float32; replaced, not changed."""
+        return self._usual
+
+    @usual.setter
+    def usual(self, usual: Array) -> None:
+        self._usual, self._low, self._high = usual, Tiled(usual[0]), Tiled(usual[1])
 
     @property
     def count(self) -> int:
@@ -156,8 +165,8 @@ class Outliers:
         return outliers
 
     def _unusual(self, features: Array) -> NDArray[np.bool_]:
-        unusual: NDArray[np.bool_] = features < self.usual[0]
-        unusual |= features > self.usual[1]
+        unusual: NDArray[np.bool_] = features < self._low.like(features)
+        unusual |= features > self._high.like(features)
         return unusual
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnx_builder import Clip, Dense, Elementwise, Network
-from sidecar.learning.outliers import OF_PAIRS, STAYING, Outliers, usual_range
+from sidecar.learning.drift.outliers import OF_PAIRS, STAYING, Outliers, usual_range
 
 SIX = (0, 5, 6, 7, 8, 10)
 """Window means of adm2, the four vif scales and motion2."""
