@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -60,9 +60,9 @@ class Head:
         self._network = network
         self._first = first
         self._body, tail = network.steps[first:end], network.steps[end:]
-        self._scaling = _scaling(network.steps[:first], network.n_features, dtype)
+        self._scaling = scaling(network.steps[:first], network.n_features, dtype)
         self._range = [_in_place(step, dtype) for step in tail]
-        self.score_offset, self.score_scale, *bounds = _output_range(tail)
+        self.score_offset, self.score_scale, *bounds = output_range(tail)
         self._offset, self._scale = (np.array(value, dtype=dtype) for value in (self.score_offset, self.score_scale))
         in_units = np.sort(self._in_units_of_loss(np.array(bounds, dtype=dtype)))
         self._bounds = in_units if np.isfinite(in_units).any() else None
@@ -108,13 +108,16 @@ class Head:
         return dataclasses.replace(self._network, steps=self.steps())
 
     def steps(self, shared: bool = False) -> tuple[Step, ...]:
-        """The steps of `network`. shared: those of numpy parameters share their memory, and are not checked."""
+        """The steps of `network`. shared: they share the memory of the parameters, and are not checked."""
         steps: list[Step] = list(self._network.steps)
         views = iter(self._views(self.parameters))
         for position, step in enumerate(self._body, self._first):
             if is_trained(step):
                 steps[position] = with_parameters(step, next(views), shared)
         return tuple(steps)
+
+    def refresh(self) -> None:
+        """Bring the shared `steps` up to date, where they cannot share the memory of the parameters."""
 
     def rows(self, features: Array, scores: Array, out: Array | None = None) -> Array:
         """Training rows (n, n_features + 2) of pairs: scaled features, 1, and the score in the units of the loss.
@@ -196,7 +199,7 @@ class Head:
         return work
 
 
-def _scaling(steps: tuple[Step, ...], n_features: int, dtype: type[np.floating[Any]]) -> list[Callable[[Array], Any]]:
+def scaling(steps: Sequence[Step], n_features: int, dtype: type[np.floating[Any]] = np.float32) -> list[Callable[[Array], Any]]:
     """The steps before the first trained layer, as functions that change rows (n, n_features) in place.
 
     A chain of constants and clips (a base model's scaling, a new model's clip, the units of conditioning) is always
@@ -246,7 +249,7 @@ def _in_place(step: Step, dtype: type[np.floating[Any]]) -> Callable[[Array], An
 _UFUNCS = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
 
 
-def _output_range(steps: tuple[Step, ...]) -> tuple[float, float, float, float]:
+def output_range(steps: Sequence[Step]) -> tuple[float, float, float, float]:
     """Offset, scale, low and high: the constants after the last layer compute offset + scale · x, within low to high."""
     offset, scale, low, high = 0.0, 1.0, -math.inf, math.inf
     for step in steps:

@@ -119,7 +119,7 @@ def _own(trunk: Trunk, pairs: RecordedPairs, rows: Rows, recipe: Recipe) -> Own:
     if not len(some):
         return nothing
     span = recipe.score_max - recipe.score_min
-    return nothing._replace(row=row_of(trunk, nothing, pairs.features[some], pairs.true_score[some], span))
+    return nothing._replace(row=row_of(trunk, nothing, trunk.see(pairs.features[some]), pairs.true_score[some], span))
 
 
 def _with_own(network: Network, trunk: Trunk, own: Own) -> Network:

@@ -43,6 +43,9 @@ class DeviceHead(Head):
     def steps(self, shared: bool = False) -> tuple[Step, ...]:
         return self._copied().steps(shared)
 
+    def refresh(self) -> None:
+        self._copied()
+
     def batch(self, n: int) -> Array:
         return self._on_host.batch(n)
 

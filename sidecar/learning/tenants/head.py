@@ -18,15 +18,15 @@ _USUAL_ERRORS, _NEGLIGIBLE = 3.0, 0.01
 """An error counts as it is up to so many times the median one, and at least up to this share of the range of scores."""
 
 
-def row_of(trunk: Trunk, own: Own, features: Array, scores: Array, span: float) -> Array:
-    """The row of a head with an adapter as in `own`, from features (n, n_features) and scores (n,) in points.
+def row_of(trunk: Trunk, own: Own, seen: Hidden, scores: Array, span: float) -> Array:
+    """The row of a head with an adapter as in `own`, from what the trunk makes of n pairs, and their scores (n,) in points.
 
     span: of the range of scores. It is found by ridge regression on the trunk's hidden values, shrunk towards the shared row,
     with Huber's weights; the Gauss-Newton method does the same where scores are not linear in these values.
 
     Hoerl, Kennard: Ridge regression (1970).
     """
-    values, shared, row, unit = trunk.adapted(_seen(trunk, features), own), trunk.row, own.row, span / SCORE_UNITS
+    values, shared, row, unit = trunk.adapted(_in_float64(seen), own), trunk.row, own.row, span / SCORE_UNITS
     shrinkage = np.diag(np.append(np.full(len(row) - 1, SHRINKAGE), BIAS_SHRINKAGE))
     for _ in range(_ITERATIONS):
         outputs = values @ (shared + row)
@@ -37,7 +37,7 @@ def row_of(trunk: Trunk, own: Own, features: Array, scores: Array, span: float) 
     return row
 
 
-def adapter_of(trunk: Trunk, own: Own, features: Array, scores: Array, span: float) -> tuple[Array, Array]:
+def adapter_of(trunk: Trunk, own: Own, seen: Hidden, scores: Array, span: float) -> tuple[Array, Array]:
     """An adapter of the rank of `own`, up and down, beside its row; the rest as in `row_of`.
 
     It is found by ridge regression on all weights of the hidden layer, with the network taken as linear in them; the largest
@@ -45,21 +45,22 @@ def adapter_of(trunk: Trunk, own: Own, features: Array, scores: Array, span: flo
 
     Hu et al.: LoRA (2021), arXiv:2106.09685. Jacot, Gabriel, Hongler: Neural tangent kernel (2018), arXiv:1806.07572.
     """
-    hidden, unit, rank = _seen(trunk, features), span / SCORE_UNITS, len(own.down)
+    hidden, unit, rank = _in_float64(seen), span / SCORE_UNITS, len(own.down)
     row = trunk.row + own.row
     outputs = hidden.values @ row
     errors, weights = _errors_and_weights(trunk, outputs, scores, unit)
     slopes = trunk.unit_slopes(hidden.units) * row[:-1] * (trunk.score_slopes(outputs) / unit)[:, None]
     root = np.sqrt(weights)
-    kernel = (hidden.inputs @ hidden.inputs.T) * (slopes @ slopes.T) * np.outer(root, root)
+    inputs = np.column_stack([hidden.inputs, np.ones(len(slopes))])
+    kernel = (inputs @ inputs.T) * (slopes @ slopes.T) * np.outer(root, root)
     dual = root * np.linalg.solve(kernel + ADAPTER_SHRINKAGE * np.eye(len(kernel)), root * errors)
-    up, sizes, down = np.linalg.svd((slopes * dual[:, None]).T @ hidden.inputs, full_matrices=False)
+    up, sizes, down = np.linalg.svd((slopes * dual[:, None]).T @ inputs, full_matrices=False)
     return up[:, :rank] * sizes[:rank], down[:rank]
 
 
-def _seen(trunk: Trunk, features: Array) -> Hidden:
-    """What the trunk makes of features, in float64, in which no square of a float32 overflows."""
-    return Hidden(*(values.astype(np.float64) for values in trunk.see(features)))
+def _in_float64(seen: Hidden) -> Hidden:
+    """In which no square of a float32 overflows."""
+    return Hidden(*(values.astype(np.float64) for values in seen))
 
 
 def _errors_and_weights(trunk: Trunk, outputs: Array, scores: Array, unit: float) -> tuple[Array, Array]:

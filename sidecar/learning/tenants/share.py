@@ -25,28 +25,31 @@ class Share:
     def __init__(self, settings: TrainingSettings) -> None:
         steps = settings.steps_per_batch if settings.replay_mix else 1
         self._window = max(1, STEPS // steps) * settings.new_pairs
-        self._most = settings.tenant_share * self._window
+        self._most = math.floor(settings.tenant_share * self._window)
         self._recent: deque[str] = deque()
         self._counts: Counter[str] = Counter()
         self.passed = 0
         self.run: tuple[str | None, float] = None, math.inf
 
     def note(self, tenants: Sequence[str]) -> None:
-        """Take the tenants of the next pairs, "" for none, that come; when they train the trunk is told by `admits`."""
+        """Take the tenants of the next pairs, "" for none, that come; when they train the trunk is told by `admit`."""
         last, count = self.run
         for tenant in tenants:
             last, count = tenant, count + 1 if last in (tenant, None) else 1
         self.run = last, count
 
-    def admits(self, tenant: str) -> bool:
-        """Whether a pair of this tenant trains the trunk; one of none, "", always does."""
-        if self.run[0] == tenant and self.run[1] >= self._window:
-            return True
-        if tenant and self._counts[tenant] + 1 > self._most:
-            self.passed += 1
-            return False
-        self._add(tenant)
-        return True
+    def admit(self, tenants: Sequence[str]) -> list[bool]:
+        """Which of the next pairs, of these tenants, train the trunk; one of none, "", always does."""
+        alone = self.run[0] if self.run[1] >= self._window else None
+        admitted, counts, most = [], self._counts, self._most
+        for tenant in tenants:
+            admits = tenant == alone or not tenant or counts[tenant] < most
+            if not admits:
+                self.passed += 1
+            elif tenant != alone:
+                self._add(tenant)
+            admitted.append(admits)
+        return admitted
 
     @property
     def recent(self) -> Sequence[str]:

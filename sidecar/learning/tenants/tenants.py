@@ -40,14 +40,14 @@ class Model(NamedTuple):
 
 
 class _Errors(NamedTuple):
-    """The errors of the shared weights in n pairs (n,), and those of the tenants' heads, which are the same for a pair of none.
+    """The errors of the shared weights in n pairs, and those of the tenants' heads, which are the same for a pair of none.
 
-    without_own: the scores without what is particular to a tenant: what the shared weights predict, what all heads add to it,
-    and the error that the tenant's own head leaves.
+    without_own: (n,), the scores without what is particular to a tenant: what the shared weights predict, what all heads add to
+    it, and the error that the tenant's own head leaves.
     """
 
-    shared: Array
-    own: Array
+    shared: list[float]
+    own: list[float]
     without_own: Array
 
 
@@ -69,6 +69,7 @@ class Tenants:
         self._names: list[str] = []
         """The tenants of the pairs that wait in the first of these rows, "" for none."""
         self._made_for: Weights | None = None
+        self._trunk: Trunk
         self._own: Own
         """What heads add to these weights, by number; the last one adds nothing, for pairs of no tenant."""
 
@@ -143,13 +144,14 @@ class Tenants:
             if tenant.heads
         }
         rows = self._rows[: len(self._names)]
-        names = [name if name in models else "" for name in self._without_outliers(trainer, rows, self._names)]
+        features, scores = rows[:, :-1].copy(), rows[:, -1]
+        names = [name if name in models else "" for name in self._without_outliers(trainer, features, self._names)]
         with np.errstate(over="ignore", invalid="ignore"):
-            errors = self._errors(Trunk.of(weights.ema.steps(shared=True)), rows, names)
+            errors = self._errors(features, scores, names)
         for place, name in enumerate(names):
             if name:
                 models[name].pairs.add(rows[place : place + 1])
-                models[name].comparison.add(float(errors.shared[place]), float(errors.own[place]))
+                models[name].comparison.add(errors.shared[place], errors.own[place])
         return [*models.values()]
 
     def reorder(self, places: Sequence[int]) -> None:
@@ -209,8 +211,7 @@ class Tenants:
             tenant.comparison.load(state["tenants_compared"][number])
             start += size
         if trainer.weights is not None:
-            self._made_for = trainer.weights
-            self._own = Trunk.of(trainer.weights.ema.steps()).nothing(self.settings.tenant_rank, MOST_TENANTS + 1)
+            self._follow(trainer.weights)
             for mine, kept in zip(self._own, (state[f"tenants_{name}"] for name in Own._fields), strict=True):
                 mine[: len(kept)] = kept
 
@@ -231,16 +232,18 @@ class Tenants:
         trainer.finish()
         assert trainer.weights is not None
         self._keep_up(trainer.weights)
-        rows, names, self._names = self._rows, self._without_outliers(trainer, self._rows, self._names), []
+        features = self._rows[:, :-1].copy()  # numpy takes less time with it than with a part of rows
+        names, self._names = self._without_outliers(trainer, features, self._names), []
         self._share.note(names)
-        return self._train(trainer, *self._learn(Trunk.of(trainer.weights.ema.steps(shared=True)), rows, names), evidence)
+        return self._train(trainer, *self._learn(features, self._rows, names), evidence)
 
-    def _learn(self, trunk: Trunk, rows: Array, names: Sequence[str]) -> tuple[Array, list[str]]:
-        """Learn the heads from the pairs of a round. Returns what the shared weights are trained on, and the tenants."""
-        errors, places = self._errors(trunk, rows, names), defaultdict[str, list[int]](list)
-        for place, (name, *compared) in enumerate(zip(names, errors.shared.tolist(), errors.own.tolist(), strict=True)):
+    def _learn(self, features: Array, rows: Array, names: list[str]) -> tuple[Array, list[str]]:
+        """Learn the heads from the rows of a round, whose features these are. Returns what the shared weights are trained on, and
+        the tenants."""
+        errors, places = self._errors(features, rows[:, -1], names), defaultdict[str, list[int]](list)
+        for place, (name, shared, own) in enumerate(zip(names, errors.shared, errors.own, strict=True)):
             if name:
-                self.tenants[name].comparison.add(*compared)
+                self.tenants[name].comparison.add(shared, own)
                 places[name].append(place)
         given, now, released = rows.copy(), np.ones(len(rows), dtype=bool), list[tuple[Array, str]]()
         for name, its in places.items():
@@ -248,7 +251,7 @@ class Tenants:
             heads, waited = tenant.heads, tenant.pairs.rows(newest=tenant.held) if tenant.held else rows[:0]
             tenant.pairs.add(rows[its])
             if tenant.heads > heads:
-                self._make(trunk, tenant)
+                self._make(tenant)
             if self._waits(tenant):
                 now[its] = False
                 tenant.held += len(its)
@@ -258,40 +261,43 @@ class Tenants:
                 tenant.held = 0
             elif tenant.held:
                 now[its] = False
-                released.append((self._released(trunk, name, np.concatenate([waited, rows[its]])), name))
+                released.append((self._released(name, np.concatenate([waited, rows[its]])), name))
                 tenant.held = 0
             elif tenant.comparison.used:
                 given[its, -1] = errors.without_own[its]
-        if now.all():
-            return given, [*names]
+        if np.count_nonzero(now) == len(now):  # a fraction of the time that `all` takes
+            return given, names
         names = [name for name, is_now in zip(names, now, strict=True) if is_now]
         names += [name for its, name in released for _ in its]
         return np.concatenate([given[now], *(its for its, _ in released)]), names
 
-    def _errors(self, trunk: Trunk, rows: Array, names: Sequence[str]) -> _Errors:
-        """The errors of the shared weights, and of the heads of their tenants, in rows of pairs."""
-        hidden, scores = trunk.see(rows[:, :-1]), rows[:, -1]
+    def _errors(self, features: Array, scores: Array, names: Sequence[str]) -> _Errors:
+        """The errors of the shared weights, and of the heads of their tenants, in pairs."""
+        trunk = self._trunk
+        hidden = trunk.see(features)
         numbers = np.array([self.tenants[name].number if name else -1 for name in names], dtype=np.intp)
-        outputs = trunk.outputs(hidden)
-        shared = trunk.scores(outputs)
-        own = trunk.errors(trunk.scores(trunk.outputs(hidden, self._own.of(numbers))), scores)
-        common = self._common(hidden)
-        typical = shared if common is None else trunk.scores(outputs + common)
-        return _Errors(trunk.errors(shared, scores), own, self._corrected(scores, typical + own))
+        shared = trunk.outputs(hidden)
+        own, typical = trunk.outputs(hidden, self._own.of(numbers)), shared + self._common(hidden)
+        predicted = trunk.scores(np.array([shared, own, typical]))
+        errors = trunk.errors(predicted[:2], scores)
+        of_shared, of_own = errors.tolist()
+        return _Errors(of_shared, of_own, self._corrected(scores, predicted[2] + errors[1]))
 
-    def _common(self, hidden: Hidden) -> Array | None:
-        """What all heads add to the shared weights' outputs (n,), none less: no tenant's own; None if there is nothing.
+    def _common(self, hidden: Hidden) -> Array | float:
+        """What all heads add to the shared weights' outputs (n,), none less: no tenant's own.
 
         Without it, shared weights that are wrong for all would stay so, being right with each tenant's head.
         """
         compared = [tenant for tenant in self.tenants.values() if tenant.comparison.pairs >= LEAST_PAIRS]
         if not compared or not all(tenant.comparison.used for tenant in compared):
-            return None
+            return 0.0
         added = hidden.values @ self._own.row[[tenant.number for tenant in compared]].T
-        return np.asarray(np.clip(0.0, added.min(axis=1), added.max(axis=1)))
+        return np.asarray(np.minimum(np.maximum(0.0, added.min(axis=1)), added.max(axis=1)))
 
     def _waits(self, tenant: Tenant) -> bool:
         """Whether a tenant's pairs wait to train the shared weights."""
+        if tenant.pairs.added >= RING_PAIRS:
+            return False
         shared, own = self._rmse(tenant)
         return shared > HELD_ERROR and tenant.pairs.added < (HELD_PAIRS if min(shared, own) <= FAR_OFF else RING_PAIRS)
 
@@ -307,48 +313,62 @@ class Tenants:
         span = self.settings.score_max - self.settings.score_min
         return shared / span, own / span
 
-    def _released(self, trunk: Trunk, name: str, rows: Array) -> Array:
+    def _released(self, name: str, rows: Array) -> Array:
         """The pairs of a tenant that have waited, as the shared weights are trained on them."""
         if self.tenants[name].comparison.used:
-            rows[:, -1] = self._errors(trunk, rows, [name] * len(rows)).without_own
+            rows[:, -1] = self._errors(rows[:, :-1], rows[:, -1], [name] * len(rows)).without_own
         return rows
 
     def _train(self, trainer: Trainer, rows: Array, names: Sequence[str], evidence: Evidence) -> list[Group]:
         """Train the shared weights on the rows whose tenants have not had their share."""
-        rows = rows[[self._share.admits(name) for name in names]]
+        admitted = self._share.admit(names)
+        rows = rows if all(admitted) else rows[admitted]
         return trainer.add(rows[:, :-1], rows[:, -1], False, evidence)
 
     def _corrected(self, scores: Array, corrected: Array) -> Array:
         """Scores without what is particular to a tenant, as they are where that is not known."""
-        within = np.clip(corrected, self.settings.score_min, self.settings.score_max)
+        within = np.minimum(np.maximum(corrected, self.settings.score_min), self.settings.score_max)
         return np.where(np.isfinite(within), within, scores)
 
-    def _make(self, trunk: Trunk, tenant: Tenant) -> None:
+    def _make(self, tenant: Tenant) -> None:
         """Make a tenant's head from its newest pairs."""
-        rows, span, at = tenant.pairs.rows(), self.settings.score_max - self.settings.score_min, tenant.number
-        rows = rows[np.isfinite(trunk.outputs(trunk.see(rows[:, :-1])))]
-        features, scores = rows[:, :-1], rows[:, -1]
+        trunk, rows, span, at = (
+            self._trunk,
+            tenant.pairs.rows(),
+            self.settings.score_max - self.settings.score_min,
+            tenant.number,
+        )
+        seen, scores = trunk.see(rows[:, :-1]), rows[:, -1]
+        if not (finite := np.isfinite(trunk.outputs(seen))).all():
+            seen, scores = Hidden(*(each[finite] for each in seen)), scores[finite]
         if self._own.down.size and tenant.has_adapter_due:
             self._own.up[at], self._own.down[at] = 0.0, 0.0
-            self._own.row[at] = row_of(trunk, self._own.of(at), features, scores, span)
-            self._own.up[at], self._own.down[at] = adapter_of(trunk, self._own.of(at), features, scores, span)
-        self._own.row[at] = row_of(trunk, self._own.of(at), features, scores, span)
+            self._own.row[at] = row_of(trunk, self._own.of(at), seen, scores, span)
+            self._own.up[at], self._own.down[at] = adapter_of(trunk, self._own.of(at), seen, scores, span)
+        self._own.row[at] = row_of(trunk, self._own.of(at), seen, scores, span)
 
     def _keep_up(self, weights: Weights) -> None:
         """Make all heads again if the shared weights have become others, or are in other units."""
         if weights is self._made_for:
+            weights.ema.refresh()
             return
-        self._made_for, trunk = weights, Trunk.of(weights.ema.steps())
-        self._own = trunk.nothing(self.settings.tenant_rank, MOST_TENANTS + 1)
+        self._follow(weights)
         with np.errstate(over="ignore", invalid="ignore"):
             for tenant in self.tenants.values():
                 if tenant.heads:
-                    self._make(trunk, tenant)
+                    self._make(tenant)
+
+    def _follow(self, weights: Weights) -> None:
+        """Take the trunk of these weights, as it is at any time, and no heads on it."""
+        self._made_for, self._trunk = weights, Trunk.of(weights.ema.steps(shared=True))
+        self._own = self._trunk.nothing(self.settings.tenant_rank, MOST_TENANTS + 1)
 
     @staticmethod
-    def _without_outliers(trainer: Trainer, rows: Array, names: Sequence[str]) -> list[str]:
-        """The tenants of rows of pairs, "" in place of those of pairs that the trainer will leave out."""
-        outliers = trainer.outliers.among(rows[:, :-1])
+    def _without_outliers(trainer: Trainer, features: Array, names: list[str]) -> list[str]:
+        """The tenants of pairs with these features, "" in place of those of pairs that the trainer will leave out."""
+        outliers = trainer.outliers.among(features)
+        if not np.count_nonzero(outliers):
+            return names
         return ["" if is_out else name for name, is_out in zip(names, outliers.tolist(), strict=True)]
 
     def _admitted(self, name: str) -> str:

@@ -6,13 +6,15 @@ layer, be it a sigmoid, is the same for all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnx_builder.network import Activation, Array, Clip, Dense, Elementwise, Step, apply
+from onnx_builder.network import Activation, Array, Clip, Dense, Elementwise, LayerNormalization, Step, apply
+from sidecar.learning.head import output_range, scaling
 
 _STEP = 1e-3
 """Of numerical derivatives."""
@@ -37,8 +39,8 @@ class Own(NamedTuple):
 class Hidden(NamedTuple):
     """What the trunk makes of n rows of features.
 
-    inputs: those of the hidden layer and 1 (n, n_inputs + 1); units: what it makes of them (n, n_units); values: the last
-    layer's inputs and 1 (n, n_hidden + 1). If there is no hidden layer, all are the last layer's inputs and 1.
+    inputs: those of the hidden layer (n, n_inputs); units: what it makes of them (n, n_units); values: the last layer's inputs
+    and 1 (n, n_hidden + 1). If there is no hidden layer, all are the last layer's inputs and 1.
     """
 
     inputs: Array
@@ -80,7 +82,24 @@ class Trunk:
     @property
     def row(self) -> Array:
         """The last layer's weights and bias (n_hidden + 1,)."""
-        return np.append(self.last.weight[0], self.last.bias)
+        return np.concatenate((self.last.weight[0], self.last.bias))
+
+    @cached_property
+    def _scaling_and_rest(self) -> tuple[list[Callable[[Array], Any]], tuple[Step, ...]]:
+        """The steps before any layer, merged, as functions that change rows in place; and the others up to the hidden layer."""
+        steps = (*self.before, self.hidden or self.last)
+        layers = ((place, step) for place, step in enumerate(steps) if isinstance(step, Dense | LayerNormalization))
+        first, layer = next(layers)
+        n_features = layer.weight.shape[1] if isinstance(layer, Dense) else len(layer.scale)
+        return scaling(steps[:first], n_features), steps[first:-1]
+
+    @cached_property
+    def _affine(self) -> tuple[float, float] | None:
+        """Offset and scale, if that is all that follows the last layer."""
+        if not all(isinstance(step, Elementwise) for step in self.after):
+            return None
+        offset, scale, *_ = output_range(self.after)
+        return offset, scale
 
     def nothing(self, rank: int, heads: int) -> Own:
         """Several heads that add nothing. rank: 0 where there is no hidden layer."""
@@ -94,14 +113,17 @@ class Trunk:
 
     def see(self, features: Array) -> Hidden:
         """What it makes of raw features (n, n_features)."""
-        inputs: Array = np.asarray(features, dtype=np.float32)
-        for step in self.before:
+        inputs: Array = np.array(features, dtype=np.float32)
+        scaling, rest = self._scaling_and_rest
+        for operation in scaling:
+            operation(inputs)
+        for step in rest:
             inputs = apply(step, inputs)
         if self.hidden is None:
             inputs = _with_ones(inputs)
             return Hidden(inputs, inputs, inputs)
         units = apply(self.hidden, inputs)
-        return Hidden(_with_ones(inputs), units, self.values(units))
+        return Hidden(inputs, units, self.values(units))
 
     def values(self, units: Array) -> Array:
         """The last layer's inputs and 1 (n, n_hidden + 1) that come of the hidden layer's `units`."""
@@ -113,28 +135,36 @@ class Trunk:
         """The last layer's inputs and 1 (n, n_hidden + 1) with one head's adapter, or with that of each row's own head."""
         if not own.down.size:
             return hidden.values
-        inner = np.einsum("...ri,...i->...r", own.down, hidden.inputs)
+        inner = np.einsum("...ri,...i->...r", own.down, _with_ones(hidden.inputs))
         return self.values(hidden.units + np.einsum("...ur,...r->...u", own.up, inner))
 
     def outputs(self, hidden: Hidden, own: Own | None = None) -> Array:
         """What the last layer makes of them (n,): with the shared weights, or with one head's, or each row's own head's."""
         if own is None:
             return np.asarray(hidden.values @ self.row)
-        return np.asarray((self.adapted(hidden, own) * (self.row + own.row)).sum(axis=1))
+        return np.asarray(np.einsum("...i,...i->...", self.adapted(hidden, own), self.row + own.row))
 
     def scores(self, outputs: Array) -> Array:
         """The scores (n,) that come of the last layer's outputs (n,), without limits."""
+        if self._affine:
+            offset, scale = self._affine
+            return np.asarray(outputs * scale + offset)
         values = outputs.reshape(-1, 1)
         for step in self.after:
             values = apply(step, values)
-        return np.asarray(values[:, 0])
+        return values.reshape(outputs.shape)
 
     def errors(self, predicted: Array, scores: Array) -> Array:
-        """True scores less predicted ones (n,); 0 for one at a limit that the prediction is beyond."""
-        return np.where(np.clip(predicted, *self.limits) == scores, 0.0, scores - predicted)
+        """True scores less predicted ones, of one shape; 0 for one at a limit that the prediction is beyond."""
+        low, high = self.limits
+        errors = scores - predicted
+        errors[np.minimum(np.maximum(predicted, low), high) == scores] = 0
+        return errors
 
     def score_slopes(self, outputs: Array) -> Array:
         """The derivative (n,) of `scores` by the outputs."""
+        if self._affine:
+            return np.full(len(outputs), self._affine[1])
         return (self.scores(outputs + _STEP) - self.scores(outputs - _STEP)) / (2 * _STEP)
 
     def unit_slopes(self, units: Array) -> Array:
@@ -150,7 +180,9 @@ class Trunk:
 
 
 def _with_ones(values: Array) -> Array:
-    return np.column_stack([values, np.ones(len(values), dtype=values.dtype)])
+    extended = np.empty((values.shape[0], values.shape[1] + 1), dtype=values.dtype)
+    extended[:, :-1], extended[:, -1] = values, 1
+    return extended
 
 
 def _plus(dense: Dense, weights: Array) -> Dense:

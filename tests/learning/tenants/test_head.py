@@ -30,13 +30,13 @@ FEATURES = np.random.default_rng(1).normal(size=(200, 6)).astype(np.float32)
 
 
 def head(trunk, features, scores, rank=0):
-    own = trunk.nothing(rank, 1).of(0)
-    own = own._replace(row=row_of(trunk, own, features, scores, 100.0))
+    own, seen = trunk.nothing(rank, 1).of(0), trunk.see(features)
+    own = own._replace(row=row_of(trunk, own, seen, scores, 100.0))
     if not own.down.size:
         return own
-    up, down = adapter_of(trunk, own, features, scores, 100.0)
+    up, down = adapter_of(trunk, own, seen, scores, 100.0)
     own = Own(own.row, up, down)
-    return own._replace(row=row_of(trunk, own, features, scores, 100.0))
+    return own._replace(row=row_of(trunk, own, seen, scores, 100.0))
 
 
 def errors(trunk, shared, own, features, scores):
