@@ -238,8 +238,10 @@ class Tenants:
         return self._train(trainer, *self._learn(features, self._rows, names), evidence)
 
     def _learn(self, features: Array, rows: Array, names: list[str]) -> tuple[Array, list[str]]:
-        """Learn the heads from the rows of a round, whose features these are. Returns what the shared weights are trained on, and
-        the tenants."""
+        """Learn the heads from the rows of a round, whose features these are.
+
+        Returns what the shared weights are trained on, and its tenants.
+        """
         errors, places = self._errors(features, rows[:, -1], names), defaultdict[str, list[int]](list)
         for place, (name, shared, own) in enumerate(zip(names, errors.shared, errors.own, strict=True)):
             if name:

@@ -33,7 +33,9 @@ class Own(NamedTuple):
 
     def of(self, places: int | Array) -> Own:
         """The same of some of several heads."""
-        return Own(*(each[places] for each in self))
+        if isinstance(places, int) or self.down.size:
+            return Own(*(each[places] for each in self))
+        return self._replace(row=self.row[places])  # there are no adapters
 
 
 class Hidden(NamedTuple):
