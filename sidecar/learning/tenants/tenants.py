@@ -247,7 +247,7 @@ class Tenants:
             if name:
                 self.tenants[name].comparison.add(shared, own)
                 places[name].append(place)
-        given, now, released = rows.copy(), np.ones(len(rows), dtype=bool), list[tuple[Array, str]]()
+        now, without_own, released = np.ones(len(rows), dtype=bool), list[int](), list[tuple[Array, str]]()
         for name, its in places.items():
             tenant = self.tenants[name]
             heads, waited = tenant.heads, tenant.pairs.rows(newest=tenant.held) if tenant.held else rows[:0]
@@ -266,7 +266,9 @@ class Tenants:
                 released.append((self._released(name, np.concatenate([waited, rows[its]])), name))
                 tenant.held = 0
             elif tenant.comparison.used:
-                given[its, -1] = errors.without_own[its]
+                without_own += its
+        given = rows.copy()
+        given[without_own, -1] = errors.without_own[without_own]
         if np.count_nonzero(now) == len(now):  # a fraction of the time that `all` takes
             return given, names
         names = [name for name, is_now in zip(names, now, strict=True) if is_now]
