@@ -14,7 +14,7 @@ SHRINKAGE, BIAS_SHRINKAGE = 3.0, 0.01
 ADAPTER_SHRINKAGE = 30.0
 """The same of an adapter."""
 _ITERATIONS = 2
-"""Of the first row. One that begins with a row of before takes one."""
+"""One for a row that begins with an earlier one would take a twentieth less time a pair, and cost 4 % of RMSE at 500 pairs."""
 _USUAL_ERRORS, _NEGLIGIBLE = 3.0, 0.01
 """An error counts as it is up to so many times the median one, and at least up to this share of the range of scores."""
 
@@ -29,7 +29,7 @@ def row_of(trunk: Trunk, own: Own, seen: Hidden, scores: Array, span: float) -> 
     """
     values, shared, row, unit = trunk.adapted(_in_float64(seen), own), trunk.row, own.row, span / SCORE_UNITS
     shrinkage = np.diag(np.append(np.full(len(row) - 1, SHRINKAGE), BIAS_SHRINKAGE))
-    for _ in range(1 if row.any() else _ITERATIONS):
+    for _ in range(_ITERATIONS):
         outputs = values @ (shared + row)
         errors, weights = _errors_and_weights(trunk, outputs, scores, unit)
         slopes = values * (trunk.score_slopes(outputs) / unit)[:, None]

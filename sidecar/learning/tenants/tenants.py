@@ -336,12 +336,8 @@ class Tenants:
 
     def _make(self, tenant: Tenant) -> None:
         """Make a tenant's head from its newest pairs."""
-        trunk, rows, span, at = (
-            self._trunk,
-            tenant.pairs.rows(),
-            self.settings.score_max - self.settings.score_min,
-            tenant.number,
-        )
+        trunk, rows, at = self._trunk, tenant.pairs.rows(), tenant.number
+        span = self.settings.score_max - self.settings.score_min
         seen, scores = trunk.see(rows[:, :-1]), rows[:, -1]
         if not (finite := np.isfinite(trunk.outputs(seen))).all():
             seen, scores = Hidden(*(each[finite] for each in seen)), scores[finite]
