@@ -3,7 +3,8 @@
     python benchmarks/pair_time.py PAIRS TREE… [--rounds N]
 
 Each TREE is a checkout (`git worktree add --detach TREE COMMIT`). In each round each of them in turn serves the same pairs, 64
-in flight, with the defaults, a base model and no checkpoint, after so many that its replay buffer is full. The server is bound to one core and the client to another one. What is shown is the ratio to the first TREE.
+in flight, with the defaults, a base model and no checkpoint, after so many that its replay buffer is full. The server is bound
+to one core and the client to another one. What is shown is the ratio to the first TREE.
 """
 
 from __future__ import annotations
