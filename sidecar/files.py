@@ -79,7 +79,8 @@ def remove_leftovers(directory: Path) -> None:
     """Remove the files that a crash left while they were being written. Raises OSError."""
     for name in os.listdir(directory) if directory.is_dir() else []:
         if name.startswith(TEMPORARY):
-            (directory / name).unlink(missing_ok=True)
+            with contextlib.suppress(IsADirectoryError):  # somebody else's
+                (directory / name).unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

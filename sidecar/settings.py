@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -369,6 +370,9 @@ class Settings:
         if self.features and self.n_features not in (None, len(self.features)):
             expected = f"expected {len(self.features)}, as many as {env_of('features')} names"
             raise SettingsError(f"{env_of('n_features')}={self.n_features}: {expected}")
+        if os.path.abspath(self.state) == os.path.abspath(self.checkpoint_dir):  # each has a lock of its own
+            expected = f"expected another directory than {env_of('checkpoint_dir')}={self.checkpoint_dir}, or one in it"
+            raise SettingsError(f"{env_of('state_dir')}={self.state}: {expected}")
 
     @property
     def state(self) -> Path:

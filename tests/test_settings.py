@@ -114,6 +114,11 @@ def test_an_empty_http_address_means_none():
         ("VMAFX_SIDECAR_EMA_WARMUP", "yes", "0 or 1"),
         ("VMAFX_SIDECAR_CHECKPOINT_DIR", "a\0b", "a path"),
         ("VMAFX_SIDECAR_SCORE_MIN", "200", "expected a number under VMAFX_SIDECAR_SCORE_MAX=100"),
+        (
+            "VMAFX_SIDECAR_STATE_DIR",
+            "/mnt/vmafx-models/online",
+            "expected another directory than VMAFX_SIDECAR_CHECKPOINT_DIR=",
+        ),
         ("VMAFX_SIDECAR_CUDA", "yes", "0 or 1"),
         ("VMAFX_SIDECAR_JOURNAL_MAX_BYTES", "10 parsecs", "a whole number from 0, in bytes or with a unit, such as 512MiB"),
         ("VMAFX_SIDECAR_JOURNAL_MAX_BYTES", "1.5", "a whole number from 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -52,8 +53,7 @@ def where_to_start(settings: Settings, device: Device | None = None) -> Start:
     if is_before_blocks(settings.state):
         _move_aside(settings.state, "old-format", "the state is of a format before the first release")
     last, base, failed = newest_run(settings.state), None, ""
-    own = settings.base_model.resolve().parent == settings.checkpoint_dir.resolve()
-    missing = not settings.base_model.exists()
+    own, missing = _is_own(settings), _is_missing(settings.base_model)
     goes_on = last is not None and (own or missing)
     if missing and not (own and goes_on):
         what = "the state goes on" if goes_on else "a fresh head is fitted to the first pairs"
@@ -98,7 +98,7 @@ def next_base(settings: Settings, last: Run, present: BaseModel | None) -> tuple
     restart: it takes other features or has other scores.
     """
     path = settings.base_model
-    if path.resolve().parent == settings.checkpoint_dir.resolve():
+    if _is_own(settings):
         raise NetworkError(f"base model {path} is a checkpoint of this very sidecar's directory")
     about = read_description(path) or {}
     base = _load(settings)
@@ -133,6 +133,18 @@ def _other_use(
     if settings.export_io == "base" and present is not None and _ports(base) != _ports(present):
         return f"{env_of('export_io')}=base: its inputs and output are others than those of the present base model"
     return ""
+
+
+def _is_own(settings: Settings) -> bool:
+    """Whether the base model is a checkpoint of this very sidecar's directory."""
+    return os.path.dirname(os.path.realpath(settings.base_model)) == os.path.realpath(settings.checkpoint_dir)
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        return not path.exists()
+    except OSError:  # who reads it says why that cannot be done
+        return False
 
 
 def _load(settings: Settings) -> BaseModel:

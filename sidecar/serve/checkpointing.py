@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import replace
@@ -172,7 +173,7 @@ class Checkpointing:
             version=published.checkpoint.name, gate=verdict, reason=published.gate.reason, **figures,
             parity_max_abs_diff=published.parity_max_abs_diff, seconds=round(published.seconds, 4),
         )  # fmt: skip
-        return str(published.checkpoint.model)
+        return os.fsencode(published.checkpoint.model).decode(errors="replace")  # in an answer, which is JSON
 
 
 def _time_of(checkpoint: Checkpoint | None) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 
 import pytest
 
@@ -109,3 +110,11 @@ def test_a_base_model_that_is_nowhere_else_is_taken_from_the_state_only_if_it_is
     assert [*(settings.state / "damaged").glob("*.onnx")] == (
         [settings.state / "damaged" / f"000001-{path.name}"] if kept == "damaged" else []
     )
+
+
+@pytest.mark.parametrize("name", ["loop.onnx", "x" * 300])
+def test_a_base_model_that_cannot_be_looked_at_is_not_taken_for_a_missing_one(settings, tmp_path, name):
+    (tmp_path / "loop.onnx").symlink_to("loop.onnx")
+    found = where_to_start(replace(settings, base_model=tmp_path / name))
+    assert found.base is None
+    assert name in found.failed

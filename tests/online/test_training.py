@@ -347,6 +347,13 @@ def test_a_file_system_without_locks_is_told(tmp_path, run, base, start, monkeyp
         start(tmp_path, run, base)
 
 
+def test_a_folder_that_somebody_has_put_there_does_not_stop_a_start(tmp_path, run, base, start):
+    (tmp_path / ".tmp-backup").mkdir()
+    (tmp_path / ".tmp-snapshot_000000000001.npz").touch()
+    start(tmp_path, run, base).close()
+    assert [path.name for path in tmp_path.glob(".tmp-*")] == [".tmp-backup"]
+
+
 def test_pairs_of_another_width_are_not_mixed(tmp_path, run, base, lines, start):
     online = start(tmp_path, run, base)
     online.accept(lines[:3])

@@ -58,16 +58,18 @@ def test_nothing_new_is_published_where_nothing_trained(serve, base_path, lines,
     assert len(checkpoints(tmp_path / "checkpoints")) == 1
 
 
-def test_sigusr1_publishes_now_and_the_next_answer_says_so(serve, base_path, lines, tmp_path):
-    sidecar = serve(base_model=base_path, holdout_fraction=0.2).connect()
+@pytest.mark.parametrize("name", [b"checkpoints", b"checkpoints-\xff"])
+def test_sigusr1_publishes_now_and_the_next_answer_says_so(serve, base_path, lines, tmp_path, name):
+    directory = tmp_path / os.fsdecode(name)
+    sidecar = serve(base_model=base_path, holdout_fraction=0.2, checkpoint_dir=directory).connect()
     sidecar.send(lines[:400])
     sidecar.process.send_signal(signal.SIGUSR1)
     more, answers = itertools.cycle(lines[400:]), [{}]
     wait_until(lambda: "checkpoint" in answers[-1] or answers.extend(sidecar.send([next(more)])))
-    model = tmp_path / "checkpoints" / "model_v000001.onnx"
-    assert answers[-1]["checkpoint"] == str(model)
+    model = directory / "model_v000001.onnx"
+    assert answers[-1]["checkpoint"] == os.fsencode(model).decode(errors="replace")
     assert "checkpoint" not in sidecar.send([lines[-1]])[0]
-    assert linked(tmp_path / "checkpoints", STABLE).model == model
+    assert linked(directory, STABLE).model == model
     assert sidecar.stop() == 0
 
 
