@@ -264,7 +264,7 @@ def _in_words(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return _figure(value) if 0.999 < value < 1 else f"{value:.4g}"
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else _figure(value) if 0.999 < value < 1 else f"{value:.4g}"
     if isinstance(value, list):
         return ", ".join(map(_in_words, value))
     if isinstance(value, Mapping):

@@ -123,6 +123,7 @@ def test_the_verdict_is_what_is_wrong_since_when_and_what_to_do(monkeypatch):
 
 
 def test_what_is_nearly_one_is_not_shown_as_one():
+    assert format_status({"disk_free_bytes": 17_762_345_678}) == "room on its disk  17,762 MB"
     assert format_status({"prequential_plcc": 0.99998}) == "PLCC, last 1000 pairs  0.999980"
     assert format_status({"prequential_plcc": 0.9999999}) == "PLCC, last 1000 pairs  0.999999"
     assert format_status({"prequential_plcc": 1.0}) == "PLCC, last 1000 pairs  1"
