@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from sidecar.client.feedback_client import FeedbackClient
-from sidecar.pairs.recorded import read_pairs
+from sidecar import FeedbackClient, read_pairs
 
 
 def main(pairs_path: str, socket_path: str) -> None:
@@ -20,4 +19,6 @@ def main(pairs_path: str, socket_path: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

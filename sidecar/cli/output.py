@@ -256,14 +256,14 @@ def print_fields(fields: dict[str, Any], indent: str = "") -> None:
 
 
 def _words(value: Any) -> str:
-    if isinstance(value, list):
+    if isinstance(value, list) and value:
         if all(isinstance(each, str) for each in value):
             return ", ".join(value)
         more = f", … {len(value)} in all" if len(value) > _MOST_SHOWN else ""
         return f"({', '.join(map(_words, value[:_MOST_SHOWN]))}{more})"
     if isinstance(value, dict) and value:
         return ", ".join(f"{key} {_words(part)}" for key, part in value.items())
-    return "–" if value is None or value == {} else f"{value:g}" if isinstance(value, float) else str(value)
+    return "–" if value is None or value in ({}, []) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def print_json(document: dict[str, Any]) -> None:

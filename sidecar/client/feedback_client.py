@@ -244,7 +244,7 @@ class FeedbackClient:
             self._hang_up()
         pause_s = self._hold()
         reason = (error.strerror or error) if isinstance(error, OSError) else repr(error)
-        text = "%s: %s; %d pairs queued; connecting again in %.3g s"
+        text = "%s: %s; queued pairs: %d; connecting again in %.3g s"
         self._complaints.warn("disconnected", text, self._path, reason, self.queued, pause_s)
 
     def _hold(self) -> float:

@@ -41,6 +41,7 @@ def test_inspect_and_verify(trained):
     assert "  intervals\n    kind                 held-out\n" in text
     assert max(map(len, text.splitlines())) < 300
     assert "limits plcc " in text
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
 
 
 @pytest.mark.parametrize(

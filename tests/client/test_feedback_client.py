@@ -341,7 +341,7 @@ def test_pauses_double_and_begin_anew_after_an_answer(path, make_client, monkeyp
 
     wait_until(lambda: len(pauses()) >= 4)
     assert pauses()[:4] == ["0.001 s", "0.002 s", "0.003 s", "0.003 s"]
-    assert messages(caplog)[0] == f"{path}: No such file or directory; 1 pairs queued; connecting again in 0.001 s"
+    assert messages(caplog)[0] == f"{path}: No such file or directory; queued pairs: 1; connecting again in 0.001 s"
     with FakeSidecar(path, reads(1, OK), answers()):
         wait_until(lambda: client.delivered == 1)
         send(client, "b")
