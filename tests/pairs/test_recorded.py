@@ -197,6 +197,7 @@ def test_a_missing_group_field_is_a_bad_row(write_lines):
         ("long.csv", b"vif," + b"x" * 200_000 + b"\n1,2\n", "not CSV text: in the names of the columns, field larger than"),
         ("twice.jsonl", b'{"vif":1,"vif":2,"vmaf":3}\n', "line 1: named more than once: vif"),
         ("in.jsonl", b'{"features":{"vif":1,"vif":2},"true_score":3}\n', "line 1: named more than once: vif"),
+        ("half.jsonl", b'{"vif":1,"vmaf":3,"group":"\\ud800"}\n', "line 1: not JSON: "),
         ("only.csv", b"true_score\n1\n", "no column is named like a feature of libvmaf"),
         ("none.jsonl", b'{"features":[],"true_score":1}\n', "line 1: features: expected at least one number, got 0"),
         ("pairs.parquet", b"PAR1", "damaged or truncated parquet"),
@@ -236,6 +237,8 @@ def test_a_bare_nan_is_a_missing_value_in_a_file_that_is_one_object(nan, tmp_pat
         ({"features": np.array([[1, 1e39]]), "true_score": np.ones(1)}, "row 1: features[1]: 1e+39 does not fit float32"),
         ({"features": np.ones((2, 1)), "true_score": np.array([1, -0.5])}, "row 2: true_score: -0.5 is outside 0 to 100"),
         ({"features": np.ones((0, 2)), "true_score": np.ones(0)}, "no pairs"),
+        ({"features": np.ones((1, 2)), "true_score": np.ones(1), "group": np.array(["\ud800"])}, "surrogates not allowed"),
+        ({"features": np.ones((1, 1)), "true_score": np.ones(1), "names": np.array(["\ud800"])}, "surrogates not allowed"),
         ({"features": np.array([[object()]]), "true_score": np.ones(1)}, "features is object"),
     ],
 )

@@ -361,6 +361,17 @@ def test_what_is_no_table_is_told_with_what_to_do(name, data, message, tmp_path)
     assert message in str(refused.value)
 
 
+def test_a_group_that_is_no_text_is_refused_with_its_type(tmp_path):
+    path = parquet(tmp_path / "p.parquet", scored(key=["a"]))
+    with pytest.raises(RecordedPairsError, match=r"row 1: key: expected text or numbers, the column has list<"):
+        read_pairs([path])
+
+
+def test_byte_order_marks_of_files_that_were_put_together_are_no_part_of_a_name(tmp_path):
+    (tmp_path / "p.csv").write_text("\ufeff\ufeffvif,adm2,vmaf\n1,2,3\n")
+    assert read_pairs([tmp_path / "p.csv"]).feature_names == ("vif", "adm2")
+
+
 @pytest.mark.parametrize("row_group", [700, 3000, 5000])
 def test_parquet_that_is_read_in_pieces_is_read_as_it_stands(tmp_path, monkeypatch, row_group):
     from pyarrow.parquet import write_table as write

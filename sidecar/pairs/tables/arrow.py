@@ -49,6 +49,10 @@ def arrow_table(source: Source, stack: ExitStack, piece: Piece | None = None) ->
             kind = schema.field(column).type
             if not _is_number(pyarrow, kind):
                 raise RecordedPairsError(f"{name}: row 1: {column}: expected numbers, the column has {kind}")
+        for column in wanted.texts:
+            kind = schema.field(column).type
+            if pyarrow.types.is_nested(kind):
+                raise RecordedPairsError(f"{name}: row 1: {column}: expected text or numbers, the column has {kind}")
         start = piece.first if piece else 1
         try:
             for values, texts in parts(wanted):

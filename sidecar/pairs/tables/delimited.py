@@ -29,6 +29,7 @@ def delimited(source: Source, piece: Piece | None = None) -> Table:
         lines, before = _texts(source, piece), max(1, piece.first - 1)
         if not piece.start:
             _header(lines)
+    top = top.lstrip("\ufeff")  # more than one, of files that were put together
     if "\r" in top.rstrip():
         raise RecordedPairsError(f"{name}: lines end with a carriage return alone; expected line feeds")
     try:

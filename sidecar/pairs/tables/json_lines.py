@@ -111,7 +111,9 @@ def _decoded(line: bytes) -> Any:
         return _anything.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         try:
-            return json.loads(line)
+            found = json.loads(line)
+            json.dumps(found, ensure_ascii=False).encode()  # one half of a surrogate pair is no text
+            return found
         except (ValueError, RecursionError):
             return None
 

@@ -45,6 +45,7 @@ def npz_table(source: Source, stack: contextlib.ExitStack) -> Table:
         features = member("features", 2)
         listed = next((member(key, 1, "U") for key in _NAMES if key in names), None)
         array_names = tuple(map(str, listed.rows(0, listed.shape[0]))) if listed else ()
+        "".join(array_names).encode()
         columns = {each for each in names if each not in ("features", *_NAMES)}
         if listed and listed.shape[0] != features.shape[1]:
             raise RecordedPairsError(f"{name}: {listed.key} has {listed.shape[0]} names for {features.shape[1]} features")
@@ -62,6 +63,7 @@ def npz_table(source: Source, stack: contextlib.ExitStack) -> Table:
                 values[:, :-1] = found[:, places] if places else found
                 values[:, -1] = score.rows(start, count)
                 labels = [Labels.of([each or None for each in text.rows(start, count).tolist()]) for text in texts]
+                "".join(name for label in labels for name in label.names).encode()
                 yield Block(name, np.arange(start + 1, start + count + 1), values, labels, {})
 
     order = tuple(sorted(columns))
