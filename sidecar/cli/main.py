@@ -62,9 +62,9 @@ def main() -> NoReturn:
         click.echo("Error: out of memory: use fewer pairs or a smaller --hidden", err=True)
         sys.exit(exit_codes.BAD_INPUT)
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename is not None:  # whoever writes a file reports its errors
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        click.echo(f"Error: standard output: {error.strerror}", err=True)
+        click.echo(f"Error: {error.filename or 'standard output'}: {error.strerror}", err=True)
         sys.exit(exit_codes.BAD_INPUT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -14,10 +15,21 @@ from sidecar.settings import Settings, duration
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+class _Finite(click.FloatRange):
+    """A range without infinity, and without NaN, which no comparison keeps out."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
+
+
 PATH = click.Path(path_type=Path)
-POSITIVE = click.FloatRange(min=0, min_open=True)
-NOT_NEGATIVE = click.FloatRange(min=0)
-SHARE = click.FloatRange(min=0, max=1, max_open=True)
+POSITIVE = _Finite(min=0, min_open=True)
+NOT_NEGATIVE = _Finite(min=0)
+SHARE = _Finite(min=0, max=1, max_open=True)
 
 pairs_argument = click.argument("pairs", nargs=-1, required=True, metavar="PAIRS...")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")

@@ -357,8 +357,11 @@ def _check_options(
     report: Path | None,
 ) -> None:
     """Raises UsageError for options that cannot be combined."""
-    if not recipe["score_min"] < recipe["score_max"]:
-        raise click.UsageError(f"--score-min {recipe['score_min']:g} is not below --score-max {recipe['score_max']:g}")
+    low, high = recipe["score_min"], recipe["score_max"]
+    if not low < high:
+        raise click.UsageError(f"--score-min {low:g} is not below --score-max {high:g}")
+    if max(-low, high) > 3.4e38:
+        raise click.UsageError(f"--score-min {low:g}, --score-max {high:g}: expected numbers from -3.4e+38 to 3.4e+38")
     if base_model is None and of_base:
         raise click.UsageError("--base-activation, --base-output, --base-key, --base-scaler and --export-io need --base-model")
     if until is not None and not stream:

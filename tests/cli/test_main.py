@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -62,6 +63,13 @@ def interrupt(arguments, cwd):
                 seen += data
         os.close(leader)
         return process.wait(PATIENCE_S), seen.decode()
+
+
+@pytest.mark.parametrize("command", [("verify",), ("promote", "1", "--checkpoint-dir"), ("forget", "a", "--state-dir")])
+def test_a_name_that_no_file_can_have_is_told_in_a_line(command):
+    done = run(*command, "x" * 300)
+    assert done.returncode == 2
+    assert re.fullmatch("Error: x{300}.*: File name too long\n", done.stderr)
 
 
 @pytest.mark.parametrize("group_by", [(), ("--group-by", "source")])
