@@ -80,6 +80,8 @@ class Scorer:
         outputs = self._session.get_outputs()
         if not inputs or len(outputs) != 1 or len(batches) != 1:
             raise NetworkError(f"{name}: {len(inputs)} inputs and {len(outputs)} outputs; expected one score per row")
+        if not outputs[0].type.startswith("tensor(") or "string" in outputs[0].type:
+            raise NetworkError(f"{name}: output {outputs[0].name!r} is {outputs[0].type}; expected a tensor of numbers")
         self.inputs = tuple(inputs)
         self.output = outputs[0].name
         self.fixed_batch = batches.pop()

@@ -25,6 +25,7 @@ from sidecar.models.description import DescriptionError, read_description
 from sidecar.models.inputs import ModelInputs
 from sidecar.models.json_scaling import BaseScaler, json_scaling, scaled
 from sidecar.models.kinds import require_a_model
+from sidecar.models.pytorch.state_dict import is_state_dict
 from sidecar.pairs.errors import RecordedPairsError
 from sidecar.pairs.lines import STDIN
 from sidecar.pairs.recorded import RecordedPairs, read_columns
@@ -108,7 +109,11 @@ def evaluate(
 
 def _loaded(model: Path, base_scaler: BaseScaler) -> tuple[Scorer, Callable[[Array], Float32]]:
     """A model, and what gives its scores (n,) of raw features (n, n_features)."""
-    require_a_model(model, read_bytes(model))
+    data = read_bytes(model)
+    require_a_model(model, data)
+    if is_state_dict(data):
+        raise NetworkError(f"{model}: a PyTorch file: make it ONNX with train-offline --base-model {model} --epochs 0")
+    del data  # a large file need not be in memory twice
     scorer = Scorer(model)
     scaling = json_scaling(model, scorer.n_features) if base_scaler == "json" else ()
     return scorer, lambda features: scorer.predict(scaled(features, scaling) if scaling else features)

@@ -13,6 +13,7 @@ from sidecar.checkpoints.directory import checkpoints, linked, publish
 from sidecar.checkpoints.verify import verify
 from sidecar.learning.intervals import Intervals
 from tests.conftest import EXAMPLE, run
+from tests.torch_files import linears, zip_file
 
 
 def document(done):
@@ -156,6 +157,7 @@ def test_a_json_that_a_tool_has_rewritten_harms_no_other_checkpoint(tmp_path, ra
         (["evaluate", "{directory}/none.onnx", EXAMPLE], "none.onnx: no such file"),
         (["evaluate", "{directory}", EXAMPLE], "is a directory, not a model"),
         (["evaluate", "{junk}", EXAMPLE], "onnxruntime cannot load it"),
+        (["evaluate", "{torch}", EXAMPLE], "a PyTorch file: make it ONNX with train-offline --base-model "),
         (["evaluate", "{directory}/latest.onnx", "{narrow}"], "takes 80 features, but "),
         (["inspect", "{junk}"], "not an ONNX model"),
         (["inspect", "{directory}/none.onnx"], "no such file"),
@@ -166,7 +168,9 @@ def test_a_json_that_a_tool_has_rewritten_harms_no_other_checkpoint(tmp_path, ra
 def test_bad_models_are_one_clear_line_and_exit_code_2(trained, tmp_path, random_rows, write_lines, arguments, message):
     (tmp_path / "junk.onnx").write_bytes(b"\x08junk")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "model.pt").write_bytes(zip_file(linears((1, 80))))
     paths = {
+        "torch": tmp_path / "model.pt",
         "directory": trained[0],
         "junk": tmp_path / "junk.onnx",
         "narrow": write_lines(random_rows(9)),

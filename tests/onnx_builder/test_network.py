@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -173,3 +174,10 @@ def test_scorer_splits_columns_over_inputs_and_feeds_a_fixed_batch():
     assert scorer.predict(np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], dtype=np.float32)).tolist() == [321, 654, 987]
     with pytest.raises(NetworkError, match=r"expected 2 \+ 1 features, got shape \(1, 4\)"):
         scorer.predict(ones(1, 4))
+
+
+def test_scorer_refuses_outputs_that_are_no_numbers():
+    for output, body in (("seq(float[n,1])", "SequenceConstruct(x)"), ("string[n,1]", "Cast <to = 8> (x)")):
+        text = f'<ir_version: 8, opset_import: ["" : 17]> g (float[n,1] x) => ({output} y) {{ y = {body} }}'
+        with pytest.raises(NetworkError, match=r"output 'y' is (seq|tensor)\(.*\); expected a tensor of numbers"):
+            Scorer(onnx.parser.parse_model(text).SerializeToString())
