@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from sidecar.journal.blocks import LOST, RUN, Damage, encode_block
 from sidecar.journal.segments import first_position, journal_segments, whole_blocks, write_gzipped
 from sidecar.journal.writer import End
 
+_log = logging.getLogger(__name__)
 KeepAside = Callable[[Path, str], object]
 """Keeps a copy of a damaged file, before it is replaced, with what is wrong with it."""
 
@@ -19,8 +22,8 @@ def find_end(state_directory: Path, keep_aside: KeepAside, known_end: Callable[[
     """Where a journal ends, the last segment repaired if it is damaged. Removes what a crash left. Raises OSError,
     JournalError.
 
-    known_end: gives the position up to which a snapshot holds the pairs, which tells how many a damaged segment had. The caller
-    holds the lock of the state directory.
+    known_end: gives the position up to which a snapshot holds the pairs, which tells how many a damaged segment had. Where
+    there is no room for the repair, another segment begins. The caller holds the lock of the state directory.
     """
     directory = state_directory / "journal"
     remove_leftovers(directory)
@@ -31,18 +34,20 @@ def find_end(state_directory: Path, keep_aside: KeepAside, known_end: Callable[[
     if not segments:
         return End()
     last = segments[-1]
-    end = _end_of(last)
-    if end is None:
-        repair(last, None, keep_aside, known_end())
-        if not last.exists():
-            return find_end(state_directory, keep_aside)
-        end = _end_of(last)
-        assert end is not None
-    return end
+    end, is_whole = _end_of(last)
+    if is_whole:
+        return end
+    if try_to_repair(last, None, keep_aside, known := known_end()):
+        return find_end(state_directory, keep_aside)
+    end = end._replace(position=max(end.position, known))
+    another = directory / f"{end.position:012d}.jsonl"
+    another.touch()
+    sync_directory(directory)
+    return end._replace(segment=another)
 
 
-def _end_of(segment: Path) -> End | None:
-    """Where the journal ends if this is its last segment; None if it is damaged."""
+def _end_of(segment: Path) -> tuple[End, bool]:
+    """Where the journal ends if this is its last segment, and whether that is whole; another has to follow one that is not."""
     found: list[Damage] = []
     position, size, last_run = first_position(segment), 0, None
     for block in whole_blocks(segment, None, lambda segment, damage: found.append(damage)):
@@ -50,8 +55,20 @@ def _end_of(segment: Path) -> End | None:
         size += len(encode_block(block.position, block.lines))
         last_run = next((line for line in reversed(block.lines) if line.startswith(RUN)), last_run)
     if found:
-        return None
-    return End(position, None, 0, last_run) if segment.suffix == ".gz" else End(position, segment, size, last_run)
+        return End(max([position, *(damage.end for damage in found)]), None, 0, last_run), False
+    return (End(position, None, 0, last_run) if segment.suffix == ".gz" else End(position, segment, size, last_run)), True
+
+
+def try_to_repair(segment: Path, end: int | None, keep_aside: KeepAside, known_end: int = 0) -> bool:
+    """As `repair`. False if there is no room for it: then the segment stays as it is, and readers pass over the damage."""
+    try:
+        repair(segment, end, keep_aside, known_end)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _log.warning("%s: damaged, and there is no room to write it anew: %s", segment, error.strerror)
+        return False
+    return True
 
 
 def repair(segment: Path, end: int | None, keep_aside: KeepAside, known_end: int = 0) -> None:

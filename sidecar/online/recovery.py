@@ -182,9 +182,8 @@ def newest_run(state_directory: Path) -> Run | None:
 
     Raises StateError for a newer program's state.
     """
-    segments = journal_segments(state_directory)
-    if segments:  # each begins with the run that goes on there
-        entries = read_journal(state_directory, first_position(segments[-1]), lambda segment, damage: None)
+    for segment in reversed(journal_segments(state_directory)):  # each begins with the run that goes on there, or is empty
+        entries = read_journal(state_directory, first_position(segment), lambda segment, damage: None)
         runs = [entry.run for entry in entries if entry.run is not None]
         if runs:
             return _run(state_directory, runs[-1])

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from onnx_builder.network import Network
 from sidecar.files import remove_leftovers
 from sidecar.journal.blocks import Damage
-from sidecar.journal.repair import find_end, repair
+from sidecar.journal.repair import find_end, try_to_repair
 from sidecar.journal.run import Run
 from sidecar.journal.segments import JournalError, first_kept, journal_segments, with_ends
 from sidecar.journal.writer import Journal
@@ -269,10 +269,10 @@ class OnlineTraining:
         return learner
 
     def _repair(self, segments: list[Path]) -> None:
-        """Write damaged segments anew, so that what is whole of them is all that they hold. Raises OSError."""
+        """Write damaged segments anew, if there is room, so that they hold what is whole and nothing else. Raises OSError."""
         ends = dict(with_ends(journal_segments(self._directory)))
         for segment in segments:
-            repair(segment, ends[segment], self._keep_aside)
+            try_to_repair(segment, ends[segment], self._keep_aside)
 
     def _keep_aside(self, segment: Path, reason: str) -> None:
         self.damages.copy_aside(segment, "journal", reason)

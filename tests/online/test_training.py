@@ -519,6 +519,56 @@ def test_a_damaged_pair_is_lost_and_the_others_train(tmp_path, run, base, lines,
     assert again.learner.position == 60
 
 
+@pytest.mark.parametrize("number", [33, 59])
+@pytest.mark.parametrize("closed", [False, True])
+def test_damage_on_a_full_disk_keeps_it_from_recording_nothing(tmp_path, run, base, lines, start, monkeypatch, number, closed):
+    state = tmp_path / "state"
+    online = start(state, run, base)
+    for line in lines[:60]:
+        online.accept([line])
+    if closed:
+        online.journal.roll()
+        online.accept(lines[60:61])
+    online.close()
+    path = journal_segments(state)[0]
+    damaged = path.read_bytes().replace(lines[number], lines[number].replace(b"[", b"("))
+    path.write_bytes(damaged)
+
+    def no_room(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sidecar.journal.repair.whole_file", no_room)
+        for _ in range(2):
+            full = start(state, run, base)
+            assert path.read_bytes() == damaged
+            assert full.learner.position == full.journal.position == (61 if closed else 60)
+            full.close()
+        full = start(state, run, base)
+        assert all(answer["ok"] for answer in said(full.accept(lines[61:100])))
+        full.close()
+    again = start(state, run, base)
+    left = [line for line in lines[: 61 if closed else 60] if line != lines[number]] + lines[61:100]
+    assert [line for line in journalled(state) if line is not None] == left
+    without = start(tmp_path / "without", run, base)
+    without.accept(left)
+    for each in (again, without):
+        each.backlog.wait()
+    assert np.array_equal(again.learner.trainer.ema.parameters, without.learner.trainer.ema.parameters)
+
+
+def test_the_run_that_goes_on_is_that_before_a_segment_in_which_nothing_came(tmp_path, run, base, lines, start):
+    online = start(tmp_path, run, base)
+    online.accept(lines[:10])
+    online.close()
+    later = replace(run, settings=replace(SETTINGS, learning_rate=0.0002))
+    online = start(tmp_path, later, base)
+    online.accept(lines[10:20])
+    online.close()
+    (tmp_path / "journal" / "000000000020.jsonl").touch()
+    assert newest_run(tmp_path) == later
+
+
 def test_where_all_snapshots_are_damaged_and_the_beginning_is_gone_it_begins_anew(tmp_path, run, base, lines, start, caplog):
     online = start(tmp_path, run, base)
     online.accept(lines[:100])
