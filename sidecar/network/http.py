@@ -155,6 +155,11 @@ class HttpConversation(Conversation):
             assert made is not None
             page: Page = made.result()
             return page
+        except OSError as error:  # of the disk; it may pass
+            why = error.strerror or str(error)
+            assert isinstance(self._request, h11.Request)
+            _log.warning("HTTP request for %r: %s: %s", self._request.target, error.filename, why)
+            return unavailable(f"the files cannot be read now: {why}")
         except Exception:
             return self._failed()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -281,6 +282,18 @@ def test_an_answer_that_another_thread_cannot_make_is_an_error(caplog):
     assert status_of(talk.next()) == 500
     assert (talk.awaits, talk.waiting) == (None, False)
     assert "broken" in caplog.text
+
+
+def test_where_the_disk_cannot_be_read_now_it_may_be_asked_again_and_the_log_has_a_line(caplog):
+    made = Future()
+    talk = deferred(made)
+    made.set_exception(OSError(errno.ESTALE, "Stale file handle", "/models/model_v000001.onnx"))
+    told = talk.next()
+    assert status_of(told) == 503
+    assert told.endswith(b"the files cannot be read now: Stale file handle\n")
+    (record,) = caplog.records
+    assert record.getMessage() == "HTTP request for b'/healthz': /models/model_v000001.onnx: Stale file handle"
+    assert record.exc_info is None
 
 
 def test_where_too_many_wait_for_another_thread_the_next_may_come_again():
