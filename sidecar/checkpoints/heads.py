@@ -35,7 +35,12 @@ def publish_heads(
     terms, shared, parity_features, description: those of the shared model that they stand on, which is published, and its
     verdict. A tenant's `stable.onnx` is its own, or the shared one while that is as good.
     """
-    stable, results = stable_model(terms.directory) if models else None, list[Published | None]()
+    results = list[Published | None]()
+    try:
+        stable = stable_model(terms.directory) if models else None
+    except OSError as error:
+        _log.warning("heads are not published now: %s: %s", terms.directory, error.strerror or error)
+        return [None] * len(models)
     for model in models:
         no_held_out = Evidence("held-out pairs", parity_features[:0], parity_features[:0, 0])
         directory, (rmse_shared, rmse_own) = tenant_directory(terms.directory, model.name), model.comparison.rmse
@@ -77,10 +82,10 @@ def judge_head(model: Model, stable: PublishedModel | None) -> Gate:
 
 
 def _published_pairs(directory: Path) -> int | None:
-    """How many pairs the tenant's newest checkpoint has seen; None if there is none, or it does not say so."""
-    newest = linked(directory, LATEST)
+    """How many pairs the tenant's newest checkpoint has seen; None if there is none, or it does not say so now."""
     try:
+        newest = linked(directory, LATEST)
         about = (read_description(newest.model) or {}).get("tenant") if newest else None
-    except DescriptionError:
+    except (OSError, DescriptionError):
         return None
     return about.get("pairs") if isinstance(about, dict) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -173,3 +174,24 @@ def test_a_head_that_is_no_better_leaves_the_tenant_the_shared_model(tmp_path, e
     }
     assert [os.readlink(mine / name) for name in ("stable.onnx", "stable.json")] == ["../../stable.onnx", "../../stable.json"]
     assert linked(mine, LATEST).version == 1
+
+
+def test_where_a_tenants_checkpoint_cannot_be_read_now_the_shared_one_is_published_and_told_so(tmp_path, base, monkeypatch):
+    lines = [
+        json.dumps({**json.loads(line), "tenant": "a"}).encode() if number // 10 % 2 else line
+        for number, line in enumerate(gzip.decompress(EXAMPLE.read_bytes()).splitlines()[:200])
+    ]
+    online = OnlineTraining(tmp_path / "state", Run(80, TrainingSettings(tenants=("a",)), 0, digest_of(base)), base)
+    directory, stat = tmp_path / "checkpoints", os.stat
+    online.accept(lines[:100])
+    publication(online.learner, Terms(directory), tmp_path / "state")()
+
+    def stale(path, **options):
+        if str(path).startswith(str(tenant_directory(directory, "a") / "model_")):
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", stale)
+    online.accept(lines[100:])
+    assert publication(online.learner, Terms(directory), tmp_path / "state")().checkpoint.version == 2
+    online.close()
