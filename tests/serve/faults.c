@@ -137,9 +137,11 @@ int mkdir(const char *path, mode_t mode) { return path_fails(path) ? FAIL(EIO, E
 int flock(int file, int how) { return file_fails(file) ? FAIL(EIO, ENOLCK) : NEXT(flock)(file, how); }
 int futimens(int file, const struct timespec times[2]) { return file_fails(file) ? FAIL(EIO, EROFS) : NEXT(futimens)(file, times); }
 
-int close(int file) /* of one that was written; it is closed all the same */
+int close(int file) /* of one that was written, so of no lock; it is closed all the same */
 {
-    int fails = fcntl(file, F_GETFL) & (O_WRONLY | O_RDWR) && file_fails(file);
+    struct stat64 about;
+    int written = fcntl(file, F_GETFL) & (O_WRONLY | O_RDWR) && !NEXT(fstat64)(file, &about) && about.st_size;
+    int fails = written && file_fails(file);
     int closed = NEXT(close)(file);
     return fails ? FAIL(EIO, ENOSPC) : closed;
 }
