@@ -22,7 +22,7 @@ from sidecar.monitoring.verdict.rules import DOWN
 from sidecar.network.http import Page
 from sidecar.network.http_server import start_http
 from sidecar.state.checked import read_checked
-from tests.conftest import EXAMPLE, ROOT, run
+from tests.conftest import ROOT, run
 from tests.monitoring.live import GOOD, MARKUP, ask, ask_json, write_checkpoint
 from tests.running import free_address, wait_until
 
@@ -116,7 +116,7 @@ def lost(page):
     return page.ask("document.querySelector('#lost').checkVisibility()")
 
 
-def test_the_page_follows_a_replay_shows_a_checkpoint_and_the_loss_of_the_sidecar(page, serve, base_path, tmp_path):
+def test_the_page_follows_a_replay_shows_a_checkpoint_and_the_loss_of_the_sidecar(page, serve, base_path, lines, tmp_path):
     address, options = free_address(), {"base_model": base_path, "checkpoint_interval": 0, "min_samples": 800}
     (tmp_path / "checkpoints" / "state").mkdir(parents=True)
     earlier = [
@@ -135,8 +135,9 @@ def test_the_page_follows_a_replay_shows_a_checkpoint_and_the_loss_of_the_sideca
     page.open(f"http://{address}/")
     wait_until(lambda: text_of(page, "#state") == "running, and nothing is wrong", "the first answer")
     assert "None yet." in text_of(page, "main")
-    assert run("replay", EXAMPLE, "--socket", sidecar.socket_path).returncode == 0
-    wait_until(lambda: "2,496" in text_of(page, "#tiles"), "the pairs of the replay")
+    (tmp_path / "pairs.jsonl").write_bytes(b"\n".join(lines[:1111]))
+    assert run("replay", tmp_path / "pairs.jsonl", "--socket", sidecar.socket_path).returncode == 0
+    wait_until(lambda: "1,111" in text_of(page, "#tiles"), "the pairs of the replay")
     wait_until(lambda: page.ask("document.querySelectorAll('.chart svg path').length") >= 2, "lines")
     wait_until(lambda: "model_v000001" in text_of(page, "#checkpoints"), "the checkpoint")
     assert "latest" in text_of(page, "#checkpoints")
@@ -151,7 +152,7 @@ def test_the_page_follows_a_replay_shows_a_checkpoint_and_the_loss_of_the_sideca
     wait_until(lambda: lost(page), "the loss")
     assert "The sidecar does not answer" in text_of(page, "#lost")
     assert DOWN.do.replace("`", "") in text_of(page, "#lost")
-    assert "2,496" in text_of(page, "#tiles")
+    assert "1,111" in text_of(page, "#tiles")
 
     serve(**options, http=address).connect()
     wait_until(lambda: not lost(page), "its return")
