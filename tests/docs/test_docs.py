@@ -147,10 +147,10 @@ def test_links_lead_to_files_and_headings_and_commands_exist(page):
 
 
 def test_the_commands_of_operations_work_one_after_the_other(serve, tmp_path):
-    """As they stand there, after a sidecar that has had the example's pairs."""
+    """As they stand there, after a sidecar that has had some of the example's pairs."""
     base, online = tmp_path / "none.onnx", tmp_path / "online"
     sidecar = serve(base_model=base, checkpoint_dir=online).connect()
-    sidecar.send(gzip.decompress(EXAMPLE.read_bytes()).splitlines())
+    sidecar.send(gzip.decompress(EXAMPLE.read_bytes()).splitlines()[:500])
     assert sidecar.stop() == 0
     commands = re.findall(r"^    ((?:vmafx-sidecar|cp|mv) .*)$", OPERATIONS, flags=re.MULTILINE)
     assert len(commands) > 5
@@ -164,7 +164,7 @@ def test_the_commands_of_operations_work_one_after_the_other(serve, tmp_path):
     assert re.search(r": [1-9]\d* pairs deleted", done.stdout)
     again = serve(base_model=base, checkpoint_dir=online).connect()  # from what was put back
     assert again.stop() == 0
-    again.logged("recovered position=2496")
+    again.logged("recovered position=500")
 
 
 def test_every_page_is_linked_from_the_readme():
