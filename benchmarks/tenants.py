@@ -3,6 +3,7 @@
     python benchmarks/tenants.py quality FILE [--seeds N]   # recorded pairs with `group`, `codec` and `source`
     python benchmarks/tenants.py lies FILE
     python benchmarks/tenants.py capacity FILE
+    python benchmarks/tenants.py step FILE
 
 quality: the base model is trained offline on half of the sources; the encodes of the others come in several passes, each in
 another order. Made tenants: each encode belongs to another one in each pass, and scores are 3 points more, 3 less, to the power
@@ -11,7 +12,8 @@ figures are the means over tenants and seeds of the RMSE, in score points, of ea
 `published` is the head where it is in use, else the shared model that it stands on.
 
 lies: each codec is a tenant; one of them sends each of its pairs ten times, with a random score, or with the true one and 8
-points more or less. capacity: 256 tenants.
+points more or less. capacity: 256 tenants. step: CPU time of a pair with tenants, beside one without, in turn; scores are 3
+points more for every third tenant, and 3 less for every other third.
 """
 
 from __future__ import annotations
@@ -229,16 +231,44 @@ def capacity(path: str, count: int = 100_000) -> None:
         )
 
 
+def step(path: str, rounds: int = 60, count: int = 960) -> None:
+    data, base = load(path), Recipe(epochs=5)
+    network = fit(data.features, data.scores, np.arange(0, len(data.scores), 3), base).ema.network()
+    order = np.random.default_rng(0).permutation(len(data.scores))
+    kinds = ((0, 0), (4, 0), (4, 4), (64, 0))
+    trainers = [
+        Trainer(80, replace(SETTINGS, tenants=("*",) if many else None, tenant_rank=rank), network) for many, rank in kinds
+    ]
+    all_tenants = [Tenants(80, trainer.settings) if many else None for (many, _), trainer in zip(kinds, trainers, strict=True)]
+    seconds = np.empty((rounds, len(kinds)))
+    for round_ in range(-30, rounds):  # the first fill the replay buffers
+        for place, ((many, _), trainer, tenants) in enumerate(zip(kinds, trainers, all_tenants, strict=True)):
+            started = time.process_time()
+            for start in range(0, count, 64):
+                some = order[(np.arange(64) + round_ * count + start) % len(order)]
+                features, scores, whose = data.features[some], data.scores[some], some * 7919 % (many or 1)
+                if tenants is None:
+                    trainer.add(features, scores)
+                else:
+                    tenants.add(trainer, features, np.clip(scores + 3 * (whose % 3 - 1), 0, 100), [f"t{n}" for n in whose])
+            seconds[round_, place] = time.process_time() - started
+    for (many, rank), times in zip(kinds, seconds.T, strict=True):
+        told = f"{many} tenants, rank {rank}" if many else "no tenants"
+        ratios = times / seconds[:, 0]
+        low, median, high = np.quantile(ratios, (0.1, 0.5, 0.9))
+        print(f"{told:20} {np.median(times) / count * 1e6:6.1f} µs a pair, {median:.2f} times ({low:.2f} to {high:.2f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["quality", "lies", "capacity"])
+    parser.add_argument("what", choices=["quality", "lies", "capacity", "step"])
     parser.add_argument("file")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     if options.what == "quality":
         quality(options.file, options.seeds)
     else:
-        {"lies": lies, "capacity": capacity}[options.what](options.file)
+        {"lies": lies, "capacity": capacity, "step": step}[options.what](options.file)
 
 
 if __name__ == "__main__":
