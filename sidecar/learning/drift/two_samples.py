@@ -185,7 +185,9 @@ class TwoSamples:
         """Its numbers by name, as copies; `from_state` makes an equal object from them."""
         counts = [self.pairs, self.groups, *self._looked, self._over_from]
         filled = min(self.groups, REFERENCE_GROUPS), min(max(self.groups - REFERENCE_GROUPS, 0), REFERENCE_GROUPS)
+        seen = self.comparison
         return {
+            "samples_compared": seen.latest if seen else self._reference[:0],
             "samples_reference": self._reference[: filled[0]].copy(),
             "samples_recent": self._recent[: filled[1]].copy(),
             "samples_since": self._since.copy(),
@@ -195,7 +197,7 @@ class TwoSamples:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Array]) -> TwoSamples:
-        """The object that this `state` came from, with a comparison of now. Raises KeyError or ValueError for another one."""
+        """The object that this `state` came from. Raises KeyError or ValueError for another one."""
         reference, recent = state["samples_reference"], state["samples_recent"]
         made = cls(reference.shape[1])
         made._reference[: len(reference)], made._recent[: len(recent)] = reference, recent
@@ -204,6 +206,6 @@ class TwoSamples:
         made._known = OrderedDict.fromkeys(keys)
         made.pairs, made.groups, *looked, made._over_from = state["samples_counts"].tolist()
         made._looked = looked[0], looked[1]
-        if made.groups >= REFERENCE_GROUPS + LATEST_GROUPS:
-            made.comparison = Comparison(made._since.copy(), made._reference, made._latest())
+        if len(compared := state.get("samples_compared", made._reference[:0])):
+            made.comparison = Comparison(made._since.copy(), made._reference, compared)
         return made

@@ -124,6 +124,7 @@ def test_it_goes_on_from_its_state(stream, groups):
     whole, first = fed(changed), fed(changed[:groups]) if groups else TwoSamples(80)
     again = fed(changed[groups:], TwoSamples.from_state(first.state()), first=groups)
     assert whole.comparison.over == again.comparison.over
+    assert whole.comparison.distance.tolist() == TwoSamples.from_state(whole.state()).comparison.distance.tolist()
     assert all(np.array_equal(value, again.state()[name]) for name, value in whole.state().items())
 
 
