@@ -1,6 +1,6 @@
 """Killed at random moments and started again, a sidecar ends where one that was never killed would have ended, byte for byte.
 
-Each test kills three times, and 25 times among the slow ones; `KILLS=500 python -m pytest tests/serve/test_serve_kill.py` is
+Each test kills three times, and 12 times among the slow ones; `KILLS=500 python -m pytest tests/serve/test_serve_kill.py` is
 the longer run.
 """
 
@@ -29,7 +29,7 @@ BUSY = {"snapshot_interval": 0.05, "checkpoint_interval": 0, "min_samples": 16, 
 """A checkpoint and a snapshot are nearly always being written, once onnxruntime is there."""
 
 
-@pytest.fixture(params=[int(KILLS)] if KILLS else [3, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.fixture(params=[int(KILLS)] if KILLS else [3, pytest.param(12, marks=pytest.mark.slow)])
 def kills(request) -> int:
     return request.param
 
