@@ -27,7 +27,8 @@ def row_of(trunk: Trunk, own: Own, seen: Hidden, scores: Array, span: float) -> 
 
     Hoerl, Kennard: Ridge regression (1970).
     """
-    values, shared, row, unit = trunk.adapted(_in_float64(seen), own), trunk.row, own.row, span / SCORE_UNITS
+    values = trunk.adapted(seen, own).astype(np.float64)  # in which no square of a float32 overflows
+    shared, row, unit = trunk.row, own.row, span / SCORE_UNITS
     shrinkage = np.diag(np.append(np.full(len(row) - 1, SHRINKAGE), BIAS_SHRINKAGE))
     for _ in range(_ITERATIONS):
         outputs = values @ (shared + row)
@@ -46,22 +47,16 @@ def adapter_of(trunk: Trunk, own: Own, seen: Hidden, scores: Array, span: float)
 
     Hu et al.: LoRA (2021), arXiv:2106.09685. Jacot, Gabriel, Hongler: Neural tangent kernel (2018), arXiv:1806.07572.
     """
-    hidden, unit, rank = _in_float64(seen), span / SCORE_UNITS, len(own.down)
-    row = trunk.row + own.row
-    outputs = hidden.values @ row
+    unit, rank, row = span / SCORE_UNITS, len(own.down), trunk.row + own.row
+    outputs = seen.values @ row
     errors, weights = _errors_and_weights(trunk, outputs, scores, unit)
-    slopes = trunk.unit_slopes(hidden.units) * row[:-1] * (trunk.score_slopes(outputs) / unit)[:, None]
+    slopes = trunk.unit_slopes(seen.units) * row[:-1] * (trunk.score_slopes(outputs) / unit)[:, None]
     root = np.sqrt(weights)
-    inputs = np.column_stack([hidden.inputs, np.ones(len(slopes))])
+    inputs = np.column_stack([seen.inputs, np.ones(len(slopes))])
     kernel = (inputs @ inputs.T) * (slopes @ slopes.T) * np.outer(root, root)
     dual = root * np.linalg.solve(kernel + ADAPTER_SHRINKAGE * np.eye(len(kernel)), root * errors)
     up, sizes, down = np.linalg.svd((slopes * dual[:, None]).T @ inputs, full_matrices=False)
     return up[:, :rank] * sizes[:rank], down[:rank]
-
-
-def _in_float64(seen: Hidden) -> Hidden:
-    """In which no square of a float32 overflows."""
-    return Hidden(*(values.astype(np.float64) for values in seen))
 
 
 def _errors_and_weights(trunk: Trunk, outputs: Array, scores: Array, unit: float) -> tuple[Array, Array]:
