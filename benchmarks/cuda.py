@@ -1,20 +1,23 @@
 """Training steps on a GPU beside numpy and torch: where it begins to pay, and how much of the card it uses.
 
-    python benchmarks/cuda.py [--quick]
+    python benchmarks/cuda.py
 
 A step is forward, backward, clipping, momentum SGD and the moving average, of heads 80-HIDDEN-1 with relu: one head, and 40 of
 the same size at once, each on batches of its own. Ours on the GPU is what `train-offline --device cuda` runs. numpy on one core
 is our step on the processor, for 40 heads one after the other; on all cores the BLAS of one head has all of them, and 40 heads
 are as many processes as there are cores. torch (float32, the step written with `torch.func.grad` and `torch._foreach_…`) runs
-eagerly, and compiled as a whole (`mode="reduce-overhead"`, which captures CUDA graphs), on the same GPU. Every step is timed
+eagerly; and compiled as a whole, and captured as one CUDA graph with what takes a batch, on the same GPU. Every step is timed
 over at least 0.3 s after a warm-up, and at the end the GPU is waited for. FLOP are those of the matrix products; the peak is a
-product of two 8192 × 8192 matrices in float32 on this card in this run.
+product of two 8192 × 8192 matrices in float32 on this card in this run. A step of `serve` is a quarter of the time that its
+trainer takes for a group of new pairs, all that it does with them included, but for later fits.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
+import math
 import os
 import subprocess
 import sys
@@ -22,14 +25,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from sidecar.learning.device.stacked import Device
 
 sys.path.pop(0)  # this folder, where CuPy would take this file for the package `cuda`
 
 FEATURES, MODELS = 80, 40
 RATE, MOMENTUM, DECAY, MAX_NORM, EMA = 1e-3, 0.9, 1e-5, 1.0, 0.999
-SECONDS = 0.3
+SECONDS, PATIENCE_S = 0.3, 60
 _MOST_IN_PROCESSES = 1 << 27
 """Numbers in a hidden layer above which as many processes as cores would need more memory than most machines have."""
 
@@ -50,8 +59,8 @@ def timed(step: Callable[[int], object], wait: Callable[[], object] = lambda: No
 
 
 def some_pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(count, FEATURES)).astype(np.float32), rng.uniform(0, 100, count).astype(np.float32)
+    features = np.random.default_rng(0).normal(size=(count, FEATURES)).astype(np.float32)
+    return features, 50 + 20 * np.tanh(features[:, 0] + features[:, 1])
 
 
 def some_heads(features: np.ndarray, scores: np.ndarray, hidden: int, models: int) -> list:
@@ -105,49 +114,49 @@ def in_numpy(hidden: int, batch: int) -> float:
     return timed(steps, warm=1)
 
 
-def served(hidden: int, batch: int) -> float:
-    """Seconds of a step of `serve` on the GPU, which waits for the loss of each."""
-    from sidecar.learning.device.cuda import open_cuda
-    from sidecar.learning.device.head import DeviceHead
-    from sidecar.learning.device.update import Update
-    from sidecar.learning.optim.polyak import PolyakAverage
-    from sidecar.learning.optim.sgd import Sgd
+def served(hidden: int, batch: int, device: Device | None = None) -> float:
+    """Seconds of a step of the online trainer, on a device, or in numpy in this process."""
+    from sidecar.learning.online import trainer as online
+    from sidecar.learning.training_settings import TrainingSettings
 
-    features, scores = some_pairs(max(2 * batch, 512))
-    (on_host,) = some_heads(features, scores, hidden, 1)
-    device = open_cuda()
-    head = DeviceHead(on_host.network(), device)
-    optimizer, average = Sgd(head.parameters, head.gradient, MOMENTUM, DECAY), PolyakAverage(head.parameters, EMA)
-    update = Update(head.parameters, head.gradient, MAX_NORM, optimizer, average)
-    run = device.program(update.operations())
-    batches = np.split(head.rows(features, scores), len(features) // batch)
+    online.next_fit = lambda trained: 1 << 40  # fits run on another thread, and in numpy
+    settings = TrainingSettings(batch_size=batch)
+    features, scores = some_pairs(16 * settings.new_pairs)
+    (head,) = some_heads(features, scores, hidden, 1)
+    trainer = online.Trainer(FEATURES, settings, head.network(), device)
 
-    def steps(count: int) -> None:
+    def groups(count: int) -> None:
         for number in range(count):
-            head.loss_and_gradient(batches[number % len(batches)])
-            optimizer.prepare(RATE)
-            average.prepare()
-            run()
-            float(update.taken)
+            rows = slice(number % 16 * settings.new_pairs, (number % 16 + 1) * settings.new_pairs)
+            trainer.add(features[rows], scores[rows])
 
-    return timed(steps, warm=4)
+    measured = online.OUTLIERS_MEASURED_AT[-1] // settings.new_pairs  # the last time that the first pairs cost more
+    return timed(groups, warm=measured + 3) / settings.steps_per_batch
+
+
+def served_on_gpu(hidden: int, batch: int) -> float:
+    """The same on the GPU."""
+    from sidecar.learning.device.cuda import open_cuda
+
+    return served(hidden, batch, open_cuda())
 
 
 @cache
-def in_processes(hidden: int, batch: int, processes: int, threads: int) -> list[float]:
-    """What `in_numpy` gives in as many processes at once, each with so many BLAS threads."""
-    command = [sys.executable, __file__, "--worker", str(hidden), str(batch)]
+def in_processes(measure: str, hidden: int, batch: int, processes: int = 1, threads: int = 1) -> float:
+    """Seconds of a step where as many processes at once measure it, each with so many BLAS threads."""
+    command = [sys.executable, __file__, "--worker", measure, str(hidden), str(batch)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads)}
 
     def one(_: int) -> float:
-        return float(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+        return float(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, timeout=PATIENCE_S).stdout)
 
     with ThreadPoolExecutor(processes) as pool:
-        return [*pool.map(one, range(processes))]
+        return 1 / sum(1 / seconds for seconds in pool.map(one, range(processes)))
 
 
 def in_torch(hidden: int, batch: int, models: int, compiled: bool) -> float:
     import torch
+    from torch._inductor import config
 
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -156,8 +165,6 @@ def in_torch(hidden: int, batch: int, models: int, compiled: bool) -> float:
     shapes = [(models, FEATURES, hidden), (models, 1, hidden), (models, hidden, 1), (models, 1, 1)]
     parameters = tuple(0.05 * torch.randn(shape[models == 1 :], device="cuda") for shape in shapes)
     velocity, average = (tuple(each.clone() for each in parameters) for _ in range(2))
-    for each in (*parameters, *velocity, *average):
-        torch._dynamo.mark_static_address(each)
     multiply = torch.addmm if models == 1 else torch.baddbmm
 
     def loss(weights: tuple[torch.Tensor, ...], rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -177,16 +184,43 @@ def in_torch(hidden: int, batch: int, models: int, compiled: bool) -> float:
             torch._foreach_add_(parameters, velocity, alpha=-RATE)
             torch._foreach_lerp_(average, parameters, 1 - EMA)
 
-    run = torch.compile(step, mode="reduce-overhead") if compiled else step
+    # With this option, which is on by default, its compiler of torch 2.11 ends with an assertion.
+    config.loop_ordering_after_fusion = False
+    compiled_step = torch.compile(step, dynamic=False) if compiled else step
     shape = (batch,) if models == 1 else (models, batch)
     places = torch.randint(0, len(features), (16, *shape), device="cuda")
+    number = torch.zeros(1, dtype=torch.int64, device="cuda")
+
+    def run() -> None:
+        chosen = places.index_select(0, number)[0]
+        number.add_(1).remainder_(len(places))
+        compiled_step(x[chosen], y[chosen])
+
+    graph = captured(run) if compiled else None
 
     def steps(count: int) -> None:
-        for number in range(count):
-            chosen = places[number % len(places)]
-            run(x[chosen], y[chosen])
+        for _ in range(count):
+            if graph is None:
+                run()
+            else:
+                graph.replay()
 
     return timed(steps, torch.cuda.synchronize, warm=5)
+
+
+def captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """A step as one CUDA graph, compiled and warmed up first."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
 
 
 def peak() -> float:
@@ -207,34 +241,31 @@ def flop(hidden: int, batch: int, models: int) -> float:
     return models * batch * 2.0 * (2 * (FEATURES + 1) * hidden + 3 * hidden)
 
 
-def free() -> None:
-    """Give the memory of the card back, for whoever is measured next."""
+def tried(measure: Callable[..., float], *arguments: object) -> float:
+    """A time, or not a number where the card has too little memory, or where it takes too long; all memory is given back."""
     import cupy
     import torch
 
-    gc.collect()
-    cupy.get_default_memory_pool().free_all_blocks()
-    torch.cuda.empty_cache()
-
-
-def tried(measure: Callable[..., float], *arguments: object) -> float:
-    """A time, or not a number where the card has too little memory."""
     try:
         return measure(*arguments)
     except Exception as error:
-        print(f"  {measure.__name__}{arguments}: {type(error).__name__} {str(error)[:200]}", file=sys.stderr)
+        print(f"  {measure.__name__}{arguments}: {type(error).__name__} {str(error)[:200]}", file=sys.stderr, flush=True)
         return float("nan")
+    finally:
+        gc.collect()
+        cupy.get_default_memory_pool().free_all_blocks()
+        torch.cuda.empty_cache()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", nargs=2, type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--quick", action="store_true", help="without torch.compile")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--batches", nargs="*", type=int, default=[32, 1024, 65536])
     parser.add_argument("--hidden", nargs="*", type=int, default=[64, 512, 4096])
     options = parser.parse_args()
     if options.worker:
-        print(in_numpy(*options.worker))
+        measure, *sizes = options.worker
+        print({"served": served, "in_numpy": in_numpy}[measure](*map(int, sizes)))
         return
     import torch
 
@@ -243,30 +274,24 @@ def main() -> None:
     print(f"a float32 product of 8192 × 8192 reaches {best / 1e12:.1f} TFLOP/s")
     print("milliseconds a step of serve: batch hidden, on the GPU, numpy on one core")
     for hidden, batch in ((64, 32), (1024, 512), (4096, 4096)):
-        print(
-            f"{batch:6} {hidden:6} {served(hidden, batch) * 1e3:9.3f} {in_processes(hidden, batch, 1, 1)[0] * 1e3:9.3f}",
-            flush=True,
-        )
-    print("milliseconds a step of all heads")
+        times = tried(served_on_gpu, hidden, batch), tried(in_processes, "served", hidden, batch)
+        print(f"{batch:6} {hidden:6}", *(f"{seconds * 1e3:9.3f}" for seconds in times), flush=True)
+    print("milliseconds a step of all heads, the smallest first")
     print("heads  batch hidden |     ours   numpy,1 numpy,all     torch  compiled | M pairs/s  of peak  all/ours compiled/ours")
-    for models in (1, MODELS):
-        for hidden in options.hidden:
-            for batch in options.batches:
-                gpu = tried(ours, hidden, batch, models)
-                free()
-                one = in_processes(hidden, batch, 1, 1)[0] * models
-                if models == 1:
-                    every = in_processes(hidden, batch, 1, cores)[0]
-                elif batch * hidden <= _MOST_IN_PROCESSES:
-                    every = models / sum(1 / seconds for seconds in in_processes(hidden, batch, cores, 1))
-                else:
-                    every = float("nan")
-                eager = tried(in_torch, hidden, batch, models, False)
-                fused = float("nan") if options.quick else tried(in_torch, hidden, batch, models, True)
-                free()
-                rates = f"{models * batch / gpu / 1e6:9.2f} {flop(hidden, batch, models) / gpu / best:8.1%}"
-                times = " ".join(f"{seconds * 1e3:9.3f}" for seconds in (gpu, one, every, eager, fused))
-                print(f"{models:5} {batch:6} {hidden:6} |{times} |{rates} {every / gpu:9.1f} {fused / gpu:13.1f}", flush=True)
+    sizes = itertools.product((1, MODELS), options.hidden, options.batches)
+    for models, hidden, batch in sorted(sizes, key=math.prod):
+        gpu = tried(ours, hidden, batch, models)
+        one = tried(in_processes, "in_numpy", hidden, batch) * models
+        if models == 1:
+            every = tried(in_processes, "in_numpy", hidden, batch, 1, cores)
+        elif batch * hidden <= _MOST_IN_PROCESSES:
+            every = tried(in_processes, "in_numpy", hidden, batch, cores) * models
+        else:
+            every = float("nan")
+        eager, fused = (tried(in_torch, hidden, batch, models, compiled) for compiled in (False, True))
+        rates = f"{models * batch / gpu / 1e6:9.2f} {flop(hidden, batch, models) / gpu / best:8.1%}"
+        times = " ".join(f"{seconds * 1e3:9.3f}" for seconds in (gpu, one, every, eager, fused))
+        print(f"{models:5} {batch:6} {hidden:6} |{times} |{rates} {every / gpu:9.1f} {fused / gpu:13.1f}", flush=True)
 
 
 if __name__ == "__main__":
