@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Sizes of an image, or of a directory of Python packages: `measure.py IMAGE` or `measure.py DIRECTORY`.
+"""Sizes of an image, or of a directory of Python packages: `measure.py IMAGE [EXTRA]` or `measure.py DIRECTORY`.
 
 IMAGE: a directory in OCI layout, as `buildah push NAME oci:DIRECTORY` writes it. The last layer is the application, the layers
 below it are the base. DIRECTORY is measured as if it were in a layer.
 
 Sizes are in MB of 1,000,000 bytes. "Unpacked" is the size of the layers' tar files, "compressed" that of the layers as they
-were pushed; packages are compressed one by one with zlib at level 6. Exit code 1 if an image is larger than LIMITS.
+were pushed; packages are compressed one by one with zlib at level 6. Exit code 1 if an image is larger than LIMITS, by its
+extra.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-LIMITS = {"application": (120, 45), "image": (175, 65)}
+LIMITS = {"": {"application": (120, 45), "image": (175, 65)}, "cuda": {"application": (1000, 600), "image": (1055, 625)}}
 PACKAGES = "usr/local/lib/python3.11/dist-packages/"
 PARTS = {
     "sidecar": "vmafx-sidecar",
     "onnx_builder": "vmafx-sidecar",
     "numpy.libs": "numpy: OpenBLAS",
     "google": "protobuf",
+    "cupy_backends": "cupy",
+    "cupyx": "cupy",
+    "nvidia": "cuBLAS and NVRTC",
+    "cuda": "cuda-pathfinder",
     "__pycache__": "typing_extensions",  # the only package that is one file
 }
 
@@ -99,7 +104,7 @@ def row(name: str, size: tuple[float, float], limits: str = "") -> None:
     print(f"{name:30} {size[0]:9.1f} {size[1]:10.1f} {limits}")
 
 
-def main(path: Path) -> int:
+def main(path: Path, extra: str = "") -> int:
     blobs = layers(path) if (path / "index.json").exists() else []
     sizes = [measure(layer_members(blob)) for blob in blobs] or [measure(directory_members(path))]
     print(f"{'MB':30} {'unpacked':>9} {'compressed':>10}")
@@ -110,10 +115,11 @@ def main(path: Path) -> int:
         return 0
     whole = [(total(list(each.values()))[0], blob.stat().st_size / 1e6) for each, blob in zip(sizes, blobs, strict=True)]
     measured = {"application": whole[-1], "base": total(whole[:-1]), "image": total(whole)}
+    limits = LIMITS[extra]
     for name, size in measured.items():
-        row(name, size, f"  (at most {LIMITS[name][0]} and {LIMITS[name][1]})" if name in LIMITS else "")
-    return int(any(size > limit for name in LIMITS for size, limit in zip(measured[name], LIMITS[name], strict=True)))
+        row(name, size, f"  (at most {limits[name][0]} and {limits[name][1]})" if name in limits else "")
+    return int(any(size > limit for name in limits for size, limit in zip(measured[name], limits[name], strict=True)))
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

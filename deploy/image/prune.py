@@ -1,6 +1,6 @@
-"""Removes what no command of vmafx-sidecar runs: `prune.py DIRECTORY`, where DIRECTORY was made by `pip install --target`.
+"""Removes what no command runs: `prune.py DIRECTORY [EXTRA…]`, where DIRECTORY was made by `pip install --target`.
 
-A pattern that matches nothing stops the build, so that the table below stays up to date. `deploy/image/check` tests what is
+A pattern that matches nothing stops the build, so that the tables below stay up to date. `deploy/image/check` tests what is
 kept: the packages' own tests run in the finished image.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 NEVER_RUN = {
@@ -34,13 +35,33 @@ NEVER_RUN = {
     "onnxruntime/transformers": "",
     "sidecar/regressor.py": "for programs in Python: it needs scikit-learn, which no command does",
 }
+OF_EXTRAS = {
+    "cuda": {
+        "cupy/cuda/cufft.*.so": "CuPy's interfaces to parts of CUDA that are not in the lock, like the next ones",
+        "cupy/cuda/jitify.*.so": "",
+        "cupy_backends/cuda/libs/cusolver.*.so": "",
+        "cupy_backends/cuda/libs/cusparse.*.so": "",
+        "cupy_backends/cuda/libs/cutensor.*.so": "",
+        "cupy_backends/cuda/libs/nccl.*.so": "",
+        "cupyx/_cusolver.*.so": "",
+        "cupyx/_cutensor.*.so": "",
+        "nvidia/cu13/include/cublas*.h": "for C programs, like the next ones; CuPy compiles kernels with the other headers",
+        "nvidia/cu13/lib/lib*.a": "",
+        "nvidia/cu13/lib/libcudart.so.*": "CuPy has it linked in",
+        "nvidia/cu13/lib/libnvblas.so.*": "",
+        "nvidia/cu13/lib/libnvrtc*.alt.so.*": "another build of the compiler",
+    }
+}
 
 
-def prune(tree: Path) -> None:
-    for pattern in NEVER_RUN:
+def prune(tree: Path, extras: Sequence[str] = ()) -> None:
+    patterns = {**NEVER_RUN}
+    for extra in extras:
+        patterns |= OF_EXTRAS[extra]
+    for pattern in patterns:
         found = list(tree.glob(pattern))
         if not found:
-            sys.exit(f"{tree}: nothing matches {pattern!r}; the package has changed: correct NEVER_RUN in {__file__}")
+            sys.exit(f"{tree}: nothing matches {pattern!r}; the package has changed: correct the table in {__file__}")
         for path in found:
             if path.is_dir():
                 shutil.rmtree(path)
@@ -49,4 +70,4 @@ def prune(tree: Path) -> None:
 
 
 if __name__ == "__main__":
-    prune(Path(sys.argv[1]))
+    prune(Path(sys.argv[1]), sys.argv[2:])

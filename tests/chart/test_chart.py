@@ -442,13 +442,12 @@ def test_a_bad_value_is_refused_by_name(values, said):
 
 
 def test_a_gpu_comes_with_its_limit_and_a_place_for_compiled_kernels():
-    limits = {"cpu": "2", "memory": "4Gi", "nvidia.com/gpu": 1}
-    values = {"sidecar": {"trainer": {"enabled": True, "cuda": 1, "resources": {"limits": limits}}}}
-    pod = pod_of(manifests({**values, "podSpec": {"runtimeClassName": "nvidia"}}))
+    pod = pod_of(manifests(yaml.safe_load(documented("gpu"))))
     trainer = sidecar_of(pod)
     environment = {each["name"]: each.get("value") for each in trainer["env"]}
     assert (environment["VMAFX_SIDECAR_CUDA"], environment["CUPY_CACHE_DIR"]) == ("1", "/tmp/cupy")
-    assert trainer["resources"]["limits"] == limits
+    assert trainer["image"] == "registry.example/vmafx-sidecar:0.1.0-cuda"
+    assert trainer["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert pod["runtimeClassName"] == "nvidia"
 
 
