@@ -197,7 +197,9 @@ def apply(step: Step, x: Array) -> Array:
         case Clip():
             return np.clip(x, x.dtype.type(step.low), x.dtype.type(step.high))
         case Dense():
-            return np.asarray(x @ step.weight.T + step.bias)
+            values = np.asarray(x @ step.weight.T)
+            values += step.bias
+            return values
         case LayerNormalization():
             return layer_normalization(x, step)
         case Activation():

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 def changed_heads(models: Sequence[Model], directory: Path) -> list[Model]:
     """The heads of tenants that have sent pairs since their last one was published in a checkpoint directory."""
-    return [each for each in models if _published_pairs(tenant_directory(directory, each.name)) != each.pairs.added]
+    return [each for each in models if _published_pairs(tenant_directory(directory, each.name)) != each.pairs]
 
 
 def publish_heads(
@@ -43,10 +43,10 @@ def publish_heads(
         return [None] * len(models)
     for model in models:
         no_held_out = Evidence("held-out pairs", parity_features[:0], parity_features[:0, 0])
-        directory, (rmse_shared, rmse_own) = tenant_directory(terms.directory, model.name), model.comparison.rmse
+        directory, compared = tenant_directory(terms.directory, model.name), model.compared
         about = {
-            "name": model.name, "pairs": model.pairs.added, "compared": model.comparison.pairs, "rmse": rmse_own,
-            "rmse_of_shared_weights": rmse_shared,
+            "name": model.name, "pairs": model.pairs, "compared": compared.pairs, "rmse": compared.rmse,
+            "rmse_of_shared_weights": compared.rmse_of_shared,
         }  # fmt: skip
         try:
             gate = shared if shared.verdict == "incompatible" else judge_head(model, stable)
@@ -69,16 +69,16 @@ def judge_head(model: Model, stable: PublishedModel | None) -> Gate:
 
     stable: the shared stable model, which it must not be behind either. Raises NetworkError if that cannot be used.
     """
-    comparison, rows = model.comparison, model.pairs.rows()
-    if comparison.pairs < LEAST_PAIRS:
-        return Gate("unverified", f"{comparison.pairs} pairs of the tenant were predicted, fewer than {LEAST_PAIRS}")
-    of_shared, own = comparison.rmse
-    others = {"the shared weights": of_shared}
+    compared, rows = model.compared, model.rows
+    if compared.pairs < LEAST_PAIRS:
+        return Gate("unverified", f"{compared.pairs} pairs of the tenant were predicted, fewer than {LEAST_PAIRS}")
+    others = {"the shared weights": compared.rmse_of_shared}
     if stable is not None:
         others[f"the shared {stable.name}"] = rmse(stable.predict(rows[:, :-1]), rows[:, -1])
     figures = " and ".join(f"{error:.3f} of {name}" for name, error in others.items())
-    is_better = comparison.used and own < min(others.values())
-    return Gate("stable" if is_better else "unstable", f"RMSE {own:.3f} on the tenant's newest pairs, beside {figures}")
+    is_better = compared.used and compared.rmse < min(others.values())
+    reason = f"RMSE {compared.rmse:.3f} on the tenant's newest pairs, beside {figures}"
+    return Gate("stable" if is_better else "unstable", reason)
 
 
 def _published_pairs(directory: Path) -> int | None:

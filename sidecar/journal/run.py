@@ -18,7 +18,7 @@ STATE_FORMAT = 1
 """Of the journal's run records and of snapshots. It grows when a program that knows only the one before would go wrong."""
 
 
-ALGORITHM = 5
+ALGORITHM = 6
 """Of training. It grows whenever the same journal would train otherwise, be it in the last bit."""
 
 

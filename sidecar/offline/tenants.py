@@ -11,11 +11,11 @@ import numpy as np
 from onnx_builder.network import Array, Network
 from sidecar.checkpoints.publishing import Published
 from sidecar.learning.recipe import Recipe, Rows
-from sidecar.learning.replay.ring import ReplayBuffer
-from sidecar.learning.tenants.comparison import CLEARLY_BETTER, Comparison
+from sidecar.learning.tenants.comparison import CLEARLY_BETTER, Compared, Comparisons
 from sidecar.learning.tenants.head import row_of
 from sidecar.learning.tenants.tenants import Model
 from sidecar.learning.tenants.trunk import Own, Trunk
+from sidecar.learning.tenants.whose import ByTenant
 from sidecar.pairs.errors import PairError, RecordedPairsError
 from sidecar.pairs.pair import checked_tenant
 from sidecar.pairs.recorded import RecordedPairs
@@ -46,7 +46,8 @@ class TenantFigures(NamedTuple):
     def of(cls, model: Model, published: Published | None) -> TenantFigures:
         """Those of a head that was published, or could not be."""
         gate, name = (published.gate.verdict, published.checkpoint.name) if published else (None, None)
-        return cls(model.name, model.pairs.added, model.comparison.pairs, *model.comparison.rmse, gate, name)
+        compared = model.compared
+        return cls(model.name, model.pairs, compared.pairs, compared.rmse_of_shared, compared.rmse, gate, name)
 
     def as_json(self) -> dict[str, Any]:
         return self._asdict()
@@ -100,9 +101,8 @@ def heads(network: Network, pairs: RecordedPairs, train: Rows, held_out: Rows, r
     for name, its in _by_tenant(pairs, train).items():
         judged = judging[name]
         make = partial(_with_own, network, trunk, _own(trunk, pairs, its, recipe))
-        ring = ReplayBuffer(max(1, len(judged)), pairs.features.shape[1] + 1)
-        ring.restore(np.column_stack([pairs.features[judged], pairs.true_score[judged]]), len(its) + len(judged))
-        found.append(Model(name, ring, _compared(network, make(), ring), make))
+        rows = np.column_stack([pairs.features[judged], pairs.true_score[judged]]).astype(np.float32)
+        found.append(Model(name, len(its) + len(judged), rows, _compared(network, make(), rows), make))
     return found
 
 
@@ -126,9 +126,9 @@ def _with_own(network: Network, trunk: Trunk, own: Own) -> Network:
     return replace(network, steps=trunk.with_own(own))
 
 
-def _compared(shared: Network, own: Network, judged: ReplayBuffer) -> Comparison:
-    rows, comparison = judged.rows(), Comparison()
+def _compared(shared: Network, own: Network, rows: Array) -> Compared:
+    comparisons = Comparisons(1)
     if len(rows):
-        for errors in zip(*((each.forward(rows[:, :-1]) - rows[:, -1]).tolist() for each in (shared, own)), strict=True):
-            comparison.add(*errors)
-    return comparison
+        errors = np.array([each.forward(rows[:, :-1]) - rows[:, -1] for each in (shared, own)])
+        comparisons.add(ByTenant.of(np.zeros(len(rows), dtype=np.intp)), errors)
+    return comparisons.of(0)

@@ -134,8 +134,8 @@ def _of_tenants(tenants: Tenants | None) -> dict[str, Any]:
     if tenants is None:
         return {}
     figures = tuple(
-        TenantFigures(name, tenant.pairs.added, *tenant.comparison.rmse, tenant.comparison.used)
-        for name, tenant in tenants.tenants.items()
+        TenantFigures(name, pairs, compared.rmse_of_shared, compared.rmse, compared.used)
+        for name, (pairs, _, compared) in tenants.figures().items()
     )
     pairs = sum(tenant.pairs for tenant in figures)
     return {

@@ -125,7 +125,7 @@ def test_with_tenants_a_learner_goes_on_bit_for_bit_from_its_state(example, base
     again = Learner.from_state(learner.state())
     take_tenants(learner, example, 333, 800)
     take_tenants(again, example, 333, 800, step=7)
-    assert again.tenants.tenants.keys() == {"a", "b"}
+    assert again.tenants.numbers.keys() == {"a", "b"}
     assert again.tenants.refused > 200
     assert_equal(learner, again)
 
@@ -141,8 +141,8 @@ def test_other_settings_of_tenants_begin_with_a_pair_and_lose_none(example, base
         each.begin(run, None)
         take_tenants(each, example, 400, 800)
     assert_equal(learner, again)
-    waiting = 0 if learner.tenants is None else sum(tenant.held for tenant in learner.tenants.tenants.values())
-    assert 800 - len(learner.held_out) - learner.trainer.trained - waiting < 2 * 16
+    waiting = 0 if learner.tenants is None else sum(figures.held for figures in learner.tenants.figures().values())
+    assert 800 - len(learner.held_out) - learner.trainer.trained - waiting < 64 + 16
 
 
 def test_heads_are_made_again_with_another_base_model(example, base):
@@ -160,7 +160,7 @@ def test_the_features_of_tenants_pairs_are_put_in_order_with_all_others(example,
     names = tuple(f"f{number}" for number in range(80))
     learner = Learner(replace(TENANTS, features=names, order=names), base)
     take_tenants(learner, example, 0, 400)
-    before = learner.tenants.tenants["a"].pairs.rows()
+    before = learner.tenants.rows("a")
     learner.begin(replace(TENANTS, features=names, order=names[::-1], base="other"), base)
-    after = learner.tenants.tenants["a"].pairs.rows()
+    after = learner.tenants.rows("a")
     assert np.array_equal(after, np.column_stack([before[:, 79::-1], before[:, 80]]))

@@ -27,15 +27,18 @@ def row_of(trunk: Trunk, own: Own, seen: Hidden, scores: Array, span: float) -> 
 
     Hoerl, Kennard: Ridge regression (1970).
     """
-    values = trunk.adapted(seen, own).astype(np.float64)  # in which no square of a float32 overflows
-    shared, row, unit = trunk.row, own.row, span / SCORE_UNITS
-    shrinkage = np.diag(np.append(np.full(len(row) - 1, SHRINKAGE), BIAS_SHRINKAGE))
+    values, row, unit = trunk.adapted(seen, own), own.row, span / SCORE_UNITS
+    if not np.isfinite(np.vdot(values, values)):
+        values = values.astype(np.float64)  # in which no square of a float32 overflows
+    shared, shrinkage = values @ trunk.row, np.diag(np.append(np.full(len(row) - 1, SHRINKAGE), BIAS_SHRINKAGE))
     for _ in range(_ITERATIONS):
-        outputs = values @ (shared + row)
+        added = values @ row.astype(values.dtype)
+        outputs = shared + added
         errors, weights = _errors_and_weights(trunk, outputs, scores, unit)
-        slopes = values * (trunk.score_slopes(outputs) / unit)[:, None]
-        weighted = slopes * weights[:, None]
-        row = np.linalg.solve(weighted.T @ slopes + shrinkage, weighted.T @ (errors + slopes @ row))
+        slopes = trunk.score_slopes(outputs) / unit
+        weights = (weights * slopes).astype(values.dtype)
+        gram = (values * (weights * slopes).astype(values.dtype)[:, None]).T @ values
+        row = np.linalg.solve(gram + shrinkage, (weights * (errors + slopes * added)) @ values)
     return row
 
 
@@ -47,7 +50,7 @@ def adapter_of(trunk: Trunk, own: Own, seen: Hidden, scores: Array, span: float)
 
     Hu et al.: LoRA (2021), arXiv:2106.09685. Jacot, Gabriel, Hongler: Neural tangent kernel (2018), arXiv:1806.07572.
     """
-    unit, rank, row = span / SCORE_UNITS, len(own.down), trunk.row + own.row
+    unit, rank, row = span / SCORE_UNITS, len(own.down), (trunk.row + own.row).astype(np.float64)
     outputs = seen.values @ row
     errors, weights = _errors_and_weights(trunk, outputs, scores, unit)
     slopes = trunk.unit_slopes(seen.units) * row[:-1] * (trunk.score_slopes(outputs) / unit)[:, None]
@@ -65,6 +68,7 @@ def _errors_and_weights(trunk: Trunk, outputs: Array, scores: Array, unit: float
     predicted = trunk.scores(outputs)
     errors = trunk.errors(predicted, scores) / unit
     size = np.abs(errors)
-    usual = max(_USUAL_ERRORS * float(np.median(size)), _NEGLIGIBLE * SCORE_UNITS)
+    middle = len(size) // 2
+    usual = max(_USUAL_ERRORS * float(np.partition(size, middle)[middle]), _NEGLIGIBLE * SCORE_UNITS)
     beyond = (errors == 0) & (predicted != scores)
     return errors, np.where(beyond, 0.0, usual / np.maximum(size, usual))

@@ -4,50 +4,70 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy, deepcopy
+from copy import deepcopy
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnx_builder.network import Array, Network
 from sidecar.learning.online.fits import Evidence, no_evidence
 from sidecar.learning.online.trainer import Group, Trainer
 from sidecar.learning.online.weights import Weights
-from sidecar.learning.replay.ring import ReplayBuffer
-from sidecar.learning.tenants.comparison import LEAST_PAIRS, Comparison
+from sidecar.learning.tenants.comparison import LEAST_PAIRS, Compared, Comparisons
 from sidecar.learning.tenants.head import adapter_of, row_of
+from sidecar.learning.tenants.rings import FIRST_PAIRS, RING_PAIRS, Rings
 from sidecar.learning.tenants.share import Share
-from sidecar.learning.tenants.tenant import FAR_OFF, HELD_ERROR, HELD_PAIRS, RING_PAIRS, Tenant
 from sidecar.learning.tenants.trunk import Hidden, Own, Trunk
+from sidecar.learning.tenants.whose import NOBODY, ByTenant, Whose
 from sidecar.learning.training_settings import TrainingSettings
 from sidecar.settings import MOST_TENANTS
 
+ROUND_PAIRS = 128
+"""In a round there are as many groups as make so many pairs, and at least one."""
+HELD_PAIRS, HELD_ERROR = 64, 0.01
+"""While a tenant has sent fewer pairs, and the RMSE of the shared weights on them is more than this share of the range of
+scores, its pairs wait to train these: they may contradict those of others, which its head is to show. Measured in
+`benchmarks/tenants.py`: tenants of a good base model whose scores contradict each other would spoil it in 50 pairs each, and
+where tenants differ in their content only, waiting costs."""
+FAR_OFF = 0.1
+"""If neither the shared weights nor the head predict a tenant's pairs with an RMSE of at most this share, they wait until the
+ring is full, and train no shared weights from then on, as long as another tenant's are predicted. Measured there, too: one
+tenant with random scores would spoil all."""
 ANY = "*"
 """In the settings, in place of names: the first tenants that come."""
 
 
 class Model(NamedTuple):
-    """A tenant's head, on its own. pairs, comparison: copies of the tenant's; network: makes its network, in the base model's
-    units, on any thread."""
+    """A tenant's head, on its own. pairs: how many the tenant has sent; rows: the newest of them, features and score (n,
+    n_features + 1), oldest first; compared: with the shared model; network: makes its network, in the base model's units, on
+    any thread."""
 
     name: str
-    pairs: ReplayBuffer
-    comparison: Comparison
+    pairs: int
+    rows: Array
+    compared: Compared
     network: Callable[[], Network]
 
 
+class Figures(NamedTuple):
+    """What is known of a tenant. pairs: of the tenant so far; held: those of them that wait to train the shared weights."""
+
+    pairs: int
+    held: int
+    compared: Compared
+
+
 class _Errors(NamedTuple):
-    """The errors of the shared weights in n pairs, and those of the tenants' heads, which are the same for a pair of none.
+    """The errors in n pairs of the shared weights, and of the tenants' heads, which are the same for a pair of nobody (2, n).
 
     without_own: (n,), the scores without what is particular to a tenant: what the shared weights predict, what all heads add to
     it, and the error that the tenant's own head leaves.
     """
 
-    shared: list[float]
-    own: list[float]
+    both: Array
     without_own: Array
 
 
@@ -57,21 +77,32 @@ class Tenants:
     A pair trains its tenant's head, and the shared weights: while the head is used, without what is particular to the tenant,
     so that tenants whose scores contradict each other do not spoil the trunk.
 
-    tenants: by name, in the order in which they came. refused: pairs of others, which train the shared weights alone.
+    Pairs are taken in rounds of about 128, and in smaller ones while a tenant in them is new: most calls of numpy take hardly
+    longer for 128 pairs than for 16.
+
+    numbers: of the tenants, by name, in the order in which they came. refused: pairs of others, which train the shared weights
+    alone.
     """
 
     def __init__(self, n_features: int, settings: TrainingSettings) -> None:
         self.n_features, self.settings = n_features, settings
-        self.tenants: dict[str, Tenant] = {}
+        self.numbers: dict[str, int] = {}
+        self._known = {"": NOBODY}
         self.refused = 0
-        self._share = Share(settings)
-        self._rows = np.empty((settings.new_pairs, n_features + 1), dtype=np.float32)
-        self._names: list[str] = []
-        """The tenants of the pairs that wait in the first of these rows, "" for none."""
+        self._share, self._rings, self._comparisons = Share(settings), Rings(n_features + 1), Comparisons(MOST_TENANTS)
+        self._held = np.zeros(MOST_TENANTS + 1, dtype=np.intp)
+        """How many of the newest pairs of each tenant wait to train the shared weights."""
+        size = settings.new_pairs * max(1, ROUND_PAIRS // settings.new_pairs)
+        self._rows = np.empty((size, n_features + 1), dtype=np.float32)
+        self._whose: Whose = np.empty(len(self._rows), dtype=np.intp)
+        self._waiting = 0
+        """How many pairs wait to complete the round, in the first of these rows; and whose they are."""
+        self._end = len(self._rows)
+        """How many pairs the round has: it ends with the group in which the first pair of a new tenant is."""
         self._made_for: Weights | None = None
         self._trunk: Trunk
         self._own: Own
-        """What heads add to these weights, by number; the last one adds nothing, for pairs of no tenant."""
+        """What heads add to these weights, by number; the last one adds nothing, for pairs of nobody."""
 
     @property
     def passed(self) -> int:
@@ -81,18 +112,18 @@ class Tenants:
     @property
     def own(self) -> int:
         """Pairs that have trained heads, and the shared weights not, or not yet."""
-        return self.passed + sum(tenant.held for tenant in self.tenants.values())
+        return self.passed + int(self._held.sum())
 
     def missing(self, trainer: Trainer) -> int:
-        """How many more pairs complete a round, or the first pairs that a new model is fitted to."""
-        return trainer.missing if _has_no_model(trainer) else len(self._rows) - len(self._names)
+        """How many more pairs complete a round at least, or the first pairs that a new model is fitted to."""
+        group = self.settings.new_pairs
+        return trainer.missing if _has_no_model(trainer) else group - self._waiting % group
 
     def until_fit(self, trainer: Trainer) -> int:
         """How many more pairs it takes, at least, until the trainer begins a fit: it does so only when a round is complete."""
         if _has_no_model(trainer):
             return trainer.until_fit
-        waiting = len(self._names) + sum(tenant.held for tenant in self.tenants.values())
-        return max(self.missing(trainer), trainer.until_fit - waiting)
+        return max(self.missing(trainer), trainer.until_fit - self._waiting - int(self._held.sum()))
 
     def add(
         self,
@@ -106,18 +137,22 @@ class Tenants:
         """Take pairs to train on, in order: features (n, n_features), scores (n,), and their tenants, "" for none.
 
         Returns the groups of the trainer that they completed, the last one where there are several at the same place; finish,
-        evidence: as in `Trainer.add`. Pairs are taken in rounds, so that it does not matter how many come at once.
+        evidence: as in `Trainer.add`. It does not matter how many pairs come at once.
         """
         groups: list[Group] = []
-        names = [self._admitted(name) for name in names]
+        numbers = [*map(self._known.get, names)]
+        whose = np.array(numbers if None not in numbers else [*map(self._admitted, names)], dtype=np.intp)
         start, count = 0, len(scores)
-        while start < count:
-            stop = min(count, start + self.missing(trainer))
-            rows = np.column_stack([features[start:stop], scores[start:stop]]).astype(np.float32)
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left out
-                completed = self._take(trainer, rows, names[start:stop], evidence)
-            groups += [group._replace(place=stop - 1) for group in completed[-1:]]
-            start = stop
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left out
+            while start < count:
+                if _has_no_model(trainer):
+                    stop = min(count, start + trainer.missing)
+                    self._collect(trainer, features[start:stop], scores[start:stop], whose[start:stop], evidence)
+                else:
+                    stop = self._put(features, scores, whose, start)
+                    if self._waiting == self._end:
+                        groups += [group._replace(place=stop - 1) for group in self._take(trainer, evidence)[-1:]]
+                start = stop
         if finish:
             trainer.finish()
         return groups
@@ -138,195 +173,221 @@ class Tenants:
             steps = Trunk.of(shared.steps).with_own(own.of(number))
             return weights.in_base_units(dataclasses.replace(shared, steps=steps))
 
-        models = {
-            name: Model(name, deepcopy(tenant.pairs), copy(tenant.comparison), partial(network, tenant.number))
-            for name, tenant in self.tenants.items()
-            if tenant.heads
-        }
-        rows = self._rows[: len(self._names)]
-        features, scores = rows[:, :-1].copy(), rows[:, -1]
-        names = [name if name in models else "" for name in self._without_outliers(trainer, features, self._names)]
+        waiting, comparisons = self._rows[: self._waiting], deepcopy(self._comparisons)
+        features, scores = waiting[:, :-1].copy(), waiting[:, -1]
+        whose = self._without_outliers(trainer, features, self._whose[: self._waiting])
         with np.errstate(over="ignore", invalid="ignore"):
-            errors = self._errors(features, scores, names)
-        for place, name in enumerate(names):
-            if name:
-                models[name].pairs.add(rows[place : place + 1])
-                models[name].comparison.add(errors.shared[place], errors.own[place])
-        return [*models.values()]
+            errors, order = self._errors(features, scores, whose), _by_tenant(whose)
+        comparisons.add(ByTenant.of(whose[order]), errors.both[:, order])
+        models = list[Model]()
+        for name, number in self.numbers.items():
+            if self._has_head[number]:
+                its = waiting[whose == number]
+                pairs, rows = int(self._rings.added[number]) + len(its), np.concatenate([self.rows(name), its])[-RING_PAIRS:]
+                models.append(Model(name, pairs, rows, comparisons.of(number), partial(network, number)))
+        return models
+
+    def rows(self, name: str) -> Array:
+        """A tenant's newest pairs, features and score (n, n_features + 1), oldest first, but for those that wait."""
+        return self._rings.rows(self.numbers[name])
+
+    def figures(self) -> dict[str, Figures]:
+        """What is known of the tenants, by name, but for the pairs that wait."""
+        pairs, held = self._rings.added.tolist(), self._held.tolist()
+        return {name: Figures(pairs[at], held[at], self._comparisons.of(at)) for name, at in self.numbers.items()}
 
     def reorder(self, places: Sequence[int]) -> None:
         """Take the features of all pairs so far from these places, as `Trainer.reorder` does."""
-        for pairs in (self._rows, *(tenant.pairs.data for tenant in self.tenants.values())):
+        for pairs in (self._rows, self._rings.data):
             pairs[:, : self.n_features] = pairs[:, places]
 
     def continued(self, settings: TrainingSettings) -> tuple[Tenants, Array, list[str]]:
         """The tenants that other settings allow, and the pairs that the shared weights have not been given and no such tenant
         holds: rows (n, n_features + 1), in order, and whose they are."""
-        others, rows, names = Tenants(self.n_features, settings), [self._rows[: len(self._names)]], list[str]()
-        others._share.restore(self._share.recent, self._share.passed, self._share.run)
-        for name, tenant in self.tenants.items():
-            if others._admitted(name):
-                tenant.number = others.tenants[name].number
-                others.tenants[name] = tenant
+        others, rows, names = Tenants(self.n_features, settings), list[Array](), list[str]()
+        compared, becomes = self._comparisons.state(), np.full(MOST_TENANTS + 1, NOBODY)
+        for name, number in self.numbers.items():
+            held = int(self._held[number])
+            becomes[number] = stays = others._admitted(name)
+            if stays == NOBODY:
+                rows.append(self._rings.rows(number, held))
+                names += [""] * held
             else:
-                rows.insert(-1, tenant.pairs.rows(newest=tenant.held))
-                names += [""] * tenant.held
+                others._rings.restore(stays, self._rings.rows(number), int(self._rings.added[number]))
+                others._held[stays] = held
+                compared[stays] = compared[number]
+        others._comparisons.load(compared[: len(others.numbers)])
+        last, count = self._share.run
+        run = last if last is None else int(becomes[last]), count
+        others._share.restore(becomes[self._share.recent], self._share.passed, run)
         others.refused = self.refused
-        return others, np.concatenate(rows), [*names, *self._names]
+        of = [*self.numbers, ""]
+        names += [of[number] for number in self._whose[: self._waiting]]
+        return others, np.concatenate([*rows, self._rows[: self._waiting]]), names
 
     def state(self, trainer: Trainer) -> dict[str, Array]:
         """Everything that later training depends on, as copies by name; `load` continues from it bit for bit."""
         trainer.finish()
         if trainer.weights is not None:
             self._keep_up(trainer.weights)
-        tenants = [*self.tenants.values()]
-        texts = {
-            "names": [*self.tenants], "waiting": self._names, "recent": [*self._share.recent], "passed": self._share.passed,
-            "run": self._share.run, "refused": self.refused,
-        }  # fmt: skip
-        counts = [(tenant.pairs.added, len(tenant.pairs), tenant.held) for tenant in tenants]
+        count, share = len(self.numbers), self._share
+        texts = {"names": [*self.numbers], "passed": share.passed, "run": share.run, "refused": self.refused}
         state: dict[str, Array] = {
             "tenants": np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8),
-            "tenants_waiting": self._rows[: len(self._names)].copy(),
-            "tenants_counts": np.array(counts, dtype=np.int64).reshape(-1, 3),
-            "tenants_pairs": np.concatenate([self._rows[:0], *(tenant.pairs.rows() for tenant in tenants)]),
-            "tenants_compared": np.array([tenant.comparison.state() for tenant in tenants]).reshape(-1, 4),
+            "tenants_recent": share.recent.astype(np.int16),
+            "tenants_waiting": self._rows[: self._waiting].copy(),
+            "tenants_of_waiting": self._whose[: self._waiting].astype(np.int16),
+            "tenants_counts": np.column_stack([self._rings.added, self._held])[:count],
+            "tenants_pairs": np.concatenate([self._rows[:0], *map(self.rows, self.numbers)]),
+            "tenants_compared": self._comparisons.state()[:count],
         }
         if self._made_for is not None:
-            state |= {f"tenants_{name}": values[: len(tenants)].copy() for name, values in self._own._asdict().items()}
+            state |= {f"tenants_{name}": values[:count].copy() for name, values in self._own._asdict().items()}
         return state
 
     def load(self, state: Mapping[str, Array], trainer: Trainer) -> None:
         """Continue from a `state`, with the trainer that its trainer continues as."""
         texts = json.loads(state["tenants"].tobytes())
         self.refused = texts["refused"]
-        self._share.restore(texts["recent"], texts["passed"], tuple(texts["run"]))
-        self._names = texts["waiting"]
-        self._rows[: len(self._names)] = state["tenants_waiting"]
+        self._share.restore(state["tenants_recent"].astype(np.intp), texts["passed"], tuple(texts["run"]))
         start = 0
-        for number, name in enumerate(texts["names"]):
-            tenant = self.tenants[name] = Tenant(number, self.n_features)
-            added, size, tenant.held = state["tenants_counts"][number].tolist()
-            tenant.pairs.restore(state["tenants_pairs"][start : start + size], added)
-            tenant.comparison.load(state["tenants_compared"][number])
-            start += size
+        for name, (added, held) in zip(texts["names"], state["tenants_counts"].tolist(), strict=True):
+            tenant, stop = self._make_tenant(name), start + min(added, RING_PAIRS)
+            self._rings.restore(tenant, state["tenants_pairs"][start:stop], added)
+            self._held[tenant], start = held, stop
+        self._comparisons.load(state["tenants_compared"])
+        self._waiting = len(state["tenants_waiting"])
+        self._rows[: self._waiting], self._whose[: self._waiting] = state["tenants_waiting"], state["tenants_of_waiting"]
+        self._find_end(0)
         if trainer.weights is not None:
             self._follow(trainer.weights)
             for mine, kept in zip(self._own, (state[f"tenants_{name}"] for name in Own._fields), strict=True):
                 mine[: len(kept)] = kept
 
-    def _take(self, trainer: Trainer, rows: Array, names: list[str], evidence: Evidence) -> list[Group]:
-        """Take pairs of one round, or some that a new model is fitted to."""
-        if _has_no_model(trainer):
-            for row, name in zip(rows, names, strict=True):
-                self._share.note([name])
-                if name:
-                    self.tenants[name].pairs.add(row[None])
-                self._train(trainer, row[None], [name], evidence)
-            return []
-        waiting = len(self._names)
-        self._rows[waiting : waiting + len(rows)] = rows
-        self._names += names
-        if len(self._names) < len(self._rows):
-            return []
+    def _collect(self, trainer: Trainer, features: Array, scores: Array, whose: Whose, evidence: Evidence) -> None:
+        """Take some of the first pairs, which a new model is fitted to."""
+        rows = np.column_stack([features, scores]).astype(np.float32)
+        for place in range(len(rows)):
+            row, its = rows[place : place + 1], whose[place : place + 1]
+            self._share.note(its)
+            if its != NOBODY:
+                self._rings.add(ByTenant.of(its), row)
+            self._train(trainer, row, its, evidence)
+
+    def _put(self, features: Array, scores: Array, whose: Whose, start: int) -> int:
+        """Put pairs, from this place on, to those that wait, up to a complete round. Returns the place after them."""
+        waiting, self._waiting = self._waiting, min(self._waiting + len(scores) - start, self._end)
+        self._whose[waiting : self._waiting] = whose[start : start + self._waiting - waiting]
+        self._find_end(waiting)
+        self._waiting = min(self._waiting, self._end)
+        stop, rows = start + self._waiting - waiting, self._rows[waiting : self._waiting]
+        rows[:, :-1], rows[:, -1] = features[start:stop], scores[start:stop]
+        return stop
+
+    def _find_end(self, first: int) -> None:
+        """Find out where the round ends, by the pairs that wait, from the first that was not looked at."""
+        group, whose = self.settings.new_pairs, self._whose[first : self._waiting]
+        new = np.flatnonzero((self._rings.added[whose] < RING_PAIRS) & (whose != NOBODY))
+        if len(new):
+            self._end = min(self._end, ((first + int(new[0])) // group + 1) * group)
+
+    def _take(self, trainer: Trainer, evidence: Evidence) -> list[Group]:
+        """Learn from the pairs of a complete round."""
         trainer.finish()
         assert trainer.weights is not None
         self._keep_up(trainer.weights)
-        features = self._rows[:, :-1].copy()  # numpy takes less time with it than with a part of rows
-        names, self._names = self._without_outliers(trainer, features, self._names), []
-        self._share.note(names)
-        return self._train(trainer, *self._learn(features, self._rows, names), evidence)
+        rows = self._rows[: self._end]
+        features = rows[:, :-1].copy()  # numpy takes less time with it than with a part of rows
+        whose = self._without_outliers(trainer, features, self._whose[: self._end])
+        self._waiting, self._end = 0, len(self._rows)
+        self._share.note(whose)
+        return self._train(trainer, *self._learn(features, rows, whose), evidence)
 
-    def _learn(self, features: Array, rows: Array, names: list[str]) -> tuple[Array, list[str]]:
+    def _learn(self, features: Array, rows: Array, whose: Whose) -> tuple[Array, Whose]:
         """Learn the heads from the rows of a round, whose features these are.
 
         Returns what the shared weights are trained on, and its tenants.
         """
-        errors, places = self._errors(features, rows[:, -1], names), defaultdict[str, list[int]](list)
-        for place, (name, shared, own) in enumerate(zip(names, errors.shared, errors.own, strict=True)):
-            if name:
-                self.tenants[name].comparison.add(shared, own)
-                places[name].append(place)
-        now, without_own, released = np.ones(len(rows), dtype=bool), list[int](), list[tuple[Array, str]]()
-        for name, its in places.items():
-            tenant = self.tenants[name]
-            heads, waited = tenant.heads, tenant.pairs.rows(newest=tenant.held) if tenant.held else rows[:0]
-            tenant.pairs.add(rows[its])
-            if tenant.heads > heads:
-                self._make(tenant)
-            if self._waits(tenant):
-                now[its] = False
-                tenant.held += len(its)
-            elif self._is_far_off(tenant):
-                now[its] = False
-                self._share.passed += tenant.held + len(its)
-                tenant.held = 0
-            elif tenant.held:
-                now[its] = False
-                released.append((self._released(name, np.concatenate([waited, rows[its]])), name))
-                tenant.held = 0
-            elif tenant.comparison.used:
-                without_own += its
-        given = rows.copy()
+        errors, order = self._errors(features, rows[:, -1], whose), _by_tenant(whose)
+        by_tenant = ByTenant.of(whose[order])
+        tenants = by_tenant.tenants
+        held = self._held[tenants]
+        earlier = {tenant: self._rings.rows(tenant, self._held[tenant]) for tenant in tenants[held > 0].tolist()}
+        self._comparisons.add(by_tenant, errors.both[:, order])
+        for tenant in self._rings.add(by_tenant, rows[order]):
+            self._make(tenant)
+        given, without_own = rows.copy(), order[self._comparisons.used[by_tenant.whose]]
         given[without_own, -1] = errors.without_own[without_own]
-        if np.count_nonzero(now) == len(now):  # a fraction of the time that `all` takes
-            return given, names
-        names = [name for name, is_now in zip(names, now, strict=True) if is_now]
-        names += [name for its, name in released for _ in its]
-        return np.concatenate([given[now], *(its for its, _ in released)]), names
+        wait, far_off = self._wait_and_far_off(tenants)
+        others = wait | far_off | (held > 0)
+        if not np.count_nonzero(others):
+            return given, whose
+        now, released, of_released = np.ones(len(rows), dtype=bool), list[Array](), list[Whose]()
+        for tenant, waits, is_far_off in zip(tenants[others].tolist(), wait[others], far_off[others], strict=True):
+            its = whose == tenant
+            now[its] = False
+            self._held[tenant] += np.count_nonzero(its)
+            if waits:
+                continue
+            if is_far_off:
+                self._share.passed += int(self._held[tenant])
+            else:
+                released.append(self._released(tenant, np.concatenate([earlier[tenant], rows[its]])))
+                of_released.append(np.full(len(released[-1]), tenant))
+            self._held[tenant] = 0
+        return np.concatenate([given[now], *released]), np.concatenate([whose[now], *of_released])
 
-    def _errors(self, features: Array, scores: Array, names: Sequence[str]) -> _Errors:
+    def _errors(self, features: Array, scores: Array, whose: Whose) -> _Errors:
         """The errors of the shared weights, and of the heads of their tenants, in pairs."""
         trunk = self._trunk
         hidden = trunk.see(features)
-        numbers = np.array([self.tenants[name].number if name else -1 for name in names], dtype=np.intp)
-        shared = trunk.outputs(hidden)
-        own, typical = trunk.outputs(hidden, self._own.of(numbers)), shared + self._common(hidden)
-        predicted = trunk.scores(np.array([shared, own, typical]))
+        outputs = np.empty((3, len(scores)), dtype=np.float32)
+        outputs[0] = outputs[2] = shared = trunk.outputs(hidden)
+        outputs[1] = shared + trunk.added(hidden, self._own.of(whose))
+        if (common := self._common(hidden)) is not None:
+            outputs[2] += common
+        predicted = trunk.scores(outputs)
         errors = trunk.errors(predicted[:2], scores)
-        of_shared, of_own = errors.tolist()
-        return _Errors(of_shared, of_own, self._corrected(scores, predicted[2] + errors[1]))
+        return _Errors(errors, self._corrected(scores, predicted[2] + errors[1]))
 
-    def _common(self, hidden: Hidden) -> Array | float:
-        """What all heads add to the shared weights' outputs (n,), none less: no tenant's own.
+    def _common(self, hidden: Hidden) -> Array | None:
+        """What all heads add to the shared weights' outputs (n,), none less: no tenant's own; None if there is no such thing.
 
         Without it, shared weights that are wrong for all would stay so, being right with each tenant's head.
         """
-        compared = [tenant for tenant in self.tenants.values() if tenant.comparison.pairs >= LEAST_PAIRS]
-        if not compared or not all(tenant.comparison.used for tenant in compared):
-            return 0.0
-        added = hidden.values @ self._own.row[[tenant.number for tenant in compared]].T
+        compared = np.flatnonzero(self._comparisons.pairs >= LEAST_PAIRS)
+        if not len(compared) or not self._comparisons.used[compared].all():
+            return None
+        added = hidden.values @ self._own.row[compared].T
         return np.asarray(np.minimum(np.maximum(0.0, added.min(axis=1)), added.max(axis=1)))
 
-    def _waits(self, tenant: Tenant) -> bool:
-        """Whether a tenant's pairs wait to train the shared weights."""
-        if tenant.pairs.added >= RING_PAIRS:
-            return False
-        shared, own = self._rmse(tenant)
-        return shared > HELD_ERROR and tenant.pairs.added < (HELD_PAIRS if min(shared, own) <= FAR_OFF else RING_PAIRS)
+    @property
+    def _has_head(self) -> NDArray[np.bool_]:
+        return self._rings.added[:-1] >= FIRST_PAIRS
 
-    def _is_far_off(self, tenant: Tenant) -> bool:
-        """Whether neither the shared weights nor its head explain a tenant's scores, while one of them does so for another."""
-        return min(self._rmse(tenant)) > FAR_OFF and any(
-            each.heads and min(self._rmse(each)) <= FAR_OFF for each in self.tenants.values()
-        )
+    def _wait_and_far_off(self, tenants: Whose) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which of some tenants' pairs wait to train the shared weights (n,); and of which of the others neither the shared
+        weights nor the head explain the scores, while one of them does so for another."""
+        pairs, span = self._rings.added[tenants], self.settings.score_max - self.settings.score_min
+        rmse = self._comparisons.rmse(tenants)
+        explained = rmse.min(axis=0) <= FAR_OFF * span
+        waits = (rmse[0] > HELD_ERROR * span) & (pairs < np.where(explained, HELD_PAIRS, RING_PAIRS))
+        far_off = ~(explained | waits)
+        if np.count_nonzero(far_off):
+            others = self._comparisons.rmse(np.flatnonzero(self._has_head))
+            far_off &= (others <= FAR_OFF * span).any()
+        return waits, far_off
 
-    def _rmse(self, tenant: Tenant) -> tuple[float, float]:
-        """RMSE of the shared weights and of the head on a tenant's pairs, as shares of the range of scores."""
-        shared, own = tenant.comparison.rmse
-        span = self.settings.score_max - self.settings.score_min
-        return shared / span, own / span
-
-    def _released(self, name: str, rows: Array) -> Array:
+    def _released(self, tenant: int, rows: Array) -> Array:
         """The pairs of a tenant that have waited, as the shared weights are trained on them."""
-        if self.tenants[name].comparison.used:
-            rows[:, -1] = self._errors(rows[:, :-1], rows[:, -1], [name] * len(rows)).without_own
+        if self._comparisons.used[tenant]:
+            rows[:, -1] = self._errors(rows[:, :-1], rows[:, -1], np.full(len(rows), tenant)).without_own
         return rows
 
-    def _train(self, trainer: Trainer, rows: Array, names: Sequence[str], evidence: Evidence) -> list[Group]:
+    def _train(self, trainer: Trainer, rows: Array, whose: Whose, evidence: Evidence) -> list[Group]:
         """Train the shared weights on the rows whose tenants have not had their share."""
-        admitted = self._share.admit(names)
-        rows = rows if all(admitted) else rows[admitted]
+        admitted = self._share.admit(whose)
+        rows = rows if admitted.all() else rows[admitted]
         return trainer.add(rows[:, :-1], rows[:, -1], False, evidence)
 
     def _corrected(self, scores: Array, corrected: Array) -> Array:
@@ -334,14 +395,14 @@ class Tenants:
         within = np.minimum(np.maximum(corrected, self.settings.score_min), self.settings.score_max)
         return np.where(np.isfinite(within), within, scores)
 
-    def _make(self, tenant: Tenant) -> None:
+    def _make(self, at: int) -> None:
         """Make a tenant's head from its newest pairs."""
-        trunk, rows, at = self._trunk, tenant.pairs.rows(), tenant.number
+        trunk, rows = self._trunk, self._rings.rows(at)
         span = self.settings.score_max - self.settings.score_min
         seen, scores = trunk.see(rows[:, :-1]), rows[:, -1]
         if not (finite := np.isfinite(trunk.outputs(seen))).all():
             seen, scores = Hidden(*(each[finite] for each in seen)), scores[finite]
-        if self._own.down.size and tenant.has_adapter_due:
+        if self._own.down.size and self._rings.has_adapter_due(at):
             self._own.up[at], self._own.down[at] = 0.0, 0.0
             self._own.row[at] = row_of(trunk, self._own.of(at), seen, scores, span)
             self._own.up[at], self._own.down[at] = adapter_of(trunk, self._own.of(at), seen, scores, span)
@@ -354,9 +415,8 @@ class Tenants:
             return
         self._follow(weights)
         with np.errstate(over="ignore", invalid="ignore"):
-            for tenant in self.tenants.values():
-                if tenant.heads:
-                    self._make(tenant)
+            for tenant in np.flatnonzero(self._has_head).tolist():
+                self._make(tenant)
 
     def _follow(self, weights: Weights) -> None:
         """Take the trunk of these weights, as it is at any time, and no heads on it."""
@@ -364,23 +424,31 @@ class Tenants:
         self._own = self._trunk.nothing(self.settings.tenant_rank, MOST_TENANTS + 1)
 
     @staticmethod
-    def _without_outliers(trainer: Trainer, features: Array, names: list[str]) -> list[str]:
-        """The tenants of pairs with these features, "" in place of those of pairs that the trainer will leave out."""
+    def _without_outliers(trainer: Trainer, features: Array, whose: Whose) -> Whose:
+        """The tenants of pairs with these features; those that the trainer will leave out are nobody's."""
         outliers = trainer.outliers.among(features)
-        if not np.count_nonzero(outliers):
-            return names
-        return ["" if is_out else name for name, is_out in zip(names, outliers.tolist(), strict=True)]
+        return np.where(outliers, NOBODY, whose)
 
-    def _admitted(self, name: str) -> str:
-        """The name of a tenant, which is made if it may be, "" in its place if it may not."""
-        if name and name not in self.tenants:
-            if len(self.tenants) == MOST_TENANTS or not {name, ANY} & {*(self.settings.tenants or ())}:
-                self.refused += 1
-                return ""
-            self.tenants[name] = Tenant(len(self.tenants), self.n_features)
-        return name
+    def _admitted(self, name: str) -> int:
+        """The number of a tenant, which is made if it may be; NOBODY if it may not."""
+        if name in self._known:
+            return self._known[name]
+        if len(self.numbers) == MOST_TENANTS or not {name, ANY} & {*(self.settings.tenants or ())}:
+            self.refused += 1
+            return NOBODY
+        return self._make_tenant(name)
+
+    def _make_tenant(self, name: str) -> int:
+        number = self.numbers[name] = self._known[name] = len(self.numbers)
+        self._rings.make_room(number + 1)
+        return number
 
 
 def _has_no_model(trainer: Trainer) -> bool:
     """Whether the trainer collects the first pairs of a new model."""
     return trainer.weights is None and trainer.fit is None
+
+
+def _by_tenant(whose: Whose) -> Whose:
+    """The places of the tenants' pairs, sorted by tenants, each's in order."""
+    return np.argsort(whose, kind="stable")[np.count_nonzero(whose == NOBODY) :]

@@ -34,8 +34,8 @@ class Own(NamedTuple):
     def of(self, places: int | Array) -> Own:
         """The same of some of several heads."""
         if isinstance(places, int) or self.down.size:
-            return Own(*(each[places] for each in self))
-        return self._replace(row=self.row[places])  # there are no adapters
+            return Own(*(each.take(places, axis=0) for each in self))
+        return self._replace(row=self.row.take(places, axis=0))  # there are no adapters
 
 
 class Hidden(NamedTuple):
@@ -108,9 +108,9 @@ class Trunk:
         units, inputs = self.hidden.weight.shape if self.hidden else (0, 0)
         rank = rank if self.hidden else 0
         return Own(
-            np.zeros((heads, self.last.weight.shape[1] + 1)),
-            np.zeros((heads, units, rank)),
-            np.zeros((heads, rank, inputs + 1)),
+            np.zeros((heads, self.last.weight.shape[1] + 1), dtype=np.float32),
+            np.zeros((heads, units, rank), dtype=np.float32),
+            np.zeros((heads, rank, inputs + 1), dtype=np.float32),
         )
 
     def see(self, features: Array) -> Hidden:
@@ -142,9 +142,15 @@ class Trunk:
 
     def outputs(self, hidden: Hidden, own: Own | None = None) -> Array:
         """What the last layer makes of them (n,): with the shared weights, or with one head's, or each row's own head's."""
-        if own is None:
-            return np.asarray(hidden.values @ self.row)
-        return np.asarray(np.einsum("...i,...i->...", self.adapted(hidden, own), self.row + own.row))
+        shared = np.asarray(hidden.values @ self.row)
+        return shared if own is None else shared + self.added(hidden, own)
+
+    def added(self, hidden: Hidden, own: Own) -> Array:
+        """What one head adds to the outputs of the shared weights (n,), or each row's own head."""
+        added: Array = np.einsum("...i,...i->...", hidden.values, own.row)
+        if own.down.size:
+            added += np.einsum("...i,...i->...", self.adapted(hidden, own) - hidden.values, self.row + own.row)
+        return added
 
     def scores(self, outputs: Array) -> Array:
         """The scores (n,) that come of the last layer's outputs (n,), without limits."""

@@ -163,7 +163,7 @@ def test_tenants_have_the_heads_that_they_have_in_numpy(example, base, open_devi
                 tenants.load(state, trainer)
         models.append(tenants.models(trainer))
     for ours, theirs in zip(*models, strict=True):
-        assert (ours.name, ours.comparison.used) == (theirs.name, theirs.comparison.used)
-        assert theirs.comparison.used or not with_base
+        assert (ours.name, ours.compared.used) == (theirs.name, theirs.compared.used)
+        assert theirs.compared.used or not with_base
         scores_of = [each.network().forward(example.features) for each in (ours, theirs)]
         np.testing.assert_allclose(*scores_of, rtol=1e-4, atol=0.01)

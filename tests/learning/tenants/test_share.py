@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
+
+import numpy as np
+import pytest
 
 from sidecar.learning.tenants.share import Share
 from sidecar.learning.training_settings import TrainingSettings
@@ -10,14 +14,20 @@ from sidecar.learning.training_settings import TrainingSettings
 SETTINGS = TrainingSettings(batch_size=8, steps_per_batch=100, tenant_share=0.25)  # 4 new pairs in 100 steps: a window of 40
 
 
-def let(share, tenants):
+def let(share, tenants, at_once=1):
     """Those of these whose pairs train the trunk."""
-    return [tenant for tenant in tenants if share.note([tenant]) or all(share.admit([tenant]))]
+    numbers, trained = np.array([["", *"abcd", "flood"].index(tenant) - 1 for tenant in tenants]), []
+    for start in range(0, len(tenants), at_once):
+        stop = start + at_once
+        share.note(numbers[start:stop])
+        trained += itertools.compress(tenants[start:stop], share.admit(numbers[start:stop]))
+    return trained
 
 
-def test_a_tenant_has_at_most_its_share_of_any_thousand_steps():
-    share, came = Share(SETTINGS), [f"t{number // 8 % 4}" if number % 8 == 0 else "flood" for number in range(400)]
-    trained = let(share, came)
+@pytest.mark.parametrize("at_once", [1, 2, 16, 25, 100])
+def test_a_tenant_has_at_most_its_share_of_any_thousand_steps(at_once):
+    share, came = Share(SETTINGS), ["abcd"[number // 8 % 4] if number % 8 == 0 else "flood" for number in range(400)]
+    trained = let(share, came, at_once)
     assert all(trained[at : at + 40].count("flood") <= 10 for at in range(len(trained)))
     assert len(trained) - trained.count("flood") == 50  # the others are few, and have not had their share
     assert share.passed == 400 - len(trained)
