@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from sidecar.learning.device.stacked import Device
 
-sys.path.pop(0)  # this folder, where CuPy would take this file for the package `cuda`
-
 FEATURES, MODELS = 80, 40
 RATE, MOMENTUM, DECAY, MAX_NORM, EMA = 1e-3, 0.9, 1e-5, 1.0, 0.999
 SECONDS, PATIENCE_S = 0.3, 60
@@ -72,25 +70,29 @@ def some_heads(features: np.ndarray, scores: np.ndarray, hidden: int, models: in
     return [Head(fresh_network(scaling, Recipe(hidden=hidden), np.random.default_rng(seed))) for seed in range(models)]
 
 
-def ours(hidden: int, batch: int, models: int) -> float:
-    from sidecar.learning.device.cuda import open_cuda
+def ours(hidden: int, batch: int, device: Device) -> float:
+    """Seconds of a step of all heads that a device holds."""
     from sidecar.learning.device.fitting import Stack
     from sidecar.learning.recipe import Recipe
 
     features, scores = some_pairs(max(2 * batch, 4096))
-    heads = some_heads(features, scores, hidden, models)
-    device = open_cuda(models)
+    heads = some_heads(features, scores, hidden, device.models)
     recipe = Recipe(hidden=hidden, momentum=MOMENTUM, weight_decay=DECAY, ema_decay=EMA)
     stack = Stack(heads, features, scores, recipe, batch, device)
     places, weights, numbers = stack.tables()
     places[:] = np.random.default_rng(1).integers(0, len(features), places.shape)
-    weights[:], numbers[:] = 2 / batch, [np.inf, RATE, 1, 1 - EMA, 0]
+    weights[:], numbers[:] = 2 / batch, [np.inf, RATE, 1, 1 - EMA, 0, -np.inf, np.inf]
+    steps = 0
 
-    def steps(count: int) -> None:
+    def run(count: int) -> None:
+        nonlocal steps
         for start in range(0, count, stack.block):
-            stack.run(start + 1, min(start + stack.block, count) + 1)
+            stop = min(start + stack.block, count)
+            _, taken = stack.run(start + 1, stop + 1)
+            steps += stop - start
+            assert (taken == steps).all(), f"{steps} steps, of which were taken {taken}"
 
-    return timed(steps, device.synchronize, warm=8)
+    return timed(run, warm=8)
 
 
 def in_numpy(hidden: int, batch: int) -> float:
@@ -134,11 +136,11 @@ def served(hidden: int, batch: int, device: Device | None = None) -> float:
     return timed(groups, warm=measured + 3) / settings.steps_per_batch
 
 
-def served_on_gpu(hidden: int, batch: int) -> float:
-    """The same on the GPU."""
+def on_gpu(measure: Callable[[int, int, Device], float], hidden: int, batch: int, models: int = 1) -> float:
+    """What is measured on a device, on the GPU."""
     from sidecar.learning.device.cuda import open_cuda
 
-    return served(hidden, batch, open_cuda())
+    return measure(hidden, batch, open_cuda(models))
 
 
 @cache
@@ -258,6 +260,7 @@ def tried(measure: Callable[..., float], *arguments: object) -> float:
 
 
 def main() -> None:
+    sys.path.pop(0)  # this folder, where CuPy would take this file for the package `cuda`
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--batches", nargs="*", type=int, default=[32, 1024, 65536])
@@ -274,13 +277,13 @@ def main() -> None:
     print(f"a float32 product of 8192 × 8192 reaches {best / 1e12:.1f} TFLOP/s")
     print("milliseconds a step of serve: batch hidden, on the GPU, numpy on one core")
     for hidden, batch in ((64, 32), (1024, 512), (4096, 4096)):
-        times = tried(served_on_gpu, hidden, batch), tried(in_processes, "served", hidden, batch)
+        times = tried(on_gpu, served, hidden, batch), tried(in_processes, "served", hidden, batch)
         print(f"{batch:6} {hidden:6}", *(f"{seconds * 1e3:9.3f}" for seconds in times), flush=True)
     print("milliseconds a step of all heads, the smallest first")
     print("heads  batch hidden |     ours   numpy,1 numpy,all     torch  compiled | M pairs/s  of peak  all/ours compiled/ours")
     sizes = itertools.product((1, MODELS), options.hidden, options.batches)
     for models, hidden, batch in sorted(sizes, key=math.prod):
-        gpu = tried(ours, hidden, batch, models)
+        gpu = tried(on_gpu, ours, hidden, batch, models)
         one = tried(in_processes, "in_numpy", hidden, batch) * models
         if models == 1:
             every = tried(in_processes, "in_numpy", hidden, batch, 1, cores)

@@ -109,10 +109,6 @@ class CudaDevice:
                 for run in self._prepared([call], None):
                     run()
 
-    def synchronize(self) -> None:
-        """Wait until all work so far is done."""
-        self._stream.synchronize()
-
     def program(self, operations: Sequence[Callable[[], Any]], results: Sequence[Stacked] | None = None) -> Callable[[], Any]:
         with self._stream:
             return _Program(self._cupy, self._stream, self._prepared(self._recorder.record(operations), results))
