@@ -23,6 +23,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
+import gc
 import resource
 import tempfile
 import time
@@ -140,7 +141,7 @@ def with_heads(data: Data, stream: Stream, base: Network, rank: int, seed: int) 
             model = next((each for each in tenants.models(trainer) if each.name == name), None)
             if model is not None:
                 own = error(model.network(), data, stream.tests[name])
-            yield count[name], own, own if model is not None and model.comparison.used else shared
+            yield count[name], own, own if model is not None and model.compared.used else shared
 
 
 def alone(data: Data, stream: Stream, base: Network, only: str, seed: int) -> Iterator[tuple[int, str, float]]:
@@ -231,7 +232,7 @@ def capacity(path: str, count: int = 100_000) -> None:
         )
 
 
-def step(path: str, rounds: int = 60, count: int = 960) -> None:
+def step(path: str, rounds: int = 24, count: int = 3840) -> None:
     data, base = load(path), Recipe(epochs=5)
     network = fit(data.features, data.scores, np.arange(0, len(data.scores), 3), base).ema.network()
     order = np.random.default_rng(0).permutation(len(data.scores))
@@ -240,22 +241,24 @@ def step(path: str, rounds: int = 60, count: int = 960) -> None:
         Trainer(80, replace(SETTINGS, tenants=("*",) if many else None, tenant_rank=rank), network) for many, rank in kinds
     ]
     all_tenants = [Tenants(80, trainer.settings) if many else None for (many, _), trainer in zip(kinds, trainers, strict=True)]
+    gc.freeze()  # as `serve` does
     seconds = np.empty((rounds, len(kinds)))
-    for round_ in range(-30, rounds):  # the first fill the replay buffers
+    for round_ in range(-8, rounds):  # the first fill the replay buffers
         for place, ((many, _), trainer, tenants) in enumerate(zip(kinds, trainers, all_tenants, strict=True)):
+            some = order[(np.arange(count) + round_ * count) % len(order)].reshape(-1, 64)
+            whose = some * 7919 % (many or 1)
+            scores = np.clip(data.scores[some] + 3 * (whose % 3 - 1), 0, 100) if many else data.scores[some]
+            names = np.char.add("t", whose.astype(str)).tolist()
             started = time.process_time()
-            for start in range(0, count, 64):
-                some = order[(np.arange(64) + round_ * count + start) % len(order)]
-                features, scores, whose = data.features[some], data.scores[some], some * 7919 % (many or 1)
+            for these, true, those in zip(some, scores, names, strict=True):
                 if tenants is None:
-                    trainer.add(features, scores)
+                    trainer.add(data.features[these], true)
                 else:
-                    tenants.add(trainer, features, np.clip(scores + 3 * (whose % 3 - 1), 0, 100), [f"t{n}" for n in whose])
+                    tenants.add(trainer, data.features[these], true, those)
             seconds[round_, place] = time.process_time() - started
     for (many, rank), times in zip(kinds, seconds.T, strict=True):
         told = f"{many} tenants, rank {rank}" if many else "no tenants"
-        ratios = times / seconds[:, 0]
-        low, median, high = np.quantile(ratios, (0.1, 0.5, 0.9))
+        low, median, high = np.quantile(times / seconds[:, 0], (0.1, 0.5, 0.9))  # some rounds have a fit to the replay buffer
         print(f"{told:20} {np.median(times) / count * 1e6:6.1f} µs a pair, {median:.2f} times ({low:.2f} to {high:.2f})")
 
 

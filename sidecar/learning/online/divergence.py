@@ -6,12 +6,14 @@ good for is measured, on pairs as they come.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from onnx_builder.network import Array
+from sidecar.learning.metrics import mean_absolute_error
 
 WINDOW_GROUPS = 32
 """Groups after which it is looked at."""
@@ -110,3 +112,9 @@ class Divergence:
         each.count, each._groups, each._windows, each._quiet, each._patience = state["divergences"].tolist()
         each.share, each._live, each._average = state["divergence_sums"].tolist()
         return each
+
+
+def mean_error(predicted: Array, scores: Array) -> float:
+    """The mean absolute error of predictions of scores (n,); infinite if one is not finite."""
+    error = mean_absolute_error(predicted, scores)
+    return error if math.isfinite(error) else math.inf

@@ -17,8 +17,8 @@ from sidecar.learning.device.stacked import Device
 from sidecar.learning.drift.moving_mean import FeatureDrift
 from sidecar.learning.drift.outliers import Outliers
 from sidecar.learning.head import Head
-from sidecar.learning.metrics import mean_absolute_error, plcc, rmse
-from sidecar.learning.online.divergence import JUDGED_PAIRS, Divergence, Errors
+from sidecar.learning.metrics import plcc, rmse
+from sidecar.learning.online.divergence import JUDGED_PAIRS, Divergence, Errors, mean_error
 from sidecar.learning.online.fits import FIRST_PAIRS, LEAST_ERROR, Evidence, Fit, next_fit, no_evidence
 from sidecar.learning.online.weights import Weights
 from sidecar.learning.optim.learning_rate import warmed_up
@@ -39,8 +39,6 @@ RATE_UNIT = 100.0
 """The learning rate from the settings is multiplied by this: 1e-4 is 0.01 in the units that the head trains in (see
 `learning/conditioning.py`). Measured in `benchmarks/fine_tuning.py`: with half of it every base model learns more slowly; with
 twice as much the live weights are less steady."""
-
-
 WAS_GOOD = 0.2
 """A base model whose error on its first pairs is under this share of that below was good to begin with."""
 FAR_OFF = 0.1
@@ -115,7 +113,7 @@ class Trainer:
         self._rows: Array = np.zeros((settings.replay_capacity, n_features + 2), dtype=np.float32)
         """The pairs of the replay buffer in the form of `Head.rows`, in the same places."""
         self._new = self._room_for(FIRST_PAIRS if base is None else settings.new_pairs)
-        self._waiting = 0
+        self._waiting, self._are_usual = 0, False
         self._steps: Iterator[float] | None = None  # of the last group
         self._generator = np.random.default_rng(settings.seed)
         if base is not None:
@@ -146,13 +144,17 @@ class Trainer:
         size = len(self._new)
         return -(-(next_fit(self.trained) - self.trained) // size) * size - self._waiting
 
-    def add(self, features: Array, scores: Array, finish: bool = True, evidence: Evidence = no_evidence) -> list[Group]:
+    def add(
+        self, features: Array, scores: Array, finish: bool = True, evidence: Evidence = no_evidence, usual: bool = False
+    ) -> list[Group]:
         """Take pairs to train on, in order: features (n, n_features), scores (n,) in points. Returns the completed groups.
 
         finish: False leaves the last group's steps, and a fit, to `advance` and `finish`, or to the next call that needs them.
-        evidence: gives the pairs that never train, by which a fit is judged that begins with the last pair given.
+        evidence: gives the pairs that never train, by which a fit is judged that begins with the last pair given. usual: there
+        are no outliers among these pairs, as `outliers` says now.
         """
         groups: list[Group] = []
+        self._are_usual = usual and (self._are_usual or not self._waiting)
         start, count = 0, len(scores)
         while start < count:
             stop = min(count, start + self.missing)
@@ -309,6 +311,8 @@ class Trainer:
 
     def _is_complete(self) -> bool:
         """Whether the waiting pairs are a group: not if there are outliers among them, which leave it."""
+        if self._are_usual and self.trained >= OUTLIERS_MEASURED_AT[-1]:  # from then on, no more pairs become outliers
+            return True
         features = self._new[:, : self.n_features].copy()
         if self.weights is None and self.fit is None:
             usual = self.outliers.sort_out(features)
@@ -441,8 +445,8 @@ class Trainer:
         if self.divergence.looks_wrong(float(some.var())):
             newest = self.replay.places()[-JUDGED_PAIRS:]
             rows, scores = self._rows[newest], self.replay.data[newest, self.n_features]
-            live, average, kept = (_mean_error(h.predict_rows(rows), scores) for h in (weights.live, weights.ema, weights.kept))
-            errors = Errors(live, average, kept, _mean_error(np.full_like(scores, np.median(scores)), scores))
+            live, average, kept = (mean_error(h.predict_rows(rows), scores) for h in (weights.live, weights.ema, weights.kept))
+            errors = Errors(live, average, kept, mean_error(np.full_like(scores, np.median(scores)), scores))
             if self.divergence.judge(errors, self._range / 100):
                 weights.go_back(weights.ema if errors.average <= errors.kept else weights.kept)
                 return
@@ -492,9 +496,3 @@ class Trainer:
         if not weights.step(warmed_up(peak, self.step, settings.warmup_steps, self.warmup_start or 0.0)):
             self.skipped_steps += 1
         self.step += 1
-
-
-def _mean_error(predicted: Array, scores: Array) -> float:
-    """The mean absolute error of predictions of scores (n,); infinite if one is not finite."""
-    error = mean_absolute_error(predicted, scores)
-    return error if math.isfinite(error) else math.inf

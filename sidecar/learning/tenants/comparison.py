@@ -46,7 +46,7 @@ class Comparisons:
         if not len(by_tenant.tenants):
             return
         _, tenants, starts, counts, nth = by_tenant
-        later = np.repeat(counts, counts) - 1 - nth
+        later = counts.repeat(counts) - 1 - nth
         squares = errors * errors.astype(np.float64) * _DECAY**later
         sums = self._sums[:, tenants] * _DECAY**counts + np.add.reduceat(squares, starts, axis=1)
         pairs, (shared, own) = self.pairs[tenants] + counts, sums
@@ -57,6 +57,10 @@ class Comparisons:
         """RMSE of the shared model and of the heads of some tenants (2, …), in score points."""
         weight = (1 - _DECAY ** self.pairs[tenants]) / (1 - _DECAY)
         return np.asarray(np.sqrt(self._sums[:, tenants] / np.maximum(weight, 1.0)))
+
+    def surely_explain(self, tenants: Whose, error: float) -> bool:
+        """Whether one of the two has an RMSE of at most so many score points, for each tenant; False also if that is close."""
+        return not np.count_nonzero(self._sums[:, tenants].min(axis=0) > error * error)
 
     def of(self, tenant: int) -> Compared:
         """What is known of one tenant."""

@@ -13,32 +13,33 @@ SHRINKAGE, BIAS_SHRINKAGE = 3.0, 0.01
 `learning/conditioning.py`."""
 ADAPTER_SHRINKAGE = 30.0
 """The same of an adapter."""
-_ITERATIONS = 2
-"""One for a row that begins with an earlier one would take a twentieth less time a pair, and cost 4 % of RMSE at 500 pairs."""
 _USUAL_ERRORS, _NEGLIGIBLE = 3.0, 0.01
 """An error counts as it is up to so many times the median one, and at least up to this share of the range of scores."""
 
 
-def row_of(trunk: Trunk, own: Own, seen: Hidden, scores: Array, span: float) -> Array:
+def row_of(trunk: Trunk, own: Own, seen: Hidden, scores: Array, span: float, iterations: int = 2) -> Array:
     """The row of a head with an adapter as in `own`, from what the trunk makes of n pairs, and their scores (n,) in points.
 
     span: of the range of scores. It is found by ridge regression on the trunk's hidden values, shrunk towards the shared row,
-    with Huber's weights; the Gauss-Newton method does the same where scores are not linear in these values.
+    with Huber's weights; the Gauss-Newton method does the same where scores are not linear in these values. iterations: one is
+    enough if the row of `own` is good already.
 
     Hoerl, Kennard: Ridge regression (1970).
     """
     values, row, unit = trunk.adapted(seen, own), own.row, span / SCORE_UNITS
+    if not len(scores):
+        return row
     if not np.isfinite(np.vdot(values, values)):
         values = values.astype(np.float64)  # in which no square of a float32 overflows
     shared, shrinkage = values @ trunk.row, np.diag(np.append(np.full(len(row) - 1, SHRINKAGE), BIAS_SHRINKAGE))
-    for _ in range(_ITERATIONS):
+    for _ in range(iterations):
         added = values @ row.astype(values.dtype)
         outputs = shared + added
         errors, weights = _errors_and_weights(trunk, outputs, scores, unit)
         slopes = trunk.score_slopes(outputs) / unit
         weights = (weights * slopes).astype(values.dtype)
         gram = (values * (weights * slopes).astype(values.dtype)[:, None]).T @ values
-        row = np.linalg.solve(gram + shrinkage, (weights * (errors + slopes * added)) @ values)
+        row = np.linalg.solve(gram + shrinkage, (weights * (errors + slopes * added)).astype(values.dtype) @ values)
     return row
 
 
@@ -51,6 +52,8 @@ def adapter_of(trunk: Trunk, own: Own, seen: Hidden, scores: Array, span: float)
     Hu et al.: LoRA (2021), arXiv:2106.09685. Jacot, Gabriel, Hongler: Neural tangent kernel (2018), arXiv:1806.07572.
     """
     unit, rank, row = span / SCORE_UNITS, len(own.down), (trunk.row + own.row).astype(np.float64)
+    if not len(scores):
+        return own.up, own.down
     outputs = seen.values @ row
     errors, weights = _errors_and_weights(trunk, outputs, scores, unit)
     slopes = trunk.unit_slopes(seen.units) * row[:-1] * (trunk.score_slopes(outputs) / unit)[:, None]

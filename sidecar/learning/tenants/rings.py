@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnx_builder.network import Array
-from sidecar.learning.tenants.whose import ByTenant, Whose
+from sidecar.learning.tenants.whose import NOBODY, ByTenant, Whose
 from sidecar.settings import MOST_TENANTS
 
 RING_PAIRS = 256
@@ -19,26 +21,22 @@ ADAPTER_EVERY = 4
 class Rings:
     """The newest pairs of tenants, by number; each row has the features and the score.
 
-    added (MOST_TENANTS + 1,): how many pairs of each have come; none are nobody's, in the last place. data: the rows of all,
-    those of a tenant together.
+    added (MOST_TENANTS + 1,): how many pairs of each have come; the last number is nobody's, and never few. data: the rows of
+    all, those of a tenant together.
     """
 
     def __init__(self, width: int) -> None:
         self.added = np.zeros(MOST_TENANTS + 1, dtype=np.int64)
-        self.data = np.zeros((0, width), dtype=np.float32)
+        self.added[NOBODY] = RING_PAIRS
+        self.data = np.zeros((MOST_TENANTS * RING_PAIRS, width), dtype=np.float32)  # takes no memory until it is written to
         self._next_head = np.full(len(self.added), FIRST_PAIRS)
         """At how many pairs of each a head is due."""
 
-    def make_room(self, tenants: int) -> None:
-        """Have room for so many tenants, and some more."""
-        if len(self.data) < tenants * RING_PAIRS:
-            more = np.zeros((tenants * RING_PAIRS, self.data.shape[1]), dtype=np.float32)
-            self.data = np.concatenate([self.data, more])
-
-    def add(self, by_tenant: ByTenant, rows: Array) -> list[int]:
-        """Take the next pairs, rows (n, width). Returns the tenants for which a head is due now."""
+    def add(self, by_tenant: ByTenant, features: Array, scores: Array) -> list[int]:
+        """Take the next pairs: features (n, n_features), scores (n,). Returns the tenants for which a head is due now."""
         whose, tenants, _, counts, nth = by_tenant
-        self.data[whose * RING_PAIRS + (self.added[whose] + nth) % RING_PAIRS] = rows
+        places = whose * RING_PAIRS + (self.added[whose] + nth) % RING_PAIRS
+        self.data[places, :-1], self.data[places, -1] = features, scores
         added = self.added[tenants] + counts
         self.added[tenants] = added
         due: list[int] = tenants[added >= self._next_head[tenants]].tolist()
@@ -46,9 +44,19 @@ class Rings:
             self._set_next_head(tenant)
         return due
 
+    def reorder(self, tenants: int, places: Sequence[int]) -> None:
+        """Take the features of the first so many tenants' pairs from these places."""
+        rows = self.data[: tenants * RING_PAIRS]
+        rows[:, : len(places)] = rows[:, places]
+
     def rows(self, tenant: int, newest: int = RING_PAIRS) -> Array:
         """A copy of a tenant's rows (n, width), or of so many of the newest, oldest first."""
         return self.data[self._places(tenant, newest)]
+
+    def in_any_order(self, tenant: int) -> Array:
+        """A tenant's rows as they lie in memory, which are not copied."""
+        start = tenant * RING_PAIRS
+        return self.data[start : start + min(int(self.added[tenant]), RING_PAIRS)]
 
     def restore(self, tenant: int, rows: Array, added: int) -> None:
         """Continue with a tenant of which so many pairs have come, and these are the newest."""

@@ -18,7 +18,7 @@ from sidecar.learning.online.trainer import Group, Trainer
 from sidecar.learning.online.weights import Weights
 from sidecar.learning.tenants.comparison import LEAST_PAIRS, Compared, Comparisons
 from sidecar.learning.tenants.head import adapter_of, row_of
-from sidecar.learning.tenants.rings import FIRST_PAIRS, RING_PAIRS, Rings
+from sidecar.learning.tenants.rings import FIRST_PAIRS, MADE_EVERY, RING_PAIRS, Rings
 from sidecar.learning.tenants.share import Share
 from sidecar.learning.tenants.trunk import Hidden, Own, Trunk
 from sidecar.learning.tenants.whose import NOBODY, ByTenant, Whose
@@ -93,11 +93,11 @@ class Tenants:
         self._held = np.zeros(MOST_TENANTS + 1, dtype=np.intp)
         """How many of the newest pairs of each tenant wait to train the shared weights."""
         size = settings.new_pairs * max(1, ROUND_PAIRS // settings.new_pairs)
-        self._rows = np.empty((size, n_features + 1), dtype=np.float32)
-        self._whose: Whose = np.empty(len(self._rows), dtype=np.intp)
+        self._features, self._scores = np.empty((size, n_features), dtype=np.float32), np.empty(size, dtype=np.float32)
+        self._whose: Whose = np.empty(size, dtype=np.intp)
         self._waiting = 0
-        """How many pairs wait to complete the round, in the first of these rows; and whose they are."""
-        self._end = len(self._rows)
+        """How many pairs wait to complete the round; they come first in these arrays."""
+        self._end = size
         """How many pairs the round has: it ends with the group in which the first pair of a new tenant is."""
         self._made_for: Weights | None = None
         self._trunk: Trunk
@@ -173,8 +173,8 @@ class Tenants:
             steps = Trunk.of(shared.steps).with_own(own.of(number))
             return weights.in_base_units(dataclasses.replace(shared, steps=steps))
 
-        waiting, comparisons = self._rows[: self._waiting], deepcopy(self._comparisons)
-        features, scores = waiting[:, :-1].copy(), waiting[:, -1]
+        comparisons, waiting = deepcopy(self._comparisons), self._waiting_rows
+        features, scores = self._features[: self._waiting], self._scores[: self._waiting]
         whose = self._without_outliers(trainer, features, self._whose[: self._waiting])
         with np.errstate(over="ignore", invalid="ignore"):
             errors, order = self._errors(features, scores, whose), _by_tenant(whose)
@@ -187,6 +187,10 @@ class Tenants:
                 models.append(Model(name, pairs, rows, comparisons.of(number), partial(network, number)))
         return models
 
+    @property
+    def _waiting_rows(self) -> Array:
+        return _joined(self._features[: self._waiting], self._scores[: self._waiting])
+
     def rows(self, name: str) -> Array:
         """A tenant's newest pairs, features and score (n, n_features + 1), oldest first, but for those that wait."""
         return self._rings.rows(self.numbers[name])
@@ -198,8 +202,8 @@ class Tenants:
 
     def reorder(self, places: Sequence[int]) -> None:
         """Take the features of all pairs so far from these places, as `Trainer.reorder` does."""
-        for pairs in (self._rows, self._rings.data):
-            pairs[:, : self.n_features] = pairs[:, places]
+        self._features[:] = self._features[:, places]
+        self._rings.reorder(len(self.numbers), places)
 
     def continued(self, settings: TrainingSettings) -> tuple[Tenants, Array, list[str]]:
         """The tenants that other settings allow, and the pairs that the shared weights have not been given and no such tenant
@@ -223,7 +227,7 @@ class Tenants:
         others.refused = self.refused
         of = [*self.numbers, ""]
         names += [of[number] for number in self._whose[: self._waiting]]
-        return others, np.concatenate([*rows, self._rows[: self._waiting]]), names
+        return others, np.concatenate([*rows, self._waiting_rows]), names
 
     def state(self, trainer: Trainer) -> dict[str, Array]:
         """Everything that later training depends on, as copies by name; `load` continues from it bit for bit."""
@@ -235,10 +239,10 @@ class Tenants:
         state: dict[str, Array] = {
             "tenants": np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8),
             "tenants_recent": share.recent.astype(np.int16),
-            "tenants_waiting": self._rows[: self._waiting].copy(),
+            "tenants_waiting": self._waiting_rows,
             "tenants_of_waiting": self._whose[: self._waiting].astype(np.int16),
             "tenants_counts": np.column_stack([self._rings.added, self._held])[:count],
-            "tenants_pairs": np.concatenate([self._rows[:0], *map(self.rows, self.numbers)]),
+            "tenants_pairs": np.concatenate([self._rings.data[:0], *map(self.rows, self.numbers)]),
             "tenants_compared": self._comparisons.state()[:count],
         }
         if self._made_for is not None:
@@ -256,9 +260,8 @@ class Tenants:
             self._rings.restore(tenant, state["tenants_pairs"][start:stop], added)
             self._held[tenant], start = held, stop
         self._comparisons.load(state["tenants_compared"])
-        self._waiting = len(state["tenants_waiting"])
-        self._rows[: self._waiting], self._whose[: self._waiting] = state["tenants_waiting"], state["tenants_of_waiting"]
-        self._find_end(0)
+        rows = state["tenants_waiting"]
+        self._put(rows[:, :-1], rows[:, -1], state["tenants_of_waiting"], 0)
         if trainer.weights is not None:
             self._follow(trainer.weights)
             for mine, kept in zip(self._own, (state[f"tenants_{name}"] for name in Own._fields), strict=True):
@@ -266,13 +269,12 @@ class Tenants:
 
     def _collect(self, trainer: Trainer, features: Array, scores: Array, whose: Whose, evidence: Evidence) -> None:
         """Take some of the first pairs, which a new model is fitted to."""
-        rows = np.column_stack([features, scores]).astype(np.float32)
-        for place in range(len(rows)):
-            row, its = rows[place : place + 1], whose[place : place + 1]
+        for place in range(len(whose)):
+            one, its = (features[place : place + 1], scores[place : place + 1]), whose[place : place + 1]
             self._share.note(its)
             if its != NOBODY:
-                self._rings.add(ByTenant.of(its), row)
-            self._train(trainer, row, its, evidence)
+                self._rings.add(ByTenant.of(its), *one)
+            self._train(trainer, *one, its, evidence)
 
     def _put(self, features: Array, scores: Array, whose: Whose, start: int) -> int:
         """Put pairs, from this place on, to those that wait, up to a complete round. Returns the place after them."""
@@ -280,14 +282,14 @@ class Tenants:
         self._whose[waiting : self._waiting] = whose[start : start + self._waiting - waiting]
         self._find_end(waiting)
         self._waiting = min(self._waiting, self._end)
-        stop, rows = start + self._waiting - waiting, self._rows[waiting : self._waiting]
-        rows[:, :-1], rows[:, -1] = features[start:stop], scores[start:stop]
+        stop, new = start + self._waiting - waiting, slice(waiting, self._waiting)
+        self._features[new], self._scores[new] = features[start:stop], scores[start:stop]
         return stop
 
     def _find_end(self, first: int) -> None:
         """Find out where the round ends, by the pairs that wait, from the first that was not looked at."""
         group, whose = self.settings.new_pairs, self._whose[first : self._waiting]
-        new = np.flatnonzero((self._rings.added[whose] < RING_PAIRS) & (whose != NOBODY))
+        (new,) = (self._rings.added[whose] < RING_PAIRS).nonzero()
         if len(new):
             self._end = min(self._end, ((first + int(new[0])) // group + 1) * group)
 
@@ -296,33 +298,36 @@ class Tenants:
         trainer.finish()
         assert trainer.weights is not None
         self._keep_up(trainer.weights)
-        rows = self._rows[: self._end]
-        features = rows[:, :-1].copy()  # numpy takes less time with it than with a part of rows
-        whose = self._without_outliers(trainer, features, self._whose[: self._end])
-        self._waiting, self._end = 0, len(self._rows)
+        features, scores = self._features[: self._end], self._scores[: self._end]
+        of_all = self._whose[: self._end]
+        whose = self._without_outliers(trainer, features, of_all)
+        self._waiting, self._end = 0, len(self._whose)
         self._share.note(whose)
-        return self._train(trainer, *self._learn(features, rows, whose), evidence)
+        given, corrected, of_given = self._learn(features, scores, whose)
+        usual = whose is of_all and given is features  # then these are what was looked at
+        return self._train(trainer, given, corrected, of_given, evidence, usual)
 
-    def _learn(self, features: Array, rows: Array, whose: Whose) -> tuple[Array, Whose]:
-        """Learn the heads from the rows of a round, whose features these are.
+    def _learn(self, features: Array, scores: Array, whose: Whose) -> tuple[Array, Array, Whose]:
+        """Learn the heads from the pairs of a round.
 
-        Returns what the shared weights are trained on, and its tenants.
+        Returns the features and scores that the shared weights are trained on, and whose they are.
         """
-        errors, order = self._errors(features, rows[:, -1], whose), _by_tenant(whose)
+        errors, order = self._errors(features, scores, whose), _by_tenant(whose)
         by_tenant = ByTenant.of(whose[order])
         tenants = by_tenant.tenants
         held = self._held[tenants]
         earlier = {tenant: self._rings.rows(tenant, self._held[tenant]) for tenant in tenants[held > 0].tolist()}
         self._comparisons.add(by_tenant, errors.both[:, order])
-        for tenant in self._rings.add(by_tenant, rows[order]):
+        for tenant in self._rings.add(by_tenant, features[order], scores[order]):
             self._make(tenant)
-        given, without_own = rows.copy(), order[self._comparisons.used[by_tenant.whose]]
-        given[without_own, -1] = errors.without_own[without_own]
+        corrected, without_own = scores.copy(), order[self._comparisons.used[by_tenant.whose]]
+        corrected[without_own] = errors.without_own[without_own]
         wait, far_off = self._wait_and_far_off(tenants)
         others = wait | far_off | (held > 0)
         if not np.count_nonzero(others):
-            return given, whose
-        now, released, of_released = np.ones(len(rows), dtype=bool), list[Array](), list[Whose]()
+            return features, corrected, whose
+        now, rows = np.ones(len(whose), dtype=bool), _joined(features, scores)
+        released, of_released = list[Array](), list[Whose]()
         for tenant, waits, is_far_off in zip(tenants[others].tolist(), wait[others], far_off[others], strict=True):
             its = whose == tenant
             now[its] = False
@@ -335,7 +340,8 @@ class Tenants:
                 released.append(self._released(tenant, np.concatenate([earlier[tenant], rows[its]])))
                 of_released.append(np.full(len(released[-1]), tenant))
             self._held[tenant] = 0
-        return np.concatenate([given[now], *released]), np.concatenate([whose[now], *of_released])
+        given = np.concatenate([_joined(features, corrected)[now], *released])
+        return given[:, :-1], given[:, -1], np.concatenate([whose[now], *of_released])
 
     def _errors(self, features: Array, scores: Array, whose: Whose) -> _Errors:
         """The errors of the shared weights, and of the heads of their tenants, in pairs."""
@@ -363,12 +369,15 @@ class Tenants:
 
     @property
     def _has_head(self) -> NDArray[np.bool_]:
+        """Of which tenants there are enough pairs for a head (MOST_TENANTS,)."""
         return self._rings.added[:-1] >= FIRST_PAIRS
 
     def _wait_and_far_off(self, tenants: Whose) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which of some tenants' pairs wait to train the shared weights (n,); and of which of the others neither the shared
         weights nor the head explain the scores, while one of them does so for another."""
         pairs, span = self._rings.added[tenants], self.settings.score_max - self.settings.score_min
+        if not np.count_nonzero(pairs < RING_PAIRS) and self._comparisons.surely_explain(tenants, FAR_OFF * span):
+            return (none := np.zeros(len(tenants), dtype=bool)), none
         rmse = self._comparisons.rmse(tenants)
         explained = rmse.min(axis=0) <= FAR_OFF * span
         waits = (rmse[0] > HELD_ERROR * span) & (pairs < np.where(explained, HELD_PAIRS, RING_PAIRS))
@@ -384,11 +393,14 @@ class Tenants:
             rows[:, -1] = self._errors(rows[:, :-1], rows[:, -1], np.full(len(rows), tenant)).without_own
         return rows
 
-    def _train(self, trainer: Trainer, rows: Array, whose: Whose, evidence: Evidence) -> list[Group]:
-        """Train the shared weights on the rows whose tenants have not had their share."""
+    def _train(
+        self, trainer: Trainer, features: Array, scores: Array, whose: Whose, evidence: Evidence, usual: bool = False
+    ) -> list[Group]:
+        """Train the shared weights on the pairs whose tenants have not had their share."""
         admitted = self._share.admit(whose)
-        rows = rows if admitted.all() else rows[admitted]
-        return trainer.add(rows[:, :-1], rows[:, -1], False, evidence)
+        if not admitted.all():
+            features, scores = features[admitted], scores[admitted]
+        return trainer.add(features, scores, False, evidence, usual)
 
     def _corrected(self, scores: Array, corrected: Array) -> Array:
         """Scores without what is particular to a tenant, as they are where that is not known."""
@@ -397,7 +409,7 @@ class Tenants:
 
     def _make(self, at: int) -> None:
         """Make a tenant's head from its newest pairs."""
-        trunk, rows = self._trunk, self._rings.rows(at)
+        trunk, rows = self._trunk, self._rings.in_any_order(at)
         span = self.settings.score_max - self.settings.score_min
         seen, scores = trunk.see(rows[:, :-1]), rows[:, -1]
         if not (finite := np.isfinite(trunk.outputs(seen))).all():
@@ -406,7 +418,8 @@ class Tenants:
             self._own.up[at], self._own.down[at] = 0.0, 0.0
             self._own.row[at] = row_of(trunk, self._own.of(at), seen, scores, span)
             self._own.up[at], self._own.down[at] = adapter_of(trunk, self._own.of(at), seen, scores, span)
-        self._own.row[at] = row_of(trunk, self._own.of(at), seen, scores, span)
+        is_good = self._rings.added[at] >= MADE_EVERY and self._own.row[at].any()  # made from as many pairs, on this trunk
+        self._own.row[at] = row_of(trunk, self._own.of(at), seen, scores, span, iterations=1 if is_good else 2)
 
     def _keep_up(self, weights: Weights) -> None:
         """Make all heads again if the shared weights have become others, or are in other units."""
@@ -427,7 +440,7 @@ class Tenants:
     def _without_outliers(trainer: Trainer, features: Array, whose: Whose) -> Whose:
         """The tenants of pairs with these features; those that the trainer will leave out are nobody's."""
         outliers = trainer.outliers.among(features)
-        return np.where(outliers, NOBODY, whose)
+        return np.where(outliers, NOBODY, whose) if np.count_nonzero(outliers) else whose
 
     def _admitted(self, name: str) -> int:
         """The number of a tenant, which is made if it may be; NOBODY if it may not."""
@@ -440,13 +453,16 @@ class Tenants:
 
     def _make_tenant(self, name: str) -> int:
         number = self.numbers[name] = self._known[name] = len(self.numbers)
-        self._rings.make_room(number + 1)
         return number
 
 
 def _has_no_model(trainer: Trainer) -> bool:
     """Whether the trainer collects the first pairs of a new model."""
     return trainer.weights is None and trainer.fit is None
+
+
+def _joined(features: Array, scores: Array) -> Array:
+    return np.column_stack([features, scores])
 
 
 def _by_tenant(whose: Whose) -> Whose:

@@ -28,6 +28,6 @@ class ByTenant(NamedTuple):
     @classmethod
     def of(cls, whose: Whose) -> ByTenant:
         """whose (n,): sorted, and none are nobody's."""
-        starts = np.flatnonzero(np.diff(whose, prepend=NOBODY))
-        counts = np.diff(starts, append=len(whose))
-        return cls(whose, whose[starts], starts, counts, np.arange(len(whose)) - np.repeat(starts, counts))
+        (bounds,) = np.concatenate((whose[:1] >= 0, whose[1:] != whose[:-1], whose[-1:] >= 0)).nonzero()
+        starts, counts = bounds[:-1], bounds[1:] - bounds[:-1]
+        return cls(whose, whose[starts], starts, counts, np.arange(len(whose)) - starts.repeat(counts))

@@ -114,3 +114,10 @@ def test_there_is_no_adapter_where_hidden_units_act_on_each_other():
     trunk = Trunk.of((steps[0], normalised, *steps[1:]))
     assert trunk.hidden is None
     assert trunk.nothing(4, 1).down.size == 0
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_no_pairs_leave_a_head_as_it_is(rank):
+    trunk = Trunk.of(network(*IN_POINTS).steps)
+    own = head(trunk, FEATURES[:0], FEATURES[:0, 0], rank)
+    assert not any(part.any() for part in own)
