@@ -77,8 +77,8 @@ class Tenants:
     A pair trains its tenant's head, and the shared weights: while the head is used, without what is particular to the tenant,
     so that tenants whose scores contradict each other do not spoil the trunk.
 
-    Pairs are taken in rounds of about 128, and in smaller ones while a tenant in them is new: most calls of numpy take hardly
-    longer for 128 pairs than for 16.
+    Pairs are taken in rounds of about 128: most calls of numpy take hardly longer for these than for 16. Rounds are smaller
+    while a tenant in them is new, and before a fit, which begins with the last group of a round.
 
     numbers: of the tenants, by name, in the order in which they came. refused: pairs of others, which train the shared weights
     alone.
@@ -98,7 +98,7 @@ class Tenants:
         self._waiting = 0
         """How many pairs wait to complete the round; they come first in these arrays."""
         self._end = size
-        """How many pairs the round has: it ends with the group in which the first pair of a new tenant is."""
+        """How many pairs the round has."""
         self._made_for: Weights | None = None
         self._trunk: Trunk
         self._own: Own
@@ -149,6 +149,8 @@ class Tenants:
                     stop = min(count, start + trainer.missing)
                     self._collect(trainer, features[start:stop], scores[start:stop], whose[start:stop], evidence)
                 else:
+                    if not self._waiting:
+                        self._begin_round(trainer)
                     stop = self._put(features, scores, whose, start)
                     if self._waiting == self._end:
                         groups += [group._replace(place=stop - 1) for group in self._take(trainer, evidence)[-1:]]
@@ -235,7 +237,7 @@ class Tenants:
         if trainer.weights is not None:
             self._keep_up(trainer.weights)
         count, share = len(self.numbers), self._share
-        texts = {"names": [*self.numbers], "passed": share.passed, "run": share.run, "refused": self.refused}
+        texts = {"names": [*self.numbers], "passed": share.passed, "run": share.run, "refused": self.refused, "end": self._end}
         state: dict[str, Array] = {
             "tenants": np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8),
             "tenants_recent": share.recent.astype(np.int16),
@@ -252,7 +254,7 @@ class Tenants:
     def load(self, state: Mapping[str, Array], trainer: Trainer) -> None:
         """Continue from a `state`, with the trainer that its trainer continues as."""
         texts = json.loads(state["tenants"].tobytes())
-        self.refused = texts["refused"]
+        self.refused, self._end = texts["refused"], texts["end"]
         self._share.restore(state["tenants_recent"].astype(np.intp), texts["passed"], tuple(texts["run"]))
         start = 0
         for name, (added, held) in zip(texts["names"], state["tenants_counts"].tolist(), strict=True):
@@ -276,6 +278,11 @@ class Tenants:
                 self._rings.add(ByTenant.of(its), *one)
             self._train(trainer, *one, its, evidence)
 
+    def _begin_round(self, trainer: Trainer) -> None:
+        """Have the round end with the group with which a fit begins, if that comes first."""
+        group, until_fit = self.settings.new_pairs, self.until_fit(trainer)
+        self._end = min(len(self._whose), -(-until_fit // group) * group)
+
     def _put(self, features: Array, scores: Array, whose: Whose, start: int) -> int:
         """Put pairs, from this place on, to those that wait, up to a complete round. Returns the place after them."""
         waiting, self._waiting = self._waiting, min(self._waiting + len(scores) - start, self._end)
@@ -287,9 +294,9 @@ class Tenants:
         return stop
 
     def _find_end(self, first: int) -> None:
-        """Find out where the round ends, by the pairs that wait, from the first that was not looked at."""
+        """Have the round end with the group in which a new tenant is, by the pairs that wait, from one on."""
         group, whose = self.settings.new_pairs, self._whose[first : self._waiting]
-        (new,) = (self._rings.added[whose] < RING_PAIRS).nonzero()
+        (new,) = ((self._rings.added[whose] < RING_PAIRS) | (self._held[whose] > 0)).nonzero()
         if len(new):
             self._end = min(self._end, ((first + int(new[0])) // group + 1) * group)
 
@@ -301,16 +308,17 @@ class Tenants:
         features, scores = self._features[: self._end], self._scores[: self._end]
         of_all = self._whose[: self._end]
         whose = self._without_outliers(trainer, features, of_all)
-        self._waiting, self._end = 0, len(self._whose)
+        self._waiting = 0
         self._share.note(whose)
-        given, corrected, of_given = self._learn(features, scores, whose)
+        given, corrected, of_given = self._learn(features, scores, whose, trainer.until_fit)
         usual = whose is of_all and given is features  # then these are what was looked at
         return self._train(trainer, given, corrected, of_given, evidence, usual)
 
-    def _learn(self, features: Array, scores: Array, whose: Whose) -> tuple[Array, Array, Whose]:
+    def _learn(self, features: Array, scores: Array, whose: Whose, until_fit: int) -> tuple[Array, Array, Whose]:
         """Learn the heads from the pairs of a round.
 
-        Returns the features and scores that the shared weights are trained on, and whose they are.
+        Returns the features and scores that the shared weights are trained on, and whose they are. Of pairs that have waited,
+        there are no more than up to the next fit, which takes so many pairs; the others wait on.
         """
         errors, order = self._errors(features, scores, whose), _by_tenant(whose)
         by_tenant = ByTenant.of(whose[order])
@@ -326,6 +334,7 @@ class Tenants:
         others = wait | far_off | (held > 0)
         if not np.count_nonzero(others):
             return features, corrected, whose
+        left = max(0, until_fit - len(whose) + int(by_tenant.counts[others].sum()))
         now, rows = np.ones(len(whose), dtype=bool), _joined(features, scores)
         released, of_released = list[Array](), list[Whose]()
         for tenant, waits, is_far_off in zip(tenants[others].tolist(), wait[others], far_off[others], strict=True):
@@ -336,10 +345,13 @@ class Tenants:
                 continue
             if is_far_off:
                 self._share.passed += int(self._held[tenant])
-            else:
-                released.append(self._released(tenant, np.concatenate([earlier[tenant], rows[its]])))
-                of_released.append(np.full(len(released[-1]), tenant))
-            self._held[tenant] = 0
+                self._held[tenant] = 0
+                continue
+            pairs = np.concatenate([earlier[tenant], rows[its]])[:left]
+            released.append(self._released(tenant, pairs))
+            of_released.append(np.full(len(pairs), tenant))
+            self._held[tenant] -= len(pairs)
+            left -= len(pairs)
         given = np.concatenate([_joined(features, corrected)[now], *released])
         return given[:, :-1], given[:, -1], np.concatenate([whose[now], *of_released])
 

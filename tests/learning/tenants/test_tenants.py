@@ -103,7 +103,8 @@ def test_pairs_of_no_tenant_train_as_without_tenants(example, base):
     features, scores, _ = stream(example, 640)
     trainer, tenants, groups = fed(base, (features, scores, [""] * 640), [0, 640])
     plain = Trainer(80, SETTINGS, base)
-    assert plain.add(features, scores)[7::8] == groups  # the last of each round of 128
+    places = [127, 255, 367, 495, 511, 639]  # rounds of 128, but that fits begin after 363 and 512 pairs
+    assert [group for group in plain.add(features, scores) if group.place in places] == groups
     assert_equal(plain.state(), trainer.state())
     assert not tenants.numbers
 
@@ -143,7 +144,7 @@ def test_scores_that_nothing_explains_do_not_train_the_shared_weights(example, b
     trainer, tenants, _ = fed(base, (features, scores, names), [0, 480])
     assert (trainer.trained, tenants.passed) == (112, 360)
     trainer, tenants, _ = fed(base, (features, noise, ["noise"] * 480), [0, 480])  # nothing says that the weights are right
-    assert (trainer.trained, tenants.passed) == (384, 0)  # the others wait for a round
+    assert (trainer.trained, tenants.passed) == (368, 0)  # the others wait for a round
 
 
 def test_tenants_that_do_not_differ_train_the_shared_weights_as_without_tenants(example, base):
@@ -190,3 +191,27 @@ def test_features_that_overflow_harm_no_head(example, base):
         assert np.isfinite(predicted).all()
         assert model.compared.pairs > 100
     assert np.isfinite(trainer.replay.rows()).all()
+
+
+@pytest.mark.parametrize("whose", ["", "abcd"])
+def test_a_fit_begins_with_the_last_group_of_a_round_and_holds_up_no_pair(example, base, whose):
+    features, scores, names = stream(example, 1200)
+    names = names if whose else [""] * 1200
+    trainer, tenants, pending = Trainer(80, SETTINGS, base), Tenants(80, SETTINGS), 0
+    for at in range(1200):
+        pair = slice(at, at + 1)
+        had_one = trainer.fit
+        tenants.add(trainer, features[pair], scores[pair], names[pair], finish=False)
+        if trainer.fit is not None and trainer.fit is not had_one:
+            pending += 1
+            trainer.finish()
+    assert pending == sum(trainer.refits.values()) == 5  # after 256, 363, 512, 725 and 1,024 pairs
+
+
+def test_a_round_that_waits_ends_where_it_would_have_ended_though_the_base_model_is_another(example, base):
+    features, scores, _ = stream(example, 400)
+    trainer, tenants, _ = fed(base, (features, scores, [""] * 400), [0, 352])  # 16 more, and a fit would begin
+    other = trainer.begun_anew(SETTINGS, base)
+    again = Tenants(80, SETTINGS)
+    again.load(tenants.state(other), other)
+    assert again.add(other, features[352:368], scores[352:368], [""] * 16)
