@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ import numpy as np
 from onnx_builder.write import to_bytes
 from sidecar.client.replay import read_requests
 from sidecar.learning.recipe import Recipe, fit
-from sidecar.monitoring.history import COLUMNS, EVERY_S, HISTORY, KEPT_S
+from sidecar.monitoring.history import COLUMNS, TIERS, History, write_history
 from sidecar.network.address import parse_address
 from sidecar.pairs.recorded import read_pairs
 
@@ -44,7 +44,7 @@ WITHOUT_PAUSE = {"checkpoint_interval": 0, "min_samples": 1}
 class Sidecar:
     """A `serve` process in a directory of its own. start_s: from its start to a socket that accepts."""
 
-    def __init__(self, directory: Path, base: Path, history: Sequence[bytes] = (), **settings: object) -> None:
+    def __init__(self, directory: Path, base: Path, history: History | None = None, **settings: object) -> None:
         self.directory, self.socket_path, self.log = directory, directory / "s.sock", directory / "log"
         options = {
             "socket": self.socket_path, "checkpoint_dir": directory / "online", "base_model": base, "http": "127.0.0.1:0",
@@ -53,7 +53,7 @@ class Sidecar:
         arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         state = directory / "online" / "state"
         state.mkdir(parents=True)
-        (state / HISTORY).write_bytes(b"".join(row + b"\n" for row in history))
+        write_history(state, history or History())
         started = time.perf_counter()
         self.process = subprocess.Popen([sys.executable, "-m", "sidecar", "serve", *arguments], stderr=self.log.open("wb"))
         connect(self.socket_path).close()
@@ -152,11 +152,17 @@ def at_a_rate(path: Path, lines: list[bytes], rate: float = 1000.0) -> list[floa
     return latencies
 
 
-def full_history() -> list[bytes]:
+def full_history() -> History:
     """As many rows as are kept, up to now, of numbers with all their digits."""
     random, now = np.random.default_rng(0), int(time.time())
     numbers = (",".join(f"{value:.6g}" for value in random.uniform(1, 1000, len(COLUMNS) - 1)) for _ in itertools.count())
-    return [f"[{moment},{next(numbers)}]".encode() for moment in range(now - KEPT_S, now, EVERY_S)]
+    ages = [0, *(age for age, _ in TIERS)]
+    moments = [
+        now - age
+        for (newest, oldest), (_, every) in zip(itertools.pairwise(ages), TIERS, strict=True)
+        for age in range(newest, oldest, every)
+    ]
+    return History(tuple((moment, f"[{moment},{next(numbers)}]".encode()) for moment in sorted(moments)))
 
 
 @dataclass
