@@ -109,6 +109,20 @@ def test_pairs_of_no_tenant_train_as_without_tenants(example, base):
     assert not tenants.numbers
 
 
+@pytest.mark.usefixtures("quick_fits")
+def test_outliers_are_left_out_as_without_tenants(example, base):
+    """Also after 2,048 pairs, from when on the trainer does not look for them again."""
+    rows = np.arange(2700) % len(example.features)
+    features, scores = example.features[rows], example.true_score[rows]
+    features[[100, 2300, 2301, 2400], :40] = 1e6
+    trainer, tenants, _ = fed(base, (features, scores, [""] * 2700), [0, 2700])
+    plain = Trainer(80, SETTINGS, base)
+    taken = 2700 - len(tenants.continued(SETTINGS)[2])
+    plain.add(features[:taken], scores[:taken])
+    assert trainer.outliers.came == 4
+    assert_equal(plain.state(), trainer.state())
+
+
 def test_tenants_that_are_not_allowed_train_the_shared_weights_alone(example, base):
     features, scores, names = stream(example, 160)
     trainer, tenants, _ = fed(base, (features, scores, names), [0, 160], replace(SETTINGS, tenants=("b", "e")))
